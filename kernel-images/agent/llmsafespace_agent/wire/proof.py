@@ -1,0 +1,114 @@
+"""Each side proves that it holds the sandbox's token, bound to this very connection.
+
+Both send a fresh nonce; each answers with an HMAC over both nonces, its own role and the fingerprint of
+the agent's certificate, so that a proof is of no use on another connection or in the other direction.
+Over a unix socket there is no certificate and the fingerprint is empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import ssl
+from typing import Any, TypeVar
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+
+PROTOCOL = 1
+PROOF_TIMEOUT = 10.0
+_MAX_HELLO = 4096
+T = TypeVar("T")
+
+
+class ProofError(Exception):
+    """The peer could not prove that it holds the token."""
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """First frame, gateway to agent."""
+
+    version: int
+    nonce: str
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    """Second frame, agent to gateway."""
+
+    nonce: str
+    proof: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Third frame, gateway to agent; `open` says what this stream is for (see requests.py)."""
+
+    proof: str
+    open: dict[str, Any]
+
+
+def _proof(token: bytes, role: str, hello_nonce: str, challenge_nonce: str, fingerprint: str) -> str:
+    text = "\n".join(("llmsafespace", role, hello_nonce, challenge_nonce, fingerprint))
+    return hmac.new(token, text.encode(), hashlib.sha256).hexdigest()
+
+
+def fingerprint(certificate_der: bytes | None) -> str:
+    """The SHA-256 of a DER certificate in hex, or '' where the transport has none."""
+    return hashlib.sha256(certificate_der).hexdigest() if certificate_der else ""
+
+
+def peer_fingerprint(stream: FrameStream) -> str:
+    """The fingerprint of the certificate that the other side of `stream` showed, '' without TLS."""
+    tls: ssl.SSLObject | None = stream.transport.get_extra_info("ssl_object")
+    return fingerprint(tls.getpeercert(True)) if tls is not None else ""
+
+
+async def _receive(stream: FrameStream, kind: type[T]) -> T:
+    try:
+        frame, body = await asyncio.wait_for(stream.next_frame(), PROOF_TIMEOUT)
+    except (TimeoutError, ConnectionError) as error:
+        raise ProofError("the peer did not answer the proof") from error
+    if frame != FrameKind.JSON or len(body) > (_MAX_HELLO if kind is not Answer else 256 * 1024):
+        raise ProofError("the peer sent something else than a proof")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise ProofError(f"the peer's proof cannot be read: {error}") from error
+
+
+async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, Any]) -> None:
+    """Run the gateway's side and open the stream for `open_`. Raises ProofError, and then closes."""
+    hello = Hello(PROTOCOL, secrets.token_hex(32))
+    mark = peer_fingerprint(stream)
+    try:
+        stream.send(FrameKind.JSON, msgspec.json.encode(hello))
+        challenge = await _receive(stream, Challenge)
+        wanted = _proof(token, "agent", hello.nonce, challenge.nonce, mark)
+        if not hmac.compare_digest(wanted.encode(), challenge.proof.encode()):
+            raise ProofError("the agent does not hold this sandbox's token")
+    except ProofError:
+        stream.abort()
+        raise
+    answer = Answer(_proof(token, "gateway", hello.nonce, challenge.nonce, mark), open_)
+    stream.send(FrameKind.JSON, msgspec.json.encode(answer))
+
+
+async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str) -> dict[str, Any]:
+    """Run the agent's side; returns what the gateway opens. Raises ProofError, and then closes."""
+    try:
+        hello = await _receive(stream, Hello)
+        if hello.version != PROTOCOL:
+            raise ProofError(f"protocol {hello.version} is not spoken here, only {PROTOCOL}")
+        nonce = secrets.token_hex(32)
+        proof = _proof(token, "agent", hello.nonce, nonce, own_fingerprint)
+        stream.send(FrameKind.JSON, msgspec.json.encode(Challenge(nonce, proof)))
+        answer = await _receive(stream, Answer)
+        wanted = _proof(token, "gateway", hello.nonce, nonce, own_fingerprint)
+        if not hmac.compare_digest(wanted.encode(), answer.proof.encode()):
+            raise ProofError("the gateway does not hold this sandbox's token")
+    except ProofError:
+        stream.abort()
+        raise
+    return answer.open

@@ -1,0 +1,199 @@
+"""The one protocol between the gateway and a place where sandboxes run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_agent.wire.requests import BindRequest, Open
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox may use: cores, bytes, bytes."""
+
+    cpu: float = 0.5
+    memory: int = 512 * 1024**2
+    storage: int = 1024**3
+
+    def fits(self, other: Resources) -> bool:
+        """True when `self` is no more than `other` in every respect."""
+        return self.cpu <= other.cpu and self.memory <= other.memory and self.storage <= other.storage
+
+
+class EgressRule(msgspec.Struct, frozen=True):
+    """One destination that a sandbox may reach through the egress proxy; no ports means 80 and 443."""
+
+    domain: str
+    ports: tuple[int, ...] = ()
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend must know to find or make a sandbox; whom it belongs to is in `owner` and `tenant`."""
+
+    sandbox_id: str
+    runtime: str
+    owner: str
+    tenant: str
+    security_level: str = "standard"
+    resources: Resources = Resources()
+    egress: tuple[EgressRule, ...] = ()
+    use_warm_pool: bool = True
+    env: dict[str, str] = {}  # looked at for what cannot be bound late (PYTHONHASHSEED, LD_*, …)
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How a sandbox came to be; `reason` says why it was cold, `warnings` what differs from the request."""
+
+    kind: str  # warm, cold
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox that is now this request's and nobody else's, not yet bound."""
+
+    sandbox_id: str
+    runtime: str  # the runtime that serves, which may differ from the one asked for (see start.warnings)
+    languages: tuple[str, ...]  # the first is the default kernel's
+    start: Start
+    isolation: dict[str, Any] = {}
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A living, claimed sandbox as the backend knows it."""
+
+    sandbox_id: str
+    runtime: str
+    started_at: float
+    isolation: dict[str, Any] = {}
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox is no more. `end`: terminated, expired, oom, lost (its process or node was killed)."""
+
+    sandbox_id: str
+    end: str
+    message: str = ""
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """A runtime that this backend serves. `id` is as `python:3.11`."""
+
+    id: str
+    language: str
+    version: str
+    display_name: str
+    languages: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    available: bool = True
+    reason: str = ""
+
+
+class WarmPoolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of sandboxes that are started ahead; `tenant` None serves all tenants."""
+
+    name: str
+    runtime: str
+    min_size: int = 1
+    max_size: int = 0  # 0: unlimited
+    security_level: str = "standard"
+    resources: Resources = Resources(cpu=1.0, memory=1024**3)
+    preload_packages: tuple[str, ...] = ()
+    preload_scripts: tuple[tuple[str, str], ...] = ()  # (name, content)
+    ttl: int = 3600
+    auto_scaling: bool = False
+    target_utilization: int = 80
+    scale_down_delay: int = 300
+    tenant: str | None = None
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A condition in the Kubernetes manner. `status` is "True", "False" or "Unknown"."""
+
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+    last_transition_time: float = 0.0
+
+
+class WarmPoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a pool stands: warm and unclaimed, claimed and living, on their way."""
+
+    available: int = 0
+    assigned: int = 0
+    pending: int = 0
+    last_scale_time: float | None = None
+    conditions: tuple[Condition, ...] = ()
+
+
+class BackendError(Exception):
+    """A backend cannot do what was asked; `code` is one of the public API's error codes."""
+
+    def __init__(self, code: str, message: str, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details or {}
+
+
+class RuntimeUnavailable(BackendError):
+    """No runtime serves the request; the message names those that do."""
+
+    def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
+        super().__init__("runtime_unavailable", message, details)
+
+
+class SandboxBackend(Protocol):
+    """Where sandboxes run. Every method may be called concurrently."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Find living sandboxes, sweep what is left of the dead, begin to fill pools. Serves on return."""
+
+    async def stop(self) -> None:
+        """Let go: unclaimed warm sandboxes end, claimed ones stay."""
+
+    async def claim(self, spec: SandboxSpec) -> Claim:
+        """Take a warm sandbox, or start a cold one, for `spec.sandbox_id`; the same id again gets the same.
+
+        Raises RuntimeUnavailable, or BackendError(service_unavailable) when there is no room.
+        """
+
+    async def record(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
+        """Make the claim durable where the backend keeps its own record; runs beside the bind."""
+
+    async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
+        """A proved stream to the agent, opened for `open_` (its `Opened` answer is still to be read).
+
+        Raises BackendError(not_found) when there is no such living sandbox,
+        BackendError(service_unavailable) when it cannot be reached.
+        """
+
+    async def find(self, sandbox_id: str) -> Place | None:
+        """The living, claimed sandbox of this id."""
+
+    async def living(self) -> list[Place]:
+        """All living, claimed sandboxes."""
+
+    async def destroy(self, sandbox_id: str, end: str = "terminated") -> bool:
+        """End a sandbox and remove everything of it; False when there was none. Returns when it is gone."""
+
+    def watch(self) -> AsyncIterator[Ended]:
+        """Every end of a claimed sandbox from now on, those that ended while nobody watched first."""
+
+    async def runtimes(self) -> list[Runtime]:
+        """What this backend can serve."""
+
+    async def apply_pool(self, pool: WarmPoolSpec) -> None:
+        """Create or change a warm pool. Raises RuntimeUnavailable."""
+
+    async def delete_pool(self, name: str) -> None:
+        """Remove a pool; its unclaimed sandboxes end, claimed ones live on."""
+
+    async def pool_status(self, name: str) -> WarmPoolStatus:
+        """How a pool stands now. Raises BackendError(not_found)."""
