@@ -9,6 +9,7 @@ import msgspec
 
 from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_agent.wire.requests import BindRequest, Open
+from llmsafespace_gateway.errors import ApiError
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,17 +131,7 @@ class WarmPoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     conditions: tuple[Condition, ...] = ()
 
 
-class BackendError(Exception):
-    """A backend cannot do what was asked; `code` is one of the public API's error codes."""
-
-    def __init__(self, code: str, message: str, details: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.details = details or {}
-
-
-class RuntimeUnavailable(BackendError):
+class RuntimeUnavailable(ApiError):
     """No runtime serves the request; the message names those that do."""
 
     def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
@@ -161,7 +152,7 @@ class SandboxBackend(Protocol):
     async def claim(self, spec: SandboxSpec) -> Claim:
         """Take a warm sandbox, or start a cold one, for `spec.sandbox_id`; the same id again gets the same.
 
-        Raises RuntimeUnavailable, or BackendError(service_unavailable) when there is no room.
+        Raises RuntimeUnavailable, or ApiError(service_unavailable) when there is no room.
         """
 
     async def record(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
@@ -170,8 +161,8 @@ class SandboxBackend(Protocol):
     async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
         """A proved stream to the agent, opened for `open_` (its `Opened` answer is still to be read).
 
-        Raises BackendError(not_found) when there is no such living sandbox,
-        BackendError(service_unavailable) when it cannot be reached.
+        Raises ApiError(not_found) when there is no such living sandbox,
+        ApiError(service_unavailable) when it cannot be reached.
         """
 
     async def find(self, sandbox_id: str) -> Place | None:
@@ -196,4 +187,4 @@ class SandboxBackend(Protocol):
         """Remove a pool; its unclaimed sandboxes end, claimed ones live on."""
 
     async def pool_status(self, name: str) -> WarmPoolStatus:
-        """How a pool stands now. Raises BackendError(not_found)."""
+        """How a pool stands now. Raises ApiError(not_found)."""

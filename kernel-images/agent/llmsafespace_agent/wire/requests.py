@@ -306,12 +306,13 @@ class CommandStdin(Message):
 
 
 class PackagesInstall(Message):
-    """Install packages with the runtime's package manager, as a command of this id."""
+    """Install packages with the runtime's package manager (or `manager`), as a command of this id."""
 
     id: str
     packages: list[str]
     manager: str | None = None
     timeout: float | None = None
+    gate: bool = False  # executions wait until this installation has ended
 
 
 class Shutdown(Message):

@@ -1,0 +1,42 @@
+"""The one error that crosses module borders: it becomes the public API's error answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STATUS = {
+    "invalid_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "gone": 410,
+    "payload_too_large": 413,
+    "range_not_satisfiable": 416,
+    "runtime_unavailable": 422,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
+    "internal_error": 500,
+    "service_unavailable": 503,
+}
+
+
+class ApiError(Exception):
+    """A request cannot be served. `code` is a key of STATUS; the message says what was wrong and what to do.
+
+    `retry_after` (seconds) becomes the Retry-After header.
+    """
+
+    def __init__(
+        self, code: str, message: str, details: dict[str, Any] | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code if code in STATUS else "internal_error"
+        self.message = message
+        self.details = details or {}
+        self.retry_after = retry_after
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the code."""
+        return STATUS[self.code]
