@@ -1,0 +1,17 @@
+"""The gateway's records: tables, queries, migrations."""
+
+from llmsafespace_gateway.store import audit, grants, kernels, keys, pools, sandboxes, sessions, users
+from llmsafespace_gateway.store.engine import Store, sqlite_url
+
+__all__ = [
+    "Store",
+    "audit",
+    "grants",
+    "kernels",
+    "keys",
+    "pools",
+    "sandboxes",
+    "sessions",
+    "sqlite_url",
+    "users",
+]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from llmsafespace_agent.wire.requests import Message
+import msgspec
+
+from llmsafespace_agent.wire.requests import Fixed, Message
+
+# How an agent says why its sandbox ends: its exit status. Any other status means that it failed.
+EXIT_STATUS = {"terminated": 0, "expired": 10, "oom": 11}
 
 
 class Listen(Message):
-    """A `unix` socket path, or `host` and `port` (TLS, with a certificate of its own)."""
+    """A `unix` socket path, or `host` and `port` (TLS, with a certificate of its own).
+
+    `fd` is an inherited descriptor of a listening unix socket, used instead of making one at `unix`: no
+    folder of the host needs to be writable in the sandbox then. The agent takes it over, non-inheritable.
+    """
 
     unix: str | None = None
+    fd: int | None = None
     host: str = "0.0.0.0"  # noqa: S104  # a pod's own network namespace
     port: int | None = None
 
@@ -42,7 +52,7 @@ class EgressForward(Message):
     unix: str = "/run/llmsafespace/egress/proxy.sock"
 
 
-class SandboxLimits(Message):
+class SandboxLimits(Fixed, frozen=True):
     """What the agent's watchdog enforces; `cgroup` is a readable cgroup folder that tells of OOM kills."""
 
     memory_bytes: int | None = None
@@ -67,5 +77,7 @@ class AgentConfig(Message):
     journal_disk: int = 256 * 1024 * 1024
     egress: EgressForward | None = None
     limits: SandboxLimits = SandboxLimits()
-    package_manager: list[str] = ["python", "-m", "pip", "install", "--no-input"]
+    package_manager: list[str] = msgspec.field(
+        default_factory=lambda: ["python", "-m", "pip", "install", "--no-input"]
+    )
     max_lifetime: float = 86400.0  # until bind sets another; counts from the agent's start

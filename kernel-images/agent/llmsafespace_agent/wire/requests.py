@@ -14,6 +14,10 @@ class Message(msgspec.Struct, omit_defaults=True, rename="camel"):
     """Camel case on the wire, snake case in Python."""
 
 
+class Fixed(msgspec.Struct, omit_defaults=True, rename="camel", frozen=True):
+    """A Message that cannot be changed, and so can be another's default."""
+
+
 # -- opening a stream ----------------------------------------------------------------------------------
 
 
@@ -132,11 +136,11 @@ class Answer(Message):
     """The answer to the request of the same id: `result` or `error`. Answers may come in any order."""
 
     id: int
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw()  # a union with None would not be left undecoded
     error: Error | None = None
 
 
-class Limits(Message):
+class Limits(Fixed, frozen=True):
     """When the agent ends an execution or the whole sandbox by itself."""
 
     timeout: float | None = 300.0  # the longest one durable execution may run
@@ -327,7 +331,7 @@ class Ready(Message):
     timeout: float = 60.0
 
 
-class Usage(Message):
+class Usage(Fixed, frozen=True):
     """What the sandbox's processes use now."""
 
     cpu_seconds: float = 0.0

@@ -1,0 +1,86 @@
+# make run: a gateway on http://127.0.0.1:8080.  make test: the whole test suite.  Both install what they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+QUIET := $(shell test -t 2 || echo --quiet)  # bars are for terminals
+PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
+AGENT := --editable kernel-images/agent
+SDK := --editable 'sdk[cli,jupyter]'
+
+# Whatever an installation depends on; sources do not count, as all packages are editable.
+DISTRIBUTIONS := setup.cfg pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml constraints.txt
+SOURCES := llmsafespace_gateway kernel-images/agent sdk tests benchmarks
+
+.PHONY: help install install-dev run test bench lint format docs constraints
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+install: $(VENV)/.installed ## a virtual environment in .venv with gateway, agent and SDK
+
+install-dev: $(VENV)/.installed-dev ## the same with what tests, benchmarks and linters need
+
+run: install ## start the gateway (ARGS="--port 9000 …")
+	@exec $(BIN)/llmsafespace-gateway $(ARGS)
+
+test: install-dev ## the whole test suite (ARGS="-k name …")
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: install-dev ## measure this gateway beside its peers (ARGS="--quick …")
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lint: install-dev ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=kernel-images/agent:sdk $(BIN)/mypy -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace
+	$(BIN)/lint-imports
+
+format: install-dev ## bring all code into the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install ## write docs/openapi.json from the types of the REST API
+	@$(BIN)/python -m llmsafespace_gateway.rest.openapi > docs/openapi.json
+
+constraints: install-dev ## write constraints.txt anew, from what is installed in .venv
+	@$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip --exclude setuptools \
+		| grep -E '^[A-Za-z0-9._-]+==' > constraints.new
+	@mv constraints.new constraints.txt
+
+# A Python of version 3.11 or later, and on Debian and Ubuntu its venv package, which is not always there.
+$(BIN)/python:
+	@python=''; \
+	for name in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo 'Python 3.11 or later is needed: install it, or name it with make PYTHON=/path/to/python' >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		package=$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing $$package"; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$$package" >/dev/null; \
+		else \
+			echo "$$python cannot make virtual environments. On Debian and Ubuntu: sudo apt-get install $$package" >&2; \
+			exit 1; \
+		fi; \
+	fi; \
+	echo "making $(VENV) with $$("$$python" --version)"; \
+	rm -rf $(VENV); \
+	"$$python" -m venv $(VENV)
+
+$(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
+	@echo 'installing gateway, agent and SDK'
+	@$(PIP) $(AGENT) $(SDK) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo 'installing what tests, benchmarks and linters need'
+	@$(PIP) $(AGENT) $(SDK) --editable '.[dev,test,bench]'
+	@touch $@

@@ -1,0 +1,79 @@
+"""The Python kernel: ipykernel's, with an environment per cell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ipykernel.ipkernel import IPythonKernel
+
+
+class PythonKernel(IPythonKernel):
+    """`metadata.llmsafespace.env` of an execute_request is set in `os.environ` while that cell runs."""
+
+    async def do_execute(
+        self,
+        code: str,
+        silent: bool,
+        store_history: bool = True,
+        user_expressions: Any = None,
+        allow_stdin: bool = False,
+        *,
+        cell_meta: Any = None,
+        cell_id: Any = None,
+    ) -> Any:
+        with cell_environment(cell_env(cell_meta)):
+            return await super().do_execute(
+                code,
+                silent,
+                store_history,
+                user_expressions,
+                allow_stdin,
+                cell_meta=cell_meta,
+                cell_id=cell_id,
+            )
+
+    async def poll_stopped_queue(self) -> None:
+        """Only a debugger stops threads."""
+        if hasattr(self, "debugger"):
+            await super().poll_stopped_queue()
+
+
+def cell_env(metadata: Any) -> dict[str, str]:
+    """The environment in an execute_request's metadata; whatever is not text for text is left out."""
+    ours = metadata.get("llmsafespace") if isinstance(metadata, dict) else None
+    env = ours.get("env") if isinstance(ours, dict) else None
+    if not isinstance(env, dict):
+        return {}
+    return {key: value for key, value in env.items() if _is_variable(key, value)}
+
+
+def _is_variable(key: Any, value: Any) -> bool:
+    if not isinstance(key, str) or not isinstance(value, str):
+        return False
+    return bool(key) and "=" not in key and "\0" not in key + value
+
+
+@contextlib.contextmanager
+def cell_environment(env: dict[str, str]) -> Iterator[None]:
+    """`env` is in `os.environ` inside; afterwards the variables are what they were before."""
+    if not env:
+        yield
+        return
+    before = {key: os.environ.get(key) for key in env}
+    os.environ.update(env)
+    if "TZ" in env:
+        time.tzset()
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        if "TZ" in env:
+            time.tzset()

@@ -1,0 +1,209 @@
+"""The agent: everything of one sandbox, wired together, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
+from llmsafespace_agent.kernels.reaper import Reaper
+from llmsafespace_agent.server import processes
+from llmsafespace_agent.server.beneath import Beneath
+from llmsafespace_agent.server.binding import Binding
+from llmsafespace_agent.server.command import Command
+from llmsafespace_agent.server.commands import Commands
+from llmsafespace_agent.server.connections import Connections
+from llmsafespace_agent.server.contexts import Contexts
+from llmsafespace_agent.server.egress_forward import Forwarder
+from llmsafespace_agent.server.errors import AgentError, conflict, invalid
+from llmsafespace_agent.server.executions import Executions
+from llmsafespace_agent.server.files import Files
+from llmsafespace_agent.server.gate import Gate
+from llmsafespace_agent.server.limits import LifeLimits
+from llmsafespace_agent.server.rpc import methods_of
+from llmsafespace_agent.server.watchdog import Suspect, Watchdog, limit_processes
+from llmsafespace_agent.wire.configuration import EXIT_STATUS, AgentConfig
+from llmsafespace_agent.wire.requests import PackagesInstall, Status, Usage
+
+_log = logging.getLogger(__name__)
+_LAST_WORDS = 2.0  # seconds for readers to take what was sent before the end
+_LONGEST_WAIT = 600.0
+
+
+class Agent:
+    """One sandbox. `run` returns the exit code that says how it ended."""
+
+    def __init__(self, config: AgentConfig, kernels: Kernels, reaper: Reaper) -> None:
+        journals = Path(config.run_dir) / "journal"
+        journals.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.config = config
+        self.connected = 0  # streams that are somebody's presence, beside those of the contexts
+        self.executions = Executions()
+        self.gate = Gate()
+        self._kernels = kernels
+        quotas = (config.journal_memory, config.journal_disk)
+        self.contexts = Contexts(kernels, self.executions, self.gate, self, journals, quotas)
+        self.binding = Binding(self)
+        self.commands = Commands(
+            reaper, journals, config.workspace, self._environment, config.package_manager
+        )
+        self.files = Files(Beneath(config.workspace))
+        self.limits = LifeLimits(config.max_lifetime, self._idle_since, self._expire)
+        self.methods = methods_of(self)
+        self._watchdog = Watchdog(config.limits, self._suspects)
+        self._forwarder = Forwarder(config.egress) if config.egress is not None else None
+        self._connections = Connections(self, config.listen, bytes.fromhex(config.token))
+        self._problems = list(self._watchdog.problems)
+        self._started = self._active = time.time()
+        self._active_monotonic = time.monotonic()
+        self._ended: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+
+    async def run(self, pending_certificate: int | None) -> int:
+        """Serve until the end. Raises OSError when the address cannot be listened on."""
+        problems = [limit_processes(self.config.limits.processes)]
+        if self._forwarder is not None:
+            problems.append(await self._forwarder.start())
+        self._problems += [problem for problem in problems if problem]
+        await self._connections.start(pending_certificate, self.config.run_dir)
+        self._watchdog.start()
+        self.limits.watch()
+        end, reason = await self._ended
+        _log.info("the sandbox ends: %s: %s", end, reason)
+        await self._close(end, reason)
+        return EXIT_STATUS[end]
+
+    def end(self, end: str, reason: str) -> None:
+        """End the sandbox, once; `end` is a key of EXIT_STATUS. Raises AgentError for another word."""
+        if end not in EXIT_STATUS:
+            raise invalid(f"end must be one of {', '.join(EXIT_STATUS)}")
+        if not self._ended.done():
+            self._ended.set_result((end, reason))
+
+    # -- its state -------------------------------------------------------------------------------
+
+    def activity(self) -> None:
+        """Something was sent or received."""
+        self._active_monotonic = time.monotonic()
+
+    def require_bound(self) -> None:
+        """Refuse what only a bound, living sandbox can do. Raises AgentError."""
+        if self._ended.done():
+            raise AgentError("gone", "this sandbox is ending", {"end": self._ended.result()[0]})
+        if not self.binding.bound:
+            raise conflict("this sandbox has not been bound yet")
+
+    def status(self) -> Status:
+        """The account of the whole sandbox."""
+        return Status(
+            state=self._state(),
+            started_at=self._started,
+            last_activity=time.time() - time.monotonic() + self._active_monotonic,
+            sandbox_id=self.binding.sandbox_id,
+            bound_at=self.binding.bound_at,
+            contexts=[context.info() for context in self.contexts],
+            usage=self._usage(),
+            connections=self._present(),
+            expires_at=self.limits.expires_at,
+            problems=[*self._problems, *self._kernels.problems],
+        )
+
+    async def ready(self, timeout: float) -> Status:
+        """The status as soon as a kernel is parked (or the sandbox bound), or after `timeout` seconds.
+
+        Raises AgentError when no kernel can be started.
+        """
+        if not 0 <= timeout <= _LONGEST_WAIT:
+            raise invalid(f"timeout must be 0 to {_LONGEST_WAIT:g} seconds")
+        if not self.binding.bound:
+            try:
+                await asyncio.wait_for(self._kernels.ready(), timeout)
+                self._parked = True
+            except TimeoutError:
+                return self.status()
+            except KernelStartError as error:
+                raise AgentError("service_unavailable", f"no kernel can be started: {error}") from error
+        return self.status()
+
+    _parked = False
+
+    def _state(self) -> str:
+        if self._ended.done():
+            return "ending"
+        if self.binding.bound:
+            return "bound"
+        return "ready" if self._parked else "starting"
+
+    def _present(self) -> int:
+        return self.connected + sum(context.connections for context in self.contexts)
+
+    def _idle_since(self) -> float | None:
+        if self._present() or self.commands.running or any(context.busy for context in self.contexts):
+            return None
+        return self._active_monotonic
+
+    def _usage(self) -> Usage:
+        living = [os.getpid(), *processes.descendants(os.getpid())]
+        uses = [processes.use(pid) for pid in living]
+        collected = os.times()
+        return Usage(
+            cpu_seconds=sum(one.cpu for one in uses) + collected.children_user + collected.children_system,
+            memory_bytes=sum(one.memory for one in uses),
+            disk_bytes=used_disk(self.config.workspace),
+            processes=len(living),
+        )
+
+    # -- what its parts need ---------------------------------------------------------------------
+
+    def install(self, request: PackagesInstall) -> Command:
+        """Install packages; with `gate` executions wait for the end of it. Raises AgentError."""
+        command, started = self.commands.install(request)
+        if started and request.gate:
+            self.gate.close()
+            command.on_end.append(self.gate.release)
+        return command
+
+    def ran_out_of_memory(self, pid: int, returncode: int) -> bool:
+        """Whether a kernel that just died was killed for lack of memory."""
+        return self._watchdog.killed(returncode)
+
+    def _environment(self) -> dict[str, str]:
+        return {**self.config.env, **self.binding.environment}
+
+    def _suspects(self) -> Iterator[Suspect]:
+        for context in self.contexts:
+            if context.pid is not None:
+                yield Suspect(context.pid, context.ran_over_memory)
+        for command in self.commands.running:
+            yield Suspect(command.pid, command.ran_over_memory)
+
+    def _expire(self, reason: str) -> None:
+        self.end("expired", reason)
+
+    async def _close(self, end: str, reason: str) -> None:
+        word = "expired" if end == "expired" else "kernel_died"
+        self.limits.close()
+        self._watchdog.stop()
+        self.commands.end_all(word if end == "expired" else "interrupted")
+        await asyncio.gather(*(context.close(word, reason) for context in self.contexts))
+        await self._connections.close(_LAST_WORDS)
+        if self._forwarder is not None:
+            self._forwarder.close()
+        self.commands.close()
+        await self._kernels.close()
+        for context in self.contexts:
+            context.removed()
+
+
+def used_disk(workspace: str) -> int:
+    """Bytes used on the workspace's own filesystem; 0 when it has none of its own."""
+    try:
+        if os.stat(workspace).st_dev == os.stat("/").st_dev:
+            return 0
+        space = os.statvfs(workspace)
+    except OSError:
+        return 0
+    return (space.f_blocks - space.f_bfree) * space.f_frsize

@@ -1,0 +1,411 @@
+"""One context: a kernel, its journal, the cursors of its sessions, and what happens when the kernel dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
+from llmsafespace_agent.kernels.process import KernelProcess
+from llmsafespace_agent.server import messages
+from llmsafespace_agent.server.errors import AgentError, conflict
+from llmsafespace_agent.server.executions import Execution, Executions
+from llmsafespace_agent.server.gate import Gate
+from llmsafespace_agent.server.journal import Journal
+from llmsafespace_agent.server.messages import Parts
+from llmsafespace_agent.server.tracking import Tracker
+from llmsafespace_agent.wire.frames import MAX_FRAME
+from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, Header, header_of, pack
+from llmsafespace_agent.wire.requests import ContextInfo
+
+_DEATH = 5.0  # seconds that a killed process may take to be gone
+_SESSIONS = 1024
+_IN_FLIGHT = 10_000
+_PENDING_BYTES = 64 * 1024 * 1024
+_LARGEST = MAX_FRAME - 8
+_NOBODY = Header()
+
+
+class Watcher(Protocol):
+    """Who wants to know about a context's life."""
+
+    def activity(self) -> None:
+        """Something was sent or received."""
+
+    def ran_out_of_memory(self, pid: int, returncode: int) -> bool:
+        """Whether this process was killed for lack of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a context's kernels are started with, again after each restart."""
+
+    id: str
+    name: str
+    language: str | None
+    cwd: str
+    env: dict[str, str]
+    timezone: str | None = None
+
+
+@dataclass(slots=True)
+class _Pending:
+    channel: str
+    parts: Parts
+    execution: Execution | None
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = sum(len(part) for part in self.parts)
+
+
+class Context:
+    """A kernel with everything around it that outlives it."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        kernels: Kernels,
+        journal: Journal,
+        executions: Executions,
+        gate: Gate,
+        watcher: Watcher,
+    ) -> None:
+        self.setting = setting
+        self.journal = journal
+        self.state = "starting"
+        self.connections = 0
+        self.tracker = Tracker(self)
+        self.on_removed: list[Callable[[], None]] = []
+        self._kernels = kernels
+        self._executions = executions
+        self._gate = gate
+        self._watcher = watcher
+        self._kernel: KernelProcess | None = None
+        self._language = setting.language or kernels.languages[0]
+        self._created = self._last = time.time()
+        self._count = 0
+        self._end: str | None = None
+        self._doom: tuple[str, str] | None = None  # (end, message) of a kernel that the agent kills
+        self._pending: list[_Pending] = []
+        self._pending_bytes = 0
+        self._cursors: OrderedDict[str, int] = OrderedDict()
+        self._aliases: OrderedDict[str, set[str]] = OrderedDict()
+        self._changing = asyncio.Lock()
+        gate.watch(self._flush)
+
+    # -- what it is ------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Its id, a Jupyter kernel id."""
+        return self.setting.id
+
+    @property
+    def language(self) -> str:
+        """The language of its kernel."""
+        return self._language
+
+    @property
+    def pid(self) -> int | None:
+        """The kernel's process, while it lives."""
+        return self._kernel.pid if self._kernel is not None and self._kernel.alive else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an execution is queued or running."""
+        return len(self.tracker) > 0
+
+    def info(self) -> ContextInfo:
+        """The public account of it."""
+        state = "busy" if self.state == "idle" and self.tracker.running else self.state
+        return ContextInfo(
+            id=self.id,
+            name=self.setting.name,
+            language=self._language,
+            state=state,
+            cwd=self.setting.cwd,
+            created_at=self._created,
+            last_activity=self._last,
+            connections=self.connections,
+            executions=self._count,
+            head=self.journal.head,
+            end=self._end,
+        )
+
+    # -- its sessions ----------------------------------------------------------------------------
+
+    def cursor(self, session: str) -> int | None:
+        """Where this session goes on, None when it is not known."""
+        return self._cursors.get(session)
+
+    def advance(self, session: str, seq: int) -> None:
+        """This session has everything up to `seq`."""
+        seq = min(seq, self.journal.head)
+        self._cursors[session] = max(seq, self._cursors.pop(session, 0))
+        if len(self._cursors) > _SESSIONS:
+            self._cursors.popitem(last=False)
+
+    def aliases(self, session: str) -> set[str]:
+        """The sessions that replies to this one may name: itself, and those its messages were sent as.
+
+        A client may open its stream under one name and sign its messages with another.
+        """
+        known = self._aliases.get(session)
+        if known is None:
+            known = self._aliases[session] = {session}
+            if len(self._aliases) > _SESSIONS:
+                self._aliases.popitem(last=False)
+        return known
+
+    # -- its kernel ------------------------------------------------------------------------------
+
+    async def settled(self) -> None:
+        """Wait until no start or restart is under way."""
+        async with self._changing:
+            return
+
+    async def start(self) -> None:
+        """Take a kernel. Raises AgentError; the context is then dead."""
+        async with self._changing:
+            await self._take()
+
+    async def restart(self) -> None:
+        """Another kernel in the place of this one. Raises AgentError when none starts."""
+        async with self._changing:
+            self.state = "restarting"
+            self.publish("iopub", messages.status("restarting"))
+            old, self._kernel = self._kernel, None
+            if old is not None:
+                _mute(old)
+                self.tracker.kernel_gone("kernel_died", "The kernel was restarted.", unsent=False)
+                old.kill()
+            await self._take()
+
+    def interrupt(self) -> None:
+        """Stop what runs; variables stay. Raises AgentError when the kernel is dead."""
+        self._living()
+        self.tracker.interrupted_all()
+        self.signal_interrupt()
+
+    def kill_for(self, end: str, message: str) -> None:
+        """Kill the kernel; what it ran ends with `end`."""
+        if self._kernel is not None and self._kernel.alive:
+            self._doom = (end, message)
+            self._kernel.kill()
+
+    def ran_over_memory(self) -> None:
+        """The kernel uses more than the sandbox has."""
+        self.kill_for("oom", "The kernel used more memory than the sandbox has; restart the context.")
+
+    async def close(self, end: str, message: str) -> None:
+        """End everything: executions with `end`, then the kernel. The journal stays readable."""
+        self._gate.unwatch(self._flush)
+        async with self._changing:
+            kernel, self._kernel = self._kernel, None
+            if kernel is not None:
+                _mute(kernel)
+            self.tracker.kernel_gone(end, message, unsent=True)
+            self._pending.clear()
+            self._announce_death(end)
+            if kernel is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(kernel.shutdown(grace=0.0), _DEATH)
+
+    def removed(self) -> None:
+        """Tell the streams that nothing more comes, and give the journal back."""
+        for callback in tuple(self.on_removed):
+            callback()
+        self.journal.close()
+
+    # -- to the kernel ---------------------------------------------------------------------------
+
+    def request(self, channel: str, parts: Parts, head: Header) -> None:
+        """Pass on a message that is no execute_request. Raises AgentError when too much waits already."""
+        self._touch()
+        if channel == "control" and head.msg_type == "interrupt_request":
+            self.tracker.interrupted_all()
+        if self.state == "dead":
+            self._answer_for_the_dead(channel, parts, head)
+        elif channel == "shell" or self._kernel is None:
+            self._send(_Pending(channel, parts, None))
+        else:
+            self._kernel.send(channel, parts)
+
+    def execute(self, parts: Parts, execution: Execution) -> None:
+        """Run an execute_request, or queue it until the kernel and the gate are ready."""
+        if len(self.tracker) >= _IN_FLIGHT:
+            raise AgentError("rate_limited", f"{_IN_FLIGHT} executions are waiting already; try again later")
+        self._touch()
+        self._count += 1
+        self._executions.add(execution)
+        execution = self.tracker.add(execution)
+        if self.state == "dead":
+            self.tracker.fail(
+                execution, "kernel_died", "This context's kernel is dead; restart the context to go on"
+            )
+            return
+        self._send(_Pending("shell", parts, execution))
+
+    def _send(self, pending: _Pending) -> None:
+        if self._kernel is None or self._pending or (pending.execution is not None and not self._gate.open):
+            if self._pending_bytes + pending.size > _PENDING_BYTES:
+                raise AgentError("rate_limited", "too much is waiting for this kernel; try again later")
+            self._pending.append(pending)
+            self._pending_bytes += pending.size
+            return
+        if pending.execution is not None:
+            if pending.execution.ended:
+                return
+            pending.execution.sent = True
+        self._kernel.send(pending.channel, pending.parts)
+
+    def _flush(self) -> None:
+        if self._kernel is None or not self._gate.open:
+            return
+        waiting, self._pending, self._pending_bytes = self._pending, [], 0
+        for pending in waiting:
+            self._send(pending)
+
+    def _answer_for_the_dead(self, channel: str, parts: Parts, head: Header) -> None:
+        kind = head.msg_type.removesuffix("_request")
+        if kind == head.msg_type or channel not in ("shell", "control"):
+            return
+        content = messages.error_content("KernelDied", "This context's kernel is dead; restart the context")
+        reply = messages.message(f"{kind}_reply", {"status": "error", **content}, bytes(parts[0]))
+        self.journal.append(pack(channel, reply), head.session, head.msg_id)
+        idle = messages.status("idle", bytes(parts[0]))
+        self.journal.append(pack("iopub", idle), "", head.msg_id)
+
+    # -- from the kernel -------------------------------------------------------------------------
+
+    def _received(self, channel: str, parts: Parts) -> None:
+        """The hot path: one kernel message becomes one journal entry."""
+        try:
+            head = header_of(parts[0])
+            parent = header_of(parts[1]) if len(parts[1]) > 2 else _NOBODY
+        except BadKernelMessage:
+            return  # code in the sandbox may write what it likes to its kernel's sockets
+        execution = self.tracker.find(parent.msg_id) if parent.msg_id else None
+        to = parent.session
+        if channel == "iopub":
+            to = ""
+            if head.msg_type == "iopub_welcome":  # says something about the agent's own socket only
+                return
+            if head.msg_type == "status":
+                self._status(messages.execution_state(parts[3]), execution)
+        elif execution is not None and head.msg_type == "execute_reply":
+            parts = self.tracker.replied(execution, parts)
+        elif execution is not None and head.msg_type == "input_request":
+            self._answer_input(parts, execution)
+        self._touch()
+        seq = self.journal.append(self._packed(channel, parts), to, parent.msg_id)
+        if execution is not None:
+            execution.noted(seq)
+            self.tracker.settle(execution)
+
+    def _answer_input(self, parts: Parts, execution: Execution) -> None:
+        if execution.stdin is not None and self._kernel is not None:
+            line = execution.stdin.pop(0) if execution.stdin else messages.END_OF_INPUT
+            self._kernel.send("stdin", messages.input_reply(line, parts[0], execution.session))
+
+    def _status(self, state: str, execution: Execution | None) -> None:
+        if state in ("busy", "idle"):
+            self.state = state
+        if execution is not None:
+            if state == "busy":
+                self.tracker.busy(execution)
+            elif state == "idle":
+                self.tracker.idle(execution)
+
+    def _packed(self, channel: str, parts: Parts) -> bytes:
+        body = pack(channel, parts)
+        if len(body) <= _LARGEST:
+            return body
+        text = f"[a message of {len(body)} bytes was dropped: the limit is {_LARGEST} bytes]\n"
+        if channel == "iopub":
+            return pack("iopub", messages.message("stream", {"name": "stderr", "text": text}, parts[1]))
+        content = {"status": "error", **messages.error_content("MessageTooLarge", text)}
+        return pack(channel, [parts[0], parts[1], parts[2], messages.message("", content)[3]])
+
+    def _exited(self, kernel: KernelProcess, returncode: int) -> None:
+        if kernel is not self._kernel:
+            return
+        end, message = self._doom or self._cause(kernel.pid, returncode)
+        self._doom = None
+        self._kernel = None
+        self.tracker.kernel_gone(end, message, unsent=True)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._announce_death(end)
+
+    def _cause(self, pid: int, returncode: int) -> tuple[str, str]:
+        if self._watcher.ran_out_of_memory(pid, returncode):
+            return "oom", "The kernel was killed because the sandbox ran out of memory; restart the context."
+        how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+        return "kernel_died", f"The kernel died ({how}); restart the context."
+
+    def _announce_death(self, end: str) -> None:
+        self.state = "dead"
+        self._end = end if end in ("oom", "expired") else "kernel_died"
+        self.publish("iopub", messages.status("dead"))
+
+    # -- what the tracker needs ------------------------------------------------------------------
+
+    def publish(self, channel: str, parts: Parts, execution: Execution | None = None) -> int:
+        """Journal a message of the agent's own; returns its sequence number."""
+        to = execution.session if execution is not None and channel != "iopub" else ""
+        seq = self.journal.append(pack(channel, parts), to, execution.id if execution is not None else "")
+        if execution is not None:
+            execution.noted(seq)
+        return seq
+
+    def signal_interrupt(self) -> None:
+        """Interrupt the kernel where there is one."""
+        if self._kernel is not None:
+            self._kernel.interrupt()
+
+    def kill_kernel(self, message: str) -> None:
+        """Kill the kernel because it does not listen."""
+        self.kill_for("kernel_died", message)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    async def _take(self) -> None:
+        setting = self.setting
+        try:
+            kernel = await self._kernels.take(
+                setting.language, env=setting.env, cwd=setting.cwd, timezone=setting.timezone
+            )
+        except (ValueError, KernelStartError) as error:
+            self.tracker.kernel_gone("kernel_died", f"No kernel could be started: {error}.", unsent=True)
+            self._pending.clear()
+            self._announce_death("kernel_died")
+            code = "invalid_request" if isinstance(error, ValueError) else "service_unavailable"
+            raise AgentError(code, f"the kernel could not be started: {error}") from error
+        self._language = kernel.language
+        self._kernel = kernel
+        self._doom = self._end = None
+        self.state = "idle"
+        kernel.on_message = self._received
+        kernel.on_exit = lambda returncode: self._exited(kernel, returncode)
+        self._flush()
+
+    def _living(self) -> None:
+        if self.state == "dead":
+            raise conflict("this context's kernel is dead; restart the context", id=self.id)
+
+    def _touch(self) -> None:
+        self._last = time.time()
+        self._watcher.activity()
+
+
+def _mute(kernel: KernelProcess) -> None:
+    """Nothing that this kernel still says concerns anybody."""
+    kernel.on_message = lambda channel, parts: None
+    kernel.on_exit = lambda returncode: None

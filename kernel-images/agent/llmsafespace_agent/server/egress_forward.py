@@ -1,0 +1,123 @@
+"""The way out of the sandbox: a loopback port whose connections are piped to the egress proxy's socket."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from llmsafespace_agent.wire.configuration import EgressForward
+
+_AT_ONCE = 256
+_HIGH_WATER = 256 * 1024
+
+
+class _Pipe(asyncio.Protocol):
+    """One end of a connection; what it reads goes to the other end, as fast as that takes it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.other: _Pipe | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        if (
+            self.other is not None
+            and self.other.transport is not None
+            and self.other.transport.can_write_eof()
+        ):
+            self.other.transport.write_eof()
+        return True  # the other direction may go on
+
+    def pause_writing(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        other = self.other.transport if self.other is not None else None
+        if other is not None and not other.is_closing():
+            other.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.close()
+        self.other = None
+
+
+class _Inbound(_Pipe):
+    """The sandbox's end: connects to the proxy as soon as it is there."""
+
+    def __init__(self, forward: Forwarder) -> None:
+        super().__init__()
+        self._forward = forward
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._forward.enter(self):
+            transport.close()
+            return
+        cast(asyncio.Transport, transport).pause_reading()
+        self._connecting = asyncio.ensure_future(self._connect())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forward.leave(self)
+        super().connection_lost(exc)
+
+    async def _connect(self) -> None:
+        try:
+            _, other = await asyncio.get_running_loop().create_unix_connection(_Pipe, self._forward.path)
+        except OSError:  # no proxy: the client sees its connection refused in mid-air
+            if self.transport is not None:
+                self.transport.abort()
+            return
+        if self.transport is None or self.transport.is_closing():
+            if other.transport is not None:
+                other.transport.close()
+            return
+        self.other, other.other = other, self
+        self.transport.resume_reading()
+
+
+class Forwarder:
+    """Listens on a loopback port while it is open; at most 256 connections at once."""
+
+    def __init__(self, config: EgressForward) -> None:
+        self.path = config.unix
+        self._port = config.port
+        self._server: asyncio.Server | None = None
+        self._open: set[_Pipe] = set()
+
+    async def start(self) -> str | None:
+        """Listen; returns why that is not possible."""
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Inbound(self), "127.0.0.1", self._port
+            )
+        except OSError as error:
+            return f"there is no way out: port {self._port} cannot be listened on: {error}"
+        return None
+
+    def close(self) -> None:
+        """Listen no more, and end what is open."""
+        if self._server is not None:
+            self._server.close()
+        for pipe in tuple(self._open):
+            if pipe.transport is not None:
+                pipe.transport.abort()
+
+    def enter(self, pipe: _Pipe) -> bool:
+        """Whether there is room for one more connection."""
+        if len(self._open) >= _AT_ONCE:
+            return False
+        self._open.add(pipe)
+        return True
+
+    def leave(self, pipe: _Pipe) -> None:
+        """A connection has ended."""
+        self._open.discard(pipe)

@@ -1,0 +1,66 @@
+"""From the configuration to a running agent; the kernels' template starts before the rest is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+import msgspec
+
+from llmsafespace_agent.kernels.factory import Kernels
+from llmsafespace_agent.kernels.reaper import Reaper
+from llmsafespace_agent.wire.configuration import AgentConfig
+
+FAILED = 1
+BAD_CONFIGURATION = 2
+_SHORTEST_TOKEN = 16  # bytes
+
+
+def run(document: bytes) -> int:
+    """Run an agent as the JSON `document` says; returns its exit code."""
+    try:
+        config = checked(document)
+    except ValueError as error:
+        print(f"the configuration is wrong: {error}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    pending: int | None = None
+    if config.listen.port is not None:
+        from llmsafespace_agent.server import certificate
+
+        pending = certificate.begin()
+    return asyncio.run(_serve(config, pending))
+
+
+def checked(document: bytes) -> AgentConfig:
+    """The configuration. Raises ValueError that says what is wrong with it."""
+    config = msgspec.json.decode(document, type=AgentConfig)
+    listen = config.listen
+    if sum(way is not None for way in (listen.unix, listen.fd, listen.port)) != 1:
+        raise ValueError("listen must name one of unix, fd and port")
+    if not config.kernels:
+        raise ValueError("kernels must name at least one kernel")
+    if len(bytes.fromhex(config.token)) < _SHORTEST_TOKEN:
+        raise ValueError(f"token must have at least {_SHORTEST_TOKEN} bytes, in hex")
+    if not config.max_lifetime > 0:
+        raise ValueError("maxLifetime must be above 0")
+    return config
+
+
+async def _serve(config: AgentConfig, pending: int | None) -> int:
+    loop = asyncio.get_running_loop()
+    reaper = Reaper()
+    reaper.start(loop)
+    kernels = Kernels(config, reaper)
+    await kernels.start()
+    await asyncio.sleep(0)  # the launch happens in this turn; what follows may take its time
+    from llmsafespace_agent.server.agent import Agent
+
+    agent = Agent(config, kernels, reaper)
+    loop.add_signal_handler(signal.SIGTERM, agent.end, "terminated", "The sandbox was terminated.")
+    try:
+        return await agent.run(pending)
+    except (OSError, RuntimeError) as error:
+        print(f"the agent cannot serve: {error}", file=sys.stderr)
+        await kernels.close()
+        return FAILED

@@ -1,0 +1,78 @@
+"""Checks of what a peer asks for, each with a message that says what is wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+
+from llmsafespace_agent.server.errors import invalid
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
+_ZONE = re.compile(r"[A-Za-z0-9_+\-/:,.<>]{1,64}")
+_MAX_ENV = 1024 * 1024
+_LONGEST = 366 * 86400.0
+
+
+def identifier(value: str, what: str) -> str:
+    """An id made by the caller: 1 to 128 letters, digits and `._:@-`."""
+    if not _ID.fullmatch(value):
+        raise invalid(f"{what} must be 1 to 128 letters, digits and ._:@- and begin with a letter or digit")
+    return value
+
+
+def text(value: str, what: str, limit: int) -> str:
+    """A string without NUL of at most `limit` characters."""
+    if len(value) > limit or "\0" in value:
+        raise invalid(f"{what} must have at most {limit} characters and no NUL")
+    return value
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables that a process can be given."""
+    size = 0
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name:
+            raise invalid(f"env: {name[:80]!r} is no name of an environment variable")
+        if "\0" in value:
+            raise invalid(f"env: the value of {name[:80]} contains NUL")
+        size += len(name) + len(value)
+    if size > _MAX_ENV:
+        raise invalid(f"env: {size} characters are over the limit of {_MAX_ENV}")
+    return dict(env)
+
+
+def duration(value: float | None, what: str) -> float | None:
+    """Seconds above zero and at most a year, or None."""
+    if value is None:
+        return None
+    if not math.isfinite(value) or not 0 < value <= _LONGEST:
+        raise invalid(f"{what} must be more than 0 and at most {_LONGEST:g} seconds")
+    return float(value)
+
+
+def timezone(value: str | None) -> str | None:
+    """The name of a time zone, as `Europe/Berlin`, or None."""
+    if value is not None and (not _ZONE.fullmatch(value) or ".." in value or value.startswith("/")):
+        raise invalid(f"timezone: {value[:80]!r} is no name of a time zone")
+    return value
+
+
+def working_folder(value: str | None, workspace: str) -> str:
+    """An existing folder of the sandbox; relative ones are taken from the workspace, which is the default.
+
+    A folder beneath the workspace that is missing is made.
+    """
+    if value is None or value == "":
+        return workspace
+    path = os.path.normpath(os.path.join(workspace, text(value, "cwd", 4096)))
+    if os.path.isdir(path):
+        return path
+    if not path.startswith(workspace.rstrip("/") + "/"):
+        raise invalid(f"cwd: {path[:200]} is no folder of this sandbox", cwd=path[:200])
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise invalid(f"cwd: {path[:200]} cannot be made: {error.strerror}", cwd=path[:200]) from error
+    return path

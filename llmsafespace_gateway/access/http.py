@@ -1,0 +1,83 @@
+"""Authentication of tornado handlers: settings["access"] decides, the request carries the principal."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import RequestHandler
+
+from llmsafespace_gateway.access.principal import Principal
+from llmsafespace_gateway.access.rates import RateLimited
+from llmsafespace_gateway.errors import ApiError
+
+if TYPE_CHECKING:
+    from llmsafespace_gateway.access.service import Access
+
+
+class AuthenticatedHandler(RequestHandler):
+    """A handler, or the first base of a websocket handler, that runs only for an authenticated principal.
+
+    `prepare` raises ApiError (unauthorized, rate_limited), which the handler's write_error turns into its
+    API's shape. The headers that belong to the decision survive the error answer.
+    """
+
+    principal: Principal
+
+    def set_default_headers(self) -> None:
+        """Keep the headers of `prepare`: tornado drops the others when it sends an error."""
+        super().set_default_headers()
+        for name, value in getattr(self, "_access_headers", {}).items():
+            self.set_header(name, value)
+
+    async def prepare(self) -> None:
+        """Authenticate, count the request, and set `self.principal`."""
+        before = super().prepare()
+        if inspect.isawaitable(before):
+            await before
+        if not self._finished:
+            self.principal = await identify(self)
+
+
+async def identify(handler: RequestHandler) -> Principal:
+    """The principal of a handler's request; its headers are set on the handler. Raises ApiError."""
+    access: Access = handler.settings["access"]
+    request = handler.request
+    try:
+        principal = await access.authenticate(
+            request.headers.get("Authorization"), _query_token(handler), request.remote_ip or ""
+        )
+        _keep_headers(handler, access.rate_limit(principal))
+    except ApiError as error:
+        _keep_headers(handler, _refusal_headers(error))
+        raise
+    return principal
+
+
+def is_websocket_upgrade(handler: RequestHandler) -> bool:
+    """True for the request that opens a websocket (RFC 6455, 4.1)."""
+    headers = handler.request.headers
+    return handler.request.method == "GET" and headers.get("Upgrade", "").lower() == "websocket"
+
+
+def _query_token(handler: RequestHandler) -> str | None:
+    # Browsers cannot set headers on a websocket. Everywhere else a key in a URL would end up in logs.
+    return handler.get_query_argument("token", None) if is_websocket_upgrade(handler) else None
+
+
+def _refusal_headers(error: ApiError) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if isinstance(error, RateLimited):
+        headers.update(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = 'Bearer realm="llmsafespace"'
+    return headers
+
+
+def _keep_headers(handler: Any, headers: dict[str, str]) -> None:
+    handler._access_headers = headers
+    for name, value in headers.items():
+        handler.set_header(name, value)

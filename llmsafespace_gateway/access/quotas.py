@@ -1,0 +1,198 @@
+"""What a tenant and a user may have at once. Everything here is synchronous: no await can get in between."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from llmsafespace_gateway.access.principal import Principal
+from llmsafespace_gateway.errors import ApiError
+
+_REMEMBERED = 10_000
+
+
+class HasResources(Protocol):
+    """Anything with cores and bytes: a request's resources, a sandbox's row."""
+
+    @property
+    def cpu(self) -> float: ...
+    @property
+    def memory(self) -> int: ...
+
+
+class HasOwner(HasResources, Protocol):
+    """A sandbox's row, as far as quotas need it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+
+
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """At most so many sandboxes, cores and bytes at once; None is unlimited."""
+
+    sandboxes: int | None = None
+    cpu: float | None = None
+    memory: int | None = None
+
+
+class Quota(Limit, frozen=True, forbid_unknown_fields=True):
+    """A tenant's limit, and with `user` the limit of each of its users."""
+
+    user: Limit = Limit()
+
+
+class _Use:
+    """Exact sums: cores are counted in thousandths."""
+
+    __slots__ = ("cpu", "memory", "sandboxes")
+
+    def __init__(self) -> None:
+        self.sandboxes = self.cpu = self.memory = 0
+
+    def add(self, sandboxes: int, cpu: int, memory: int) -> None:
+        self.sandboxes += sandboxes
+        self.cpu += cpu
+        self.memory += memory
+
+
+class Reservation:
+    """Room for one sandbox. Commit it with the sandbox's id, or release it; a second call does nothing.
+
+    As a context manager it is released on leaving, unless it was committed.
+    """
+
+    def __init__(self, quotas: Quotas, tenant: str, owner: str, cpu: int, memory: int) -> None:
+        self._quotas: Quotas | None = quotas
+        self.tenant = tenant
+        self.owner = owner
+        self.cpu = cpu
+        self.memory = memory
+
+    def commit(self, sandbox_id: str) -> None:
+        """The sandbox exists: the room is its until it ends. One that was counted already gives it back."""
+        quotas, self._quotas = self._quotas, None
+        if quotas is not None:
+            quotas.settle(self, sandbox_id)
+
+    def release(self) -> None:
+        """No sandbox came of it."""
+        quotas, self._quotas = self._quotas, None
+        if quotas is not None:
+            quotas.give_back(self)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class Quotas:
+    """Use per tenant and per user, of this gateway process."""
+
+    def __init__(self, default: Quota) -> None:
+        self._default = default
+        self._tenants: dict[str, Quota] = {}
+        self._stated: dict[str, dict[str, Any]] = {}
+        self._use: dict[tuple[str, str | None], _Use] = {}
+        self._holders: dict[str, Reservation] = {}
+        self._ended: collections.OrderedDict[str, None] = collections.OrderedDict()
+
+    def set_quota(self, tenant: str, quota: Mapping[str, Any]) -> None:
+        """`quota` as a tenant's row has it: it overrides the default, key by key."""
+        if self._stated.get(tenant) != quota:
+            self._tenants[tenant] = merge_quota(self._default, quota)
+            self._stated[tenant] = dict(quota)
+
+    def reserve(self, principal: Principal, resources: HasResources) -> Reservation:
+        """Take room for one sandbox of `principal`. Raises ApiError(quota_exceeded)."""
+        wanted = Reservation(
+            self, principal.tenant, principal.user_id, _thousandths(resources.cpu), resources.memory
+        )
+        quota = self._tenants.get(principal.tenant, self._default)
+        self._check(wanted, quota, None)
+        self._check(wanted, quota.user, principal.user_id)
+        self._count(wanted, 1)
+        return wanted
+
+    def rebuild(self, row: HasOwner) -> None:
+        """Count a sandbox that lives already; one that is counted stays as it is."""
+        if row.id not in self._holders and row.id not in self._ended:
+            held = Reservation(self, row.tenant, row.owner, _thousandths(row.cpu), row.memory)
+            self._holders[row.id] = held
+            self._count(held, 1)
+
+    def ended(self, sandbox_id: str) -> None:
+        """A sandbox is no more."""
+        held = self._holders.pop(sandbox_id, None)
+        if held is not None:
+            self._count(held, -1)
+        # It may have ended before its creator committed the reservation.
+        self._ended[sandbox_id] = None
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def holder(self, sandbox_id: str) -> tuple[str, str] | None:
+        """Tenant and owner of a living sandbox."""
+        held = self._holders.get(sandbox_id)
+        return None if held is None else (held.tenant, held.owner)
+
+    def settle(self, reservation: Reservation, sandbox_id: str) -> None:
+        """Reservation.commit."""
+        if sandbox_id in self._holders or sandbox_id in self._ended:
+            self._count(reservation, -1)
+        else:
+            self._holders[sandbox_id] = reservation
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Reservation.release."""
+        self._count(reservation, -1)
+
+    def used(self, tenant: str, owner: str | None = None) -> dict[str, float]:
+        """What a tenant, or one of its users, has now."""
+        use = self._use.get((tenant, owner)) or _Use()
+        return {"sandboxes": use.sandboxes, "cpu": use.cpu / 1000, "memory": use.memory}
+
+    def _count(self, reservation: Reservation, sign: int) -> None:
+        for owner in (None, reservation.owner):
+            key = (reservation.tenant, owner)
+            use = self._use.setdefault(key, _Use())
+            use.add(sign, sign * reservation.cpu, sign * reservation.memory)
+            if use.sandboxes == 0:
+                del self._use[key]
+
+    def _check(self, wanted: Reservation, limit: Limit, owner: str | None) -> None:
+        used = self.used(wanted.tenant, owner)
+        asked = {"sandboxes": 1.0, "cpu": wanted.cpu / 1000, "memory": wanted.memory}
+        for name, amount in asked.items():
+            most = getattr(limit, name)
+            # Thousandths of a core and bytes are whole numbers: rounding keeps floats from deciding.
+            if most is not None and round((used[name] + amount) * 1000) > round(most * 1000):
+                raise _exceeded(name, most, used[name], amount, "user" if owner else "tenant")
+
+
+def merge_quota(default: Quota, override: Mapping[str, Any]) -> Quota:
+    """`default` with what `override` says. Raises msgspec.ValidationError for a quota that makes no sense."""
+    merged = {**msgspec.to_builtins(default), **override}
+    merged["user"] = {**msgspec.to_builtins(default.user), **(override.get("user") or {})}
+    return msgspec.convert(merged, Quota)
+
+
+def _thousandths(cores: float) -> int:
+    return round(cores * 1000)
+
+
+def _exceeded(name: str, most: float, used: float, amount: float, whose: str) -> ApiError:
+    return ApiError(
+        "quota_exceeded",
+        f"the {whose}'s quota of {name} is {most:g}, {used:g} are in use and {amount:g} more were asked for; "
+        "end a sandbox, or ask an administrator for more",
+        {"quota": name, "limit": most, "used": used, "requested": amount, "of": whose},
+    )

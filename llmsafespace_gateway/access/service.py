@@ -1,0 +1,261 @@
+"""The gateway's access control: what every handler asks before it does anything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from llmsafespace_gateway.access.administration import Administration
+from llmsafespace_gateway.access.audit import AuditLog
+from llmsafespace_gateway.access.authentication import Authenticator
+from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
+from llmsafespace_gateway.access.principal import SANDBOXES_READ, Principal
+from llmsafespace_gateway.access.quotas import HasOwner, HasResources, Quota, Quotas, Reservation, merge_quota
+from llmsafespace_gateway.access.rates import RateLimits
+from llmsafespace_gateway.access.watches import GrantWatches
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.store import Store, grants, kernels, sandboxes, sessions, users
+from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow
+
+log = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds between looks at what other processes revoked
+
+
+class Access(Administration):
+    """Identity, rights, quotas, rate limits and audit of one gateway process.
+
+    `rate` and `burst` limit each key's requests; `quota` (see Quota) is the default of every tenant.
+    With `anonymous` a request without a key is that principal: only for a private unix socket.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rate: float = 100.0,
+        burst: int = 400,
+        quota: Mapping[str, Any] | None = None,
+        anonymous: Principal | None = None,
+    ) -> None:
+        super().__init__(store, AuditLog(store), Authenticator(store))
+        self._limits = RateLimits(rate, burst)
+        self._quotas = Quotas(_default_quota(quota or {}))
+        self._grant_watches = GrantWatches(store)
+        self._anonymous = anonymous
+        self._poller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Count the living sandboxes, then follow revocations in the background."""
+        for tenant in await users.tenants(self._store):
+            self._quotas.set_quota(tenant.id, tenant.quota)
+        for row in await sandboxes.running(self._store):
+            self._quotas.rebuild(row)
+        self._poller = asyncio.create_task(self._poll())
+
+    async def stop(self) -> None:
+        """Write down what is still in memory (audit, last uses)."""
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+        await self._authenticator.flush()
+        await self._audit.flush()
+
+    # -- who ------------------------------------------------------------------------------------------
+
+    async def authenticate(
+        self, authorization: str | None, query_token: str | None = None, remote: str = ""
+    ) -> Principal:
+        """The principal of an Authorization header, or of a websocket upgrade's `?token=`.
+
+        `remote` is the client's address, for the limit on bad keys.
+        Raises ApiError: unauthorized, rate_limited for an address that presents many bad keys, or
+        service_unavailable when the store does not answer.
+        """
+        if self._anonymous is not None and not authorization and not query_token:
+            return self._anonymous
+        try:
+            found = await self._authenticator.principal(authorization, query_token)
+        except ApiError as error:
+            if error.code == "unauthorized":
+                self._limits.failure(remote)
+            raise
+        except SQLAlchemyError as error:
+            raise ApiError(
+                "service_unavailable", "keys cannot be checked now; try again", None, 1.0
+            ) from error
+        self._quotas.set_quota(found.principal.tenant, found.quota)
+        return found.principal
+
+    def on_revoked(self, key_id: str, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` once, within a second of the key's revocation or expiry, in whatever process.
+
+        Returns how to unsubscribe. A key that is revoked already calls back at once.
+        """
+        return self._authenticator.on_revoked(key_id, callback)
+
+    def watch(
+        self, principal: Principal, row: SandboxRow, level: str | None, callback: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Call `callback` when `principal` loses the `level` at which it has a sandbox open.
+
+        That is on_revoked, and for a guest the end or change of the grant too, within a second; it may be
+        called once for each. Returns how to unsubscribe.
+        """
+        undo = [self.on_revoked(principal.key_id, callback)]
+        if level in GRANT_LEVELS:
+            undo.append(self._grant_watches.add(row.id, principal.user_id, level, callback))
+
+        def unsubscribe() -> None:
+            for step in undo:
+                step()
+
+        return unsubscribe
+
+    # -- may they -------------------------------------------------------------------------------------
+
+    async def sandbox(self, principal: Principal, sandbox_id: str, scope: str) -> SandboxRow:
+        """A sandbox on which `principal` may use `scope`, ended ones too.
+
+        Raises ApiError: not_found when it is not there or not theirs to see, forbidden without the scope.
+        """
+        row = await sandboxes.get(self._store, sandbox_id)
+        if row is None:
+            raise hidden("sandbox", sandbox_id)
+        await self._check(principal, row, scope, "sandbox", sandbox_id)
+        return row
+
+    async def kernel(self, principal: Principal, kernel_id: str, scope: str) -> tuple[SandboxRow, KernelRow]:
+        """A kernel and its sandbox, like `sandbox`."""
+        found = await kernels.with_sandbox(self._store, kernel_id)
+        if found is None:
+            raise hidden("kernel", kernel_id)
+        await self._check(principal, found[0], scope, "kernel", kernel_id)
+        return found
+
+    async def session(
+        self, principal: Principal, session_id: str, scope: str
+    ) -> tuple[SandboxRow, KernelRow, SessionRow]:
+        """A Jupyter session, its kernel and sandbox, like `sandbox`."""
+        session = await sessions.get(self._store, session_id)
+        found = await kernels.with_sandbox(self._store, session.kernel_id) if session is not None else None
+        if session is None or found is None:
+            raise hidden("session", session_id)
+        await self._check(principal, found[0], scope, "session", session_id)
+        return (*found, session)
+
+    async def level(self, principal: Principal, row: SandboxRow) -> str | None:
+        """owner, admin, developer, viewer (as message_allowed takes it), or None for a stranger."""
+        known = sandbox_level(principal, row.tenant, row.owner, None)
+        if known is not None or principal.tenant != row.tenant:
+            return known
+        grant = await grants.level(self._store, row.id, principal.user_id)
+        return sandbox_level(principal, row.tenant, row.owner, grant)
+
+    async def list_sandboxes(
+        self,
+        principal: Principal,
+        *,
+        states: Sequence[str] | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[SandboxRow]:
+        """What `principal` may see, newest first. Raises ApiError: forbidden, invalid_request (`after`)."""
+        self.require(principal, SANDBOXES_READ)
+        return await sandboxes.visible(
+            self._store, principal.tenant, self._only(principal), states=states, limit=limit, after=after
+        )
+
+    async def list_kernels(
+        self, principal: Principal, *, limit: int = 1000, after: str | None = None
+    ) -> list[KernelRow]:
+        """The kernels of running sandboxes that `principal` may see, newest first."""
+        self.require(principal, SANDBOXES_READ)
+        return await kernels.visible(
+            self._store, principal.tenant, self._only(principal), limit=limit, after=after
+        )
+
+    async def list_sessions(self, principal: Principal, *, limit: int = 1000) -> list[SessionRow]:
+        """The Jupyter sessions of running sandboxes that `principal` may see."""
+        self.require(principal, SANDBOXES_READ)
+        return await sessions.visible(self._store, principal.tenant, self._only(principal), limit=limit)
+
+    # -- how much --------------------------------------------------------------------------------------
+
+    def reserve(self, principal: Principal, resources: HasResources) -> Reservation:
+        """Take room for a sandbox before the first await of its creation. Raises ApiError(quota_exceeded)."""
+        return self._quotas.reserve(principal, resources)
+
+    def sandbox_ended(self, row: HasOwner) -> None:
+        """Give back a sandbox's room: to be called for every end."""
+        self._quotas.ended(row.id)
+
+    def usage(self, principal: Principal) -> dict[str, float]:
+        """Sandboxes, cores and bytes that the principal's tenant has now."""
+        return self._quotas.used(principal.tenant)
+
+    def rate_limit(self, principal: Principal) -> dict[str, str]:
+        """Count a request; the X-RateLimit-* headers of its answer. Raises ApiError(rate_limited)."""
+        if principal is self._anonymous:
+            return {}
+        return self._limits.request(principal.key_id)
+
+    def audit(
+        self, principal: Principal | None, action: str, target: str, outcome: str, **details: Any
+    ) -> None:
+        """Note a decision. What happens to a living sandbox by itself is its owner's and tenant's.
+
+        `details` must not hold keys, code, env or file contents (they are cut).
+        """
+        holder = self._quotas.holder(target) if principal is None else None
+        if holder is not None:
+            self._audit.add_for((*holder, None), action, target, outcome, details)
+        else:
+            super().audit(principal, action, target, outcome, **details)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _only(principal: Principal) -> str | None:
+        return None if principal.is_admin else principal.user_id
+
+    async def _check(self, principal: Principal, row: SandboxRow, scope: str, kind: str, name: str) -> None:
+        decision = decide(principal.scopes, await self.level(principal, row), scope)
+        if decision == "hidden":
+            raise hidden(kind, name)
+        if decision == "forbidden":
+            raise ApiError(
+                "forbidden", f"this key may not use {scope} on this {kind}", {"scope": scope, kind: name}
+            )
+
+    async def _poll(self) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(POLL)
+            try:
+                await self._authenticator.poll()
+                await self._grant_watches.poll()
+                await self._audit.flush()
+                failing = False
+            except Exception:
+                self._authenticator.distrust()
+                if not failing:
+                    log.exception("the store does not answer: every request looks its key up meanwhile")
+                failing = True
+
+
+def _default_quota(quota: Mapping[str, Any]) -> Quota:
+    try:
+        return merge_quota(Quota(), quota)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise ApiError("invalid_request", f"the configured default quota is none: {error}") from error
+
+
+def hidden(kind: str, name: str) -> ApiError:
+    """The one answer for what does not exist and for what is somebody else's."""
+    return ApiError("not_found", f"there is no {kind} {name[:128]!r} that you can see", {kind: name[:128]})

@@ -1,0 +1,290 @@
+"""The local backend: sandboxes on this machine behind the SandboxBackend protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_agent.wire.proof import ProofError
+from llmsafespace_agent.wire.requests import BindRequest, Open
+from llmsafespace_gateway.backends.base import (
+    Claim,
+    Ended,
+    Place,
+    Runtime,
+    SandboxSpec,
+    Start,
+    WarmPoolSpec,
+    WarmPoolStatus,
+)
+from llmsafespace_gateway.backends.local import host as machine
+from llmsafespace_gateway.backends.local import launch
+from llmsafespace_gateway.backends.local.plans import Host, Recipe, early
+from llmsafespace_gateway.backends.local.pools import Pools
+from llmsafespace_gateway.backends.local.records import Claimed, State
+from llmsafespace_gateway.backends.local.registry import Entry, Registry
+from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
+from llmsafespace_gateway.egress.proxy import EgressProxy
+from llmsafespace_gateway.errors import ApiError
+
+log = logging.getLogger("llmsafespace.local")
+
+
+class RuntimeSource(Protocol):
+    """What the backend asks of the part that prepares runtimes."""
+
+    async def resolve(self, runtime: str) -> tuple[PreparedRuntime, tuple[str, ...]]:
+        """The runtime that serves a request and warnings about what differs. Raises RuntimeUnavailable."""
+
+    async def list(self) -> list[Runtime]:
+        """Every runtime."""
+
+
+class LocalBackend:
+    """Sandboxes by bubblewrap, each with a keeper process that outlives the gateway.
+
+    `pools` are the warm pools of the configuration. `cgroup_parent` is where cgroups are made instead of
+    below the gateway's own. `insecure` starts plain processes without any isolation, and says so.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        data_dir: Path,
+        runtimes: RuntimeSource,
+        egress: EgressProxy | None = None,
+        *,
+        pools: Sequence[WarmPoolSpec] = (),
+        insecure: bool = False,
+        cgroup_parent: str | None = None,
+    ) -> None:
+        self._data_dir = data_dir.absolute()
+        self._runtimes = runtimes
+        self._egress = egress
+        self._configured = tuple(pools)
+        self._insecure = insecure
+        self._cgroup_parent = cgroup_parent
+        self._claiming: dict[str, asyncio.Task[Claim]] = {}
+        self._filling: asyncio.Task[None] | None = None
+        self._lifeline = (-1, -1)
+
+    # -- start and stop ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """See SandboxBackend. Raises ApiError with what to do when sandboxes cannot be isolated here."""
+        self._host: Host = await asyncio.to_thread(
+            machine.find, self._data_dir, self._insecure, self._cgroup_parent
+        )
+        if self._insecure:
+            log.warning(
+                "SANDBOXES ARE NOT ISOLATED (--insecure-no-isolation): "
+                "code in them can do whatever user %d can on this machine",
+                os.getuid(),
+            )
+        self._lifeline = os.pipe()
+        self._registry = Registry(self._host, self._egress, self._sandbox_ended)
+        self._pools = Pools(self._start_warm, self._end_warm, self._assigned)
+        await self._registry.start()
+        self._filling = asyncio.create_task(self._fill(), name="configured warm pools")
+
+    async def stop(self) -> None:
+        """See SandboxBackend."""
+        tasks = [*self._claiming.values()]
+        if self._filling is not None:
+            self._filling.cancel()
+            tasks_all: list[asyncio.Task[object]] = [*tasks, self._filling]
+            await asyncio.gather(*tasks_all, return_exceptions=True)
+        await self._pools.stop()
+        await self._registry.stop()
+        for descriptor in self._lifeline:
+            os.close(descriptor)
+
+    async def _fill(self) -> None:
+        for pool in self._configured:
+            try:
+                await self.apply_pool(pool)
+            except ApiError as error:
+                log.error("warm pool %s cannot be kept: %s", pool.name, error.message)
+
+    # -- claim -------------------------------------------------------------------------------------
+
+    async def claim(self, spec: SandboxSpec) -> Claim:
+        """See SandboxBackend."""
+        task = self._claiming.get(spec.sandbox_id)
+        if task is None:
+            entry = self._registry.get(spec.sandbox_id)
+            if entry is not None:
+                return _as_claim(entry)
+            task = asyncio.create_task(self._claim(spec), name=f"claim {spec.sandbox_id}")
+            self._claiming[spec.sandbox_id] = task
+            task.add_done_callback(lambda _: self._claiming.pop(spec.sandbox_id, None))
+        return await asyncio.shield(task)
+
+    async def _claim(self, spec: SandboxSpec) -> Claim:
+        runtime, warnings = await self._runtimes.resolve(spec.runtime)
+        while True:
+            entry, reason = self._pools.take(spec, runtime.id)
+            if entry is None:
+                return await self._claim_cold(
+                    spec, runtime, Start(kind="cold", reason=reason, warnings=warnings)
+                )
+            if await self._registry.claim(entry, _claimed(spec, Start(kind="warm", warnings=warnings))):
+                return _as_claim(entry)
+
+    async def _claim_cold(self, spec: SandboxSpec, runtime: PreparedRuntime, start: Start) -> Claim:
+        recipe = Recipe(
+            runtime=runtime,
+            resources=spec.resources,
+            security_level=spec.security_level,
+            env=early(spec.env),
+        )
+        claimed = _claimed(spec, start)
+        entry, _ = await self._start(recipe, None, claimed)
+        await self._registry.settle(entry)
+        return _as_claim(entry)
+
+    async def _start(
+        self, recipe: Recipe, pool: str | None, claimed: Claimed | None
+    ) -> tuple[Entry, list[str]]:
+        """Start a sandbox and wait until it is ready; nothing is left of one that fails."""
+        started = asyncio.ensure_future(asyncio.to_thread(self._launch, recipe, pool, claimed))
+        try:
+            state = await asyncio.shield(started)
+        except asyncio.CancelledError:
+            with contextlib.suppress(ApiError):
+                await self._registry.end(self._registry.add(await started), "terminated")
+            raise
+        entry = self._registry.add(state, claimed)
+        try:
+            status = await launch.ready(entry.folder, state.token)
+        except BaseException as error:
+            await self._registry.end(entry, "terminated")
+            record = self._registry.forget(state.name)
+            if isinstance(error, ApiError) and record is not None and record.message:
+                raise launch.unavailable(f"{error.message} ({record.message})") from error
+            raise
+        return entry, status.problems
+
+    def _launch(self, recipe: Recipe, pool: str | None, claimed: Claimed | None) -> State:
+        egress = self._egress is not None
+        lifeline = self._lifeline[0]
+        return launch.start(self._host, recipe, lifeline=lifeline, pool=pool, claimed=claimed, egress=egress)
+
+    async def record(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
+        """See SandboxBackend. The claim was made durable when it was made: only its life is looked at.
+
+        Raises ApiError(not_found) when the sandbox has ended meanwhile.
+        """
+        self._entry(claim.sandbox_id)
+
+    # -- living sandboxes --------------------------------------------------------------------------
+
+    async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
+        """See SandboxBackend."""
+        entry = self._entry(sandbox_id)
+        try:
+            return await launch.dial(entry.folder, entry.state.token, open_)
+        except (ProofError, OSError) as error:
+            raise launch.unavailable(f"the sandbox {sandbox_id} cannot be reached: {error}") from error
+
+    async def find(self, sandbox_id: str) -> Place | None:
+        """See SandboxBackend."""
+        entry = self._registry.get(sandbox_id)
+        return _as_place(entry) if entry is not None else None
+
+    async def living(self) -> list[Place]:
+        """See SandboxBackend."""
+        return [_as_place(entry) for entry in self._registry.claimed()]
+
+    async def destroy(self, sandbox_id: str, end: str = "terminated") -> bool:
+        """See SandboxBackend."""
+        claiming = self._claiming.get(sandbox_id)
+        if claiming is not None:
+            await asyncio.wait([claiming])
+        entry = self._registry.get(sandbox_id)
+        if entry is None:
+            return False
+        await self._registry.end(entry, end)
+        return True
+
+    def watch(self) -> AsyncIterator[Ended]:
+        """See SandboxBackend. For one reader: an end counts as heard when the next one is asked for."""
+        return self._registry.news()
+
+    async def runtimes(self) -> list[Runtime]:
+        """See SandboxBackend."""
+        return await self._runtimes.list()
+
+    def _entry(self, sandbox_id: str) -> Entry:
+        entry = self._registry.get(sandbox_id)
+        if entry is None:
+            raise ApiError("not_found", f"there is no living sandbox {sandbox_id}")
+        return entry
+
+    # -- pools -------------------------------------------------------------------------------------
+
+    async def apply_pool(self, pool: WarmPoolSpec) -> None:
+        """See SandboxBackend."""
+        runtime, _ = await self._runtimes.resolve(pool.runtime)
+        recipe = Recipe(
+            runtime=runtime,
+            resources=pool.resources,
+            security_level=pool.security_level,
+            preload_packages=pool.preload_packages,
+            preload_scripts=pool.preload_scripts,
+        )
+        self._pools.apply(pool, recipe)
+
+    async def delete_pool(self, name: str) -> None:
+        """See SandboxBackend."""
+        await self._pools.delete(name)
+
+    async def pool_status(self, name: str) -> WarmPoolStatus:
+        """See SandboxBackend."""
+        return self._pools.status(name)
+
+    async def _start_warm(self, recipe: Recipe, pool: str) -> tuple[Entry, list[str]]:
+        return await self._start(recipe, pool, None)
+
+    async def _end_warm(self, entry: Entry) -> None:
+        await self._registry.end(entry, "terminated")
+
+    def _assigned(self, pool: str) -> int:
+        return sum(1 for entry in self._registry.claimed() if entry.state.pool == pool)
+
+    def _sandbox_ended(self, entry: Entry) -> None:
+        self._pools.ended(entry)
+
+
+def _claimed(spec: SandboxSpec, start: Start) -> Claimed:
+    return Claimed(
+        sandbox_id=spec.sandbox_id, owner=spec.owner, tenant=spec.tenant, start=start, egress=spec.egress
+    )
+
+
+def _as_claim(entry: Entry) -> Claim:
+    if entry.claimed is None:
+        raise ApiError("internal_error", "the sandbox is not claimed")
+    return Claim(
+        sandbox_id=entry.claimed.sandbox_id,
+        runtime=entry.state.runtime,
+        languages=entry.state.languages,
+        start=entry.claimed.start,
+        isolation=entry.state.isolation,
+    )
+
+
+def _as_place(entry: Entry) -> Place:
+    return Place(
+        sandbox_id=entry.claimed.sandbox_id if entry.claimed is not None else "",
+        runtime=entry.state.runtime,
+        started_at=entry.state.started_at,
+        isolation=entry.state.isolation,
+    )

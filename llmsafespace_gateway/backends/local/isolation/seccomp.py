@@ -1,0 +1,134 @@
+"""The seccomp filter of a sandbox, as the classic BPF program that bubblewrap loads.
+
+An allow-list: a call that is not on it fails with EPERM, one that is newer than our table with ENOSYS,
+and a call of a foreign architecture (x32 included) kills the process. See seccomp(2) and linux/filter.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+
+from llmsafespace_gateway.backends.local.isolation.syscalls import ALLOWED, CHECKED, NEWEST
+
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the table, AUDIT_ARCH
+_X32 = 0x40000000
+
+_LOAD, _JEQ, _JGT, _JGE, _JSET, _RET, _AND = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06, 0x54
+_NR, _ARCH = 0, 4  # offsets in struct seccomp_data
+
+_ALLOW = 0x7FFF0000
+_KILL = 0x80000000
+_ERRNO = 0x00050000
+
+# CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_NAMESPACES = 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+_TERMINAL_IOCTLS = (0x5412, 0x541C, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCSETD
+_SOCKET_IOCTLS = 0x8900  # 0x89xx: interfaces, routes, a socket's network namespace
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, k
+
+
+def _refuse(number: int) -> Instruction:
+    return (_RET, 0, 0, _ERRNO | number)
+
+
+_PERMIT: Instruction = (_RET, 0, 0, _ALLOW)
+
+
+def _argument(index: int) -> Instruction:
+    """Load the low half of an argument (both architectures are little-endian)."""
+    return (_LOAD, 0, 0, 16 + 8 * index)
+
+
+def _one_of(index: int, values: Iterable[int], otherwise: int) -> list[Instruction]:
+    program = [_argument(index)]
+    for value in values:
+        program += [(_JEQ, 0, 1, value), _PERMIT]
+    return [*program, _refuse(otherwise)]
+
+
+def _check_clone() -> list[Instruction]:
+    return [_argument(0), (_JSET, 0, 1, _NAMESPACES), _refuse(errno.EPERM), _PERMIT]
+
+
+def _check_socket() -> list[Instruction]:
+    """AF_UNIX as it pleases, AF_INET and AF_INET6 for TCP and UDP; nothing else has a use here."""
+    internet = _one_of(2, (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP), errno.EPERM)
+    return [
+        _argument(0),
+        (_JEQ, 0, 1, socket.AF_UNIX),
+        _PERMIT,
+        (_JEQ, 2, 0, socket.AF_INET),
+        (_JEQ, 1, 0, socket.AF_INET6),
+        _refuse(errno.EPERM),
+        *internet,
+    ]
+
+
+def _check_ioctl() -> list[Instruction]:
+    program = [_argument(1)]
+    for value in _TERMINAL_IOCTLS:
+        program += [(_JEQ, 0, 1, value), _refuse(errno.EPERM)]
+    return [
+        *program,
+        (_AND, 0, 0, 0xFFFFFF00),
+        (_JEQ, 0, 1, _SOCKET_IOCTLS),
+        _refuse(errno.EPERM),
+        _PERMIT,
+    ]
+
+
+def _checks() -> dict[str, list[Instruction]]:
+    """What is done with a call whose arguments matter; each ends in a return."""
+    return {
+        "clone": _check_clone(),
+        "clone3": [_refuse(errno.ENOSYS)],  # its flags are in memory, out of a filter's sight
+        "socket": _check_socket(),
+        "socketpair": _one_of(0, (socket.AF_UNIX,), errno.EPERM),
+        "ioctl": _check_ioctl(),
+        "personality": _one_of(0, (0, 0xFFFFFFFF), errno.EPERM),
+    }
+
+
+def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Sorted numbers as inclusive ranges."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def program(machine: str) -> list[Instruction]:
+    """The filter for `machine` (as `platform.machine()` says). Raises ValueError for an unknown one."""
+    if machine not in ARCHITECTURES:
+        raise ValueError(f"no system call table for {machine}; known are {', '.join(ARCHITECTURES)}")
+    column, architecture = ARCHITECTURES[machine]
+    built: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCH),
+        (_JEQ, 1, 0, architecture),
+        (_RET, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NR),
+        (_JGE, 0, 1, _X32),
+        (_RET, 0, 0, _KILL),
+        (_JGT, 0, 1, NEWEST),
+        _refuse(errno.ENOSYS),
+    ]
+    checks = _checks()
+    for name, pair in CHECKED.items():
+        check = checks[name]
+        built += [(_JEQ, 0, len(check), pair[column]), *check]
+    numbers = [both[column] for both in ALLOWED.values()]
+    for first, last in ranges(number for number in numbers if number is not None):
+        built += [(_JGT, 3, 0, last), (_JGE, 0, 1, first), _PERMIT, _refuse(errno.EPERM)]
+    return [*built, _refuse(errno.EPERM)]
+
+
+def encode(instructions: Iterable[Instruction]) -> bytes:
+    """The program as the kernel's array of struct sock_filter."""
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions)

@@ -1,0 +1,454 @@
+"""The keeper of one sandbox: a small process on the host that outlives the gateway.
+
+Run as `python -I -S keeper.py` with a plan (see plans.py) on standard input, in marshal form. It detaches,
+starts the sandbox, answers `ok <host uid>` or the reason of a failure on standard output, waits for the
+sandbox to end, and then removes its processes, cgroups and folder and leaves a record of the end.
+
+It ends the sandbox on SIGTERM, and, unless the sandbox is claimed, when the gateway is gone (the end of
+the lifeline pipe). When the keeper itself is killed, bubblewrap dies with it; the next gateway sweeps.
+
+Only the standard library, and little of it: each sandbox has one such process, on the way of a cold start.
+"""
+
+# ruff: noqa: SIM105  # contextlib would cost each keeper a few milliseconds and more memory
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+_NEWNS, _BIND, _REC, _PRIVATE = 0x20000, 4096, 16384, 1 << 18
+_SET_CHILD_SUBREAPER = 36
+_LOG_TAIL = 4096
+_GONE_WITHIN = 10.0  # seconds for killed processes to leave their cgroup
+_FIRST_FD = 20  # above the fixed numbers of descriptors
+
+
+class Refused(Exception):
+    """The sandbox cannot be started."""
+
+
+class Keeper:
+    """One sandbox from its start to the removal of everything of it."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        self.folder: str = plan["folder"]
+        self.uid: int | None = None
+        self.child = 0
+        self.first = 0  # process 1 of the sandbox, by its number on the host
+        self.exit_status: int | None = None
+        self.log = b""
+        self.asked_to_end = False
+        self.wakeup = self.status = self.output = -1
+
+    # -- start -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the sandbox and hand it its configuration. Raises Refused or OSError."""
+        self._hold_lock()
+        self._take_uid()
+        self._catch_signals()
+        for group in self.plan["cgroups"]:
+            make_cgroup(group)
+        if self.plan["bwrap"] is None:
+            libc_call("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        config_read, config_write = os.pipe()
+        self.status, status_write = os.pipe()
+        self.output, output_write = os.pipe()
+        self.child = os.fork()
+        if self.child == 0:
+            try:
+                self._become_sandbox(config_read, status_write, output_write)
+            except BaseException as error:
+                os.write(output_write, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(126)
+        for fd in (config_read, status_write, output_write, self.plan["listen"]):
+            os.close(fd)
+        self.first = self._first_process() if self.plan["bwrap"] else self.child
+        self._limit_first()
+        write_file(f"{self.folder}/first", f"{self.first} {start_time(self.first)}")
+        try:
+            with open(config_write, "wb") as config:
+                config.write(self.plan["config"])
+        except BrokenPipeError:
+            pass  # it died at once: wait() says how
+
+    def _hold_lock(self) -> None:
+        """A lock that names this process as the sandbox's keeper for as long as it lives."""
+        self.lock = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _take_uid(self) -> None:
+        """A host uid that no other living sandbox has: a byte of one file, locked until this process ends."""
+        if self.plan["uids"] is None:
+            return
+        path, base, count = self.plan["uids"]
+        self.uids = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        first = int.from_bytes(os.urandom(4), "big") % count
+        for index in range(count):
+            offset = (first + index) % count
+            try:
+                fcntl.lockf(self.uids, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+            except OSError:
+                continue
+            self.uid = base + offset
+            return
+        raise Refused(f"all {count} uids from {base} on are taken by living sandboxes")
+
+    def _catch_signals(self) -> None:
+        self.wakeup, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write)
+        signal.signal(signal.SIGTERM, self._asked)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _asked(self, number: int, frame: object) -> None:
+        self.asked_to_end = True
+
+    def _become_sandbox(self, config: int, status: int, output: int) -> None:
+        """In the child: cgroups, sources staged, descriptors, limits, the uid, then bubblewrap."""
+        plan = self.plan
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        for group in plan["cgroups"]:
+            write_file(f"{group['path']}/cgroup.procs", "0")
+        if plan["staged"] is not None:
+            stage(plan["stage"], plan["staged"])
+        wanted = {0: config, 1: output, 2: output, plan["listen_fd"]: plan["listen"]}
+        if plan["bwrap"] is not None:
+            wanted[plan["seccomp_fd"]] = os.open(plan["seccomp"], os.O_RDONLY)
+            wanted[plan["status_fd"]] = status
+        place_descriptors(wanted)
+        os.umask(0o022)
+        os.chdir(plan["cwd"])
+        if plan["bwrap"] is None:
+            os.setsid()
+        for kind, value in plan["rlimits"]:
+            hard = resource.getrlimit(kind)[1]
+            limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (limit, limit))
+        if self.uid is not None:
+            os.setgroups([])
+            os.setresgid(self.uid, self.uid, self.uid)
+            os.setresuid(self.uid, self.uid, self.uid)
+        os.execve(plan["argv"][0], plan["argv"], plan["env"])  # noqa: S606
+
+    def _first_process(self) -> int:
+        """Wait for bubblewrap to name the sandbox's first process."""
+        text = b""
+        while b"\n" not in text:
+            piece = os.read(self.status, 4096)
+            if not piece:
+                raise Refused(f"bubblewrap failed: {self._collect_output() or 'without a word'}")
+            text += piece
+        return int(text.split(b'"child-pid":')[1].split(b",")[0].split(b"}")[0])
+
+    def _limit_first(self) -> None:
+        """Limits of process 1, inherited by all others. Its real uid may set them; root without
+        CAP_SYS_RESOURCE may not, so root is that uid meanwhile.
+        """
+        if self.uid is not None:
+            os.setresgid(self.uid, -1, -1)
+            os.setresuid(self.uid, -1, -1)
+        try:
+            for kind, value in self.plan["inside_rlimits"]:
+                resource.prlimit(self.first, kind, (value, value))
+        finally:
+            if self.uid is not None:
+                os.setresuid(0, -1, -1)
+                os.setresgid(0, -1, -1)
+
+    def _collect_output(self) -> str:
+        os.waitpid(self.child, 0)
+        self.child = 0
+        os.set_blocking(self.output, False)
+        try:
+            self.log += os.read(self.output, 65536)
+        except BlockingIOError:
+            pass
+        return self.tail()
+
+    def tail(self) -> str:
+        """The end of what the sandbox's first process said."""
+        return self.log.decode("utf-8", "replace").strip()[-_LOG_TAIL:]
+
+    # -- wait --------------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Return when the sandbox has ended by itself, or is to end."""
+        child = os.pidfd_open(self.child)
+        poll = select.poll()
+        for fd in (child, self.wakeup, self.output, self.plan["lifeline"]):
+            poll.register(fd, select.POLLIN)
+        while not self.asked_to_end:
+            for fd, _ in poll.poll():
+                if fd == child:
+                    self.exit_status = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+                    self.child = self.first = 0
+                    return
+                if fd == self.plan["lifeline"]:
+                    poll.unregister(fd)
+                    if not os.path.exists(f"{self.folder}/claim.json"):
+                        return
+                elif fd == self.output:
+                    piece = os.read(fd, 65536)
+                    if not piece:
+                        poll.unregister(fd)
+                    self.log = (self.log + piece)[-_LOG_TAIL:]
+                else:
+                    os.read(fd, 64)
+
+    def try_out(self) -> None:
+        """Wait for a program that is to end at once and well. Raises Refused with what it said."""
+        self.wait()
+        self._drain_log()
+        if self.exit_status != 0:
+            raise Refused(self.tail() or f"status {self.exit_status}")
+
+    # -- end ---------------------------------------------------------------------------------------
+
+    def end(self, record: bool = True) -> None:
+        """Kill what lives, record the end, remove everything."""
+        killed = read_file(self.plan["oom_file"]) if self.plan["oom_file"] else ""
+        self._kill()
+        self._drain_log()
+        for group in self.plan["cgroups"]:
+            remove_cgroup(group["path"])
+        if record:
+            self._record(killed)
+        remove_tree(self.folder)
+        self._tell()
+
+    def _kill(self) -> None:
+        if self.first:
+            kill(self.first)  # and the kernel ends its whole pid namespace
+        if self.plan["bwrap"] is None:
+            kill_descendants()
+        elif self.child:
+            kill(self.child)
+            os.waitpid(self.child, 0)
+
+    def _drain_log(self) -> None:
+        if self.output < 0:
+            return
+        os.set_blocking(self.output, False)
+        try:
+            while piece := os.read(self.output, 65536):
+                self.log = (self.log + piece)[-_LOG_TAIL:]
+        except BlockingIOError:
+            pass
+
+    def _record(self, killed: str) -> None:
+        import json
+
+        claim = read_file(f"{self.folder}/claim.json")
+        sandbox_id = json.loads(claim)["sandbox_id"] if claim else None
+        asked = read_file(f"{self.folder}/end").strip()
+        end, message = verdict(
+            asked, self.exit_status, oom_kills(killed), self.plan["exit_status"], self.tail()
+        )
+        record = {"sandbox_id": sandbox_id, "end": end, "message": message}
+        path = f"{self.plan['ended']}/{os.path.basename(self.folder)}.json"
+        write_file(path + ".new", json.dumps(record))
+        os.rename(path + ".new", path)
+
+    def _tell(self) -> None:
+        """Tell a gateway that listens; one that does not looks at the records when it starts."""
+        import socket
+
+        os.chdir(self.plan["data_dir"])  # the address must be short
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+            notices.setblocking(False)
+            try:
+                notices.sendto(os.path.basename(self.folder).encode(), "notices.sock")
+            except OSError:
+                pass
+
+
+def verdict(asked: str, status: int | None, ooms: int, words: dict[int, str], said: str) -> tuple[str, str]:
+    """The end of a sandbox in one word, and a sentence where the word needs one.
+
+    `asked` is the word of who ended it, `status` the exit status of its first process, `ooms` how often the
+    kernel killed for memory, `words` what the agent means by an exit status.
+    """
+    if asked:
+        return asked, ""
+    if status is None:
+        return "terminated", "its keeper was asked to end it"
+    if status in words:
+        return words[status], ""
+    if ooms and status in (-9, 137):
+        return "oom", "the sandbox ran out of memory"
+    what = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    what = f"the sandbox's agent {what}"
+    return "lost", f"{what}: {said}" if said else what
+
+
+def oom_kills(text: str) -> int:
+    """The count of OOM kills in a memory.oom_control (cgroup v1) or memory.events (v2) file."""
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill" and value.isdigit():
+            return int(value)
+    return 0
+
+
+# -- processes ---------------------------------------------------------------------------------------
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, unless it is gone."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process below this one, which adopts their orphans."""
+    while True:
+        children = read_file(f"/proc/self/task/{os.getpid()}/children").split()
+        if not children:
+            return
+        for pid in children:
+            kill(int(pid))
+            os.waitpid(int(pid), 0)
+
+
+def start_time(pid: int) -> str:
+    """When a process started, in the kernel's ticks: tells it from a later one of the same number."""
+    fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else "0"
+
+
+def libc_call(name: str, *arguments: Any) -> None:
+    """A C library function that answers 0. Raises OSError with its errno otherwise."""
+    import ctypes
+
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def stage(folder: str, staged: list[tuple[str, str]]) -> None:
+    """Bind sources below `folder` in a mount namespace of this process's own."""
+    libc_call("unshare", _NEWNS)
+    libc_call("mount", None, b"/", None, _REC | _PRIVATE, None)
+    libc_call("mount", b"tmpfs", folder.encode(), b"tmpfs", 0, b"mode=0755,size=64k")
+    for source, name in staged:
+        target = f"{folder}/{name}"
+        if os.path.isdir(source):
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        libc_call("mount", os.fsencode(source), os.fsencode(target), None, _BIND, None)
+
+
+def place_descriptors(wanted: dict[int, int]) -> None:
+    """Put each descriptor at its number, to be inherited; all others are closed by exec."""
+    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD) for number, fd in wanted.items()}
+    for number, fd in moved.items():
+        os.dup2(fd, number, inheritable=True)
+
+
+# -- files and cgroups ---------------------------------------------------------------------------------
+
+
+def read_file(path: str) -> str:
+    """The text of a small file, '' when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a small file."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def make_cgroup(group: dict[str, Any]) -> None:
+    """Make a cgroup and set it up; an optional file that cannot be written is left as it is."""
+    os.makedirs(group["path"], exist_ok=True)
+    for name, value, needed in group["files"]:
+        try:
+            write_file(f"{group['path']}/{name}", value)
+        except OSError:
+            if needed:
+                raise
+
+
+def remove_cgroup(path: str) -> None:
+    """Kill what is left in a cgroup and remove it."""
+    until = time.monotonic() + _GONE_WITHIN
+    while os.path.isdir(path):
+        for pid in read_file(f"{path}/cgroup.procs").split():
+            kill(int(pid))
+        try:
+            os.rmdir(path)
+        except OSError:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.002)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder with everything in it; links are not followed."""
+    try:
+        entries = list(os.scandir(path))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(entry.path)
+        else:
+            os.unlink(entry.path)
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # something was added meanwhile: the gateway's next sweep takes it
+
+
+def main() -> None:
+    """Detach, start, answer, keep."""
+    plan = marshal.load(sys.stdin.buffer)  # noqa: S302  # from the gateway that started this process
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    answer = os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    keeper = Keeper(plan)
+    try:
+        keeper.start()
+        if plan["trial"]:
+            keeper.try_out()
+        answer.write(f"ok {keeper.uid if keeper.uid is not None else os.getuid()}")
+    except (OSError, Refused) as error:
+        answer.write(str(error))
+        keeper.end(record=False)
+        return
+    finally:
+        answer.close()
+    if not plan["trial"]:
+        keeper.wait()
+    keeper.end(record=not plan["trial"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Starting a keeper, and speaking to the agent that it started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import marshal
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_agent.wire.proof import ProofError, prove_as_gateway
+from llmsafespace_agent.wire.requests import Answer, Open, Opened, OpenRpc, Ready, Request, Status
+from llmsafespace_gateway.backends.local import plans, records
+from llmsafespace_gateway.backends.local.plans import Host, Recipe
+from llmsafespace_gateway.errors import ApiError
+
+KEEPER = Path(__file__).with_name("keeper.py")
+SOCKET = "agent.sock"
+START_TIMEOUT = 60.0  # for a keeper's answer
+READY_TIMEOUT = 120.0  # for a parked kernel
+DIAL_TIMEOUT = 10.0
+_BACKLOG = 128
+_ADDRESS = 100  # bytes of a path that surely fit into a unix socket's address
+
+
+def unavailable(message: str) -> ApiError:
+    """The error for a sandbox that cannot be started or reached."""
+    return ApiError("service_unavailable", message, retry_after=1.0)
+
+
+def new_name() -> str:
+    """A name for a sandbox's folder and cgroups."""
+    return secrets.token_hex(8)
+
+
+def start(
+    host: Host,
+    recipe: Recipe,
+    *,
+    lifeline: int,
+    pool: str | None = None,
+    claimed: records.Claimed | None = None,
+    egress: bool,
+) -> records.State:
+    """Start a sandbox (blocking; run it in a thread). Its agent may not listen to anybody yet.
+
+    `claimed` given: it is somebody's from its first moment. Raises ApiError when it cannot be started.
+    """
+    name = new_name()
+    token = secrets.token_hex(32)
+    folder = _make_folder(host, name)
+    if claimed is not None:
+        records.write(folder / "claim.json", claimed)
+    config = plans.agent_config(host, recipe, name, token, egress)
+    listening = _listen(folder)
+    try:
+        plan = plans.plan(host, recipe, name, config, listening.fileno(), lifeline)
+        uid = spawn(host.python, plan, (listening.fileno(), lifeline))
+    finally:
+        listening.close()
+    state = records.State(
+        name=name,
+        token=token,
+        runtime=recipe.runtime.id,
+        languages=recipe.runtime.languages,
+        recipe=recipe.digest,
+        pool=pool,
+        resources=recipe.resources,
+        isolation=plans.isolation(host, recipe, uid, egress),
+        uid=uid,
+        started_at=time.time(),
+        cgroups=tuple(group["path"] for group in plan["cgroups"]),
+    )
+    with contextlib.suppress(OSError):  # it ended meanwhile, and its folder with it
+        records.write(folder / "state.json", state)
+    return state
+
+
+def _make_folder(host: Host, name: str) -> Path:
+    folder = host.data_dir / "sandboxes" / name
+    folder.mkdir(mode=0o700)
+    (folder / "egress").mkdir(mode=0o711)
+    if host.bwrap is None:
+        for each in ("home", "workspace", "run", "tmp"):
+            (folder / each).mkdir(mode=0o700)
+    return folder
+
+
+def _listen(folder: Path) -> socket.socket:
+    """The agent's listening socket, made here so that nothing of the host is writable in the sandbox."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with short_address(folder / SOCKET) as address:
+            listening.bind(address)
+            os.chmod(address, 0o600)
+        listening.listen(_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+@contextlib.contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """An address of a socket whose path may be longer than addresses can be."""
+    if len(os.fsencode(path)) <= _ADDRESS:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def spawn(python: str, plan: dict[str, Any], inherited: tuple[int, ...]) -> int:
+    """Start a keeper with its plan; the sandbox's uid on the host. Raises ApiError with its reason."""
+    process = subprocess.Popen(
+        [python, "-I", "-S", str(KEEPER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=inherited,
+        cwd="/",
+        env={},
+    )
+    try:
+        said = process.communicate(marshal.dumps(plan), START_TIMEOUT)[0].decode("utf-8", "replace")
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        raise unavailable("the sandbox's keeper did not start in time") from error
+    word, _, rest = said.partition(" ")
+    if word != "ok":
+        raise unavailable(f"the sandbox could not be started: {said.strip() or 'its keeper died'}")
+    return int(rest)
+
+
+async def dial(folder: Path, token: str, open_: Open) -> FrameStream:
+    """A proved stream to the agent. Raises ProofError or OSError."""
+    loop = asyncio.get_running_loop()
+    with short_address(folder / SOCKET) as address:
+        connecting = loop.create_unix_connection(FrameStream, address)
+        _, stream = await asyncio.wait_for(connecting, DIAL_TIMEOUT)
+    await prove_as_gateway(stream, bytes.fromhex(token), msgspec.to_builtins(open_))
+    return stream
+
+
+async def ready(folder: Path, token: str) -> Status:
+    """Wait until a kernel is parked. Raises ApiError when the agent fails or takes too long."""
+    until = time.monotonic() + READY_TIMEOUT
+    while True:
+        try:
+            stream = await dial(folder, token, OpenRpc())
+        except (ProofError, OSError) as error:  # a busy machine: the agent is not there yet
+            if records.keeper_of(folder) is None:
+                raise unavailable("the sandbox ended while it started") from error
+            if time.monotonic() > until:
+                raise unavailable("the sandbox's agent did not start in time") from error
+            continue
+        try:
+            return await asyncio.wait_for(_ask_ready(stream), max(1.0, until - time.monotonic()))
+        except (ConnectionError, TimeoutError, msgspec.DecodeError) as error:
+            raise unavailable("the sandbox's agent failed before a kernel was ready") from error
+        finally:
+            stream.close()
+
+
+async def _ask_ready(stream: FrameStream) -> Status:
+    _, body = await stream.next_frame()
+    opened = msgspec.json.decode(body, type=Opened)
+    if opened.error is None:
+        params = msgspec.Raw(msgspec.json.encode(Ready(READY_TIMEOUT)))
+        stream.send(FrameKind.JSON, msgspec.json.encode(Request(1, "ready", params)))
+        _, body = await stream.next_frame()
+        answer = msgspec.json.decode(body, type=Answer)
+        if answer.error is None and answer.result is not None:
+            return msgspec.json.decode(answer.result, type=Status)
+        opened = Opened(answer.error)
+    said = opened.error.message[:1000] if opened.error is not None else "no answer"
+    raise unavailable(f"the sandbox's agent is not ready: {said}")
+
+
+async def end(folder: Path, word: str) -> bool:
+    """Ask a sandbox's keeper to end it with this word, and wait until everything of it is gone.
+
+    False when no keeper lives.
+    """
+    pid = records.keeper_of(folder)
+    if pid is None:
+        return False
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if records.keeper_of(folder) != pid:
+            return False
+        with contextlib.suppress(OSError):
+            (folder / "end").write_text(word)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        await _readable(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+async def gone(folder: Path) -> None:
+    """Wait until the sandbox's keeper is gone."""
+    pid = records.keeper_of(folder)
+    if pid is None:
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if records.keeper_of(folder) == pid:
+            await _readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_reader(descriptor, readable)
+    try:
+        await done
+    finally:
+        loop.remove_reader(descriptor)

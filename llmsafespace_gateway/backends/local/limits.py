@@ -1,0 +1,210 @@
+"""What bounds a sandbox: cgroups (v1 or v2) where they are writable, resource limits everywhere."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmsafespace_gateway.backends.base import Resources
+
+PROCESSES = 512  # processes and threads of one sandbox
+OPEN_FILES = 4096
+SLACK = 32 * 1024**2  # page tables, sockets and the like, charged to a cgroup but nobody's data
+_PERIOD = 100_000  # microseconds
+_V1 = ("memory", "pids", "cpu")
+
+
+class Hierarchy(msgspec.Struct, frozen=True):
+    """Where cgroups of sandboxes are made. `folders` maps each controller that is writable to its parent."""
+
+    version: int  # 0: none
+    folders: dict[str, str]
+
+    @property
+    def memory(self) -> bool:
+        """True when memory is charged."""
+        return "memory" in self.folders
+
+
+NONE = Hierarchy(0, {})
+
+
+def parse_own(text: str) -> dict[str, str]:
+    """/proc/self/cgroup as controller → path; the v2 hierarchy's controller is ''. See cgroups(7)."""
+    own: dict[str, str] = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            own[controller] = path
+    return own
+
+
+def parse_mounts(text: str) -> dict[str, tuple[str, str]]:
+    """/proc/self/mountinfo as controller → (mount point, root of the mount); '' is v2. See proc(5)."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if not kind or kind[0] not in ("cgroup", "cgroup2"):
+            continue
+        names = [""] if kind[0] == "cgroup2" else kind[2].split(",")
+        for name in names:
+            found.setdefault(name, (fields[4], fields[3]))
+    return found
+
+
+def own_folder(controller: str, own: Mapping[str, str], mounts: Mapping[str, tuple[str, str]]) -> str | None:
+    """The folder of this process's own cgroup for `controller`, where it can be seen."""
+    if controller not in own or controller not in mounts:
+        return None
+    point, root = mounts[controller]
+    relative = os.path.relpath(own[controller], root)
+    return point if relative.startswith("..") else os.path.normpath(f"{point}/{relative}")
+
+
+def discover(parent: str | None = None) -> Hierarchy:
+    """The writable hierarchy below this process's cgroup, or below `parent` (a path within each mount).
+
+    On v2, whose inner cgroups may hold no process, this moves the process into a leaf `gateway` of its own.
+    """
+    own = parse_own(Path("/proc/self/cgroup").read_text())
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    if parent is not None:
+        own = dict.fromkeys(own, parent)
+    found = {name: own_folder(name, own, mounts) for name in _V1}
+    folders = {name: path for name, path in found.items() if path is not None and _writable(path)}
+    if folders:
+        return Hierarchy(1, folders)
+    unified = own_folder("", own, mounts)
+    if unified is None or not _writable(unified):
+        return NONE
+    enabled = _enable(Path(unified))
+    return Hierarchy(2, dict.fromkeys(enabled, unified)) if enabled else NONE
+
+
+def _writable(path: str) -> bool:
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+def _enable(folder: Path) -> list[str]:
+    """Hand the controllers of a v2 cgroup on to its children; the names of those that could be."""
+    try:
+        present = set((folder / "cgroup.controllers").read_text().split())
+        wanted = [name for name in _V1 if name in present]
+        control = folder / "cgroup.subtree_control"
+        if not set(wanted) <= set(control.read_text().split()):
+            if str(os.getpid()) in (folder / "cgroup.procs").read_text().split():
+                leaf = folder / "gateway"
+                leaf.mkdir(exist_ok=True)
+                (leaf / "cgroup.procs").write_text(str(os.getpid()))
+            control.write_text(" ".join(f"+{name}" for name in wanted))
+        enabled = set(control.read_text().split())
+    except OSError:
+        return []
+    return [name for name in wanted if name in enabled]
+
+
+def shares(cpu: float) -> int:
+    """The weight of `cpu` cores as v1 cpu.shares."""
+    return max(2, int(1024 * cpu))
+
+
+def weight(cpu: float) -> int:
+    """The weight of `cpu` cores as v2 cpu.weight."""
+    return max(1, min(10_000, int(100 * cpu)))
+
+
+def cgroups(hierarchy: Hierarchy, name: str, resources: Resources) -> list[dict[str, Any]]:
+    """The cgroups of one sandbox as the keeper makes them: path, and (file, value, needed) to write.
+
+    Memory is limited to memory and storage together, as pages of memory file systems are charged too; the
+    agent's watchdog holds memory alone. The share of the processor is the least: `raise_share` gives more.
+    """
+    memory = resources.memory + resources.storage + SLACK
+    quota = max(1000, int(resources.cpu * _PERIOD))
+    if hierarchy.version == 2:
+        files: list[tuple[str, str, bool]] = []
+        if "memory" in hierarchy.folders:
+            files += [("memory.max", str(memory), True), ("memory.swap.max", "0", False)]
+        if "pids" in hierarchy.folders:
+            files.append(("pids.max", str(PROCESSES), True))
+        if "cpu" in hierarchy.folders:
+            files += [("cpu.max", f"{quota} {_PERIOD}", True), ("cpu.weight", "1", False)]
+        return [{"path": f"{next(iter(hierarchy.folders.values()))}/{name}", "files": files}]
+    by_controller: dict[str, list[tuple[str, str, bool]]] = {
+        "memory": [
+            ("memory.limit_in_bytes", str(memory), True),
+            ("memory.memsw.limit_in_bytes", str(memory), False),
+        ],
+        "pids": [("pids.max", str(PROCESSES), True)],
+        "cpu": [
+            ("cpu.cfs_period_us", str(_PERIOD), False),
+            ("cpu.cfs_quota_us", str(quota), False),
+            ("cpu.shares", "2", False),
+        ],
+    }
+    merged: dict[str, list[tuple[str, str, bool]]] = {}
+    for controller, folder in hierarchy.folders.items():  # two controllers may share one folder
+        merged.setdefault(f"{folder}/{name}", []).extend(by_controller[controller])
+    return [{"path": path, "files": files} for path, files in merged.items()]
+
+
+def memory_folder(hierarchy: Hierarchy, name: str) -> str | None:
+    """The cgroup that charges the sandbox's memory."""
+    return f"{hierarchy.folders['memory']}/{name}" if hierarchy.memory else None
+
+
+def oom_file(hierarchy: Hierarchy, name: str) -> str | None:
+    """The file in it that counts OOM kills."""
+    folder = memory_folder(hierarchy, name)
+    if folder is None:
+        return None
+    return f"{folder}/memory.events" if hierarchy.version == 2 else f"{folder}/memory.oom_control"
+
+
+def raise_share(hierarchy: Hierarchy, name: str, cpu: float) -> None:
+    """Give a claimed sandbox its full share of the processor; warm ones give way to everybody."""
+    if "cpu" not in hierarchy.folders:
+        return
+    folder = f"{hierarchy.folders['cpu']}/{name}"
+    file, value = ("cpu.weight", weight(cpu)) if hierarchy.version == 2 else ("cpu.shares", shares(cpu))
+    try:
+        with open(f"{folder}/{file}", "w") as control:
+            control.write(str(value))
+    except OSError:
+        return  # the sandbox has just ended
+
+
+def rlimits(resources: Resources, hierarchy: Hierarchy) -> list[tuple[int, int]]:
+    """Limits set before the sandbox starts. RLIMIT_DATA is a coarse stop where memory is not charged."""
+    limits = [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_MEMLOCK, 1024**2),
+        (resource.RLIMIT_MSGQUEUE, 64 * 1024),
+        (resource.RLIMIT_FSIZE, resources.storage),
+    ]
+    if not hierarchy.memory:
+        limits.append((resource.RLIMIT_DATA, resources.memory + 512 * 1024**2))
+    return limits
+
+
+def inside_rlimits() -> list[tuple[int, int]]:
+    """Limits set on the sandbox's first process: processes are counted per user namespace only from there."""
+    return [(resource.RLIMIT_NPROC, PROCESSES)]
+
+
+def described(resources: Resources, hierarchy: Hierarchy) -> dict[str, Any]:
+    """What is in force, for `isolation`."""
+    enforced = "cgroup v2" if hierarchy.version == 2 else "cgroup v1"
+    return {
+        "memory": {"bytes": resources.memory, "by": enforced if hierarchy.memory else "rlimit and watchdog"},
+        "storage": {"bytes": resources.storage, "by": "size of its memory file systems"},
+        "processes": {"count": PROCESSES, "by": enforced if "pids" in hierarchy.folders else "rlimit"},
+        "cpu": {"cores": resources.cpu, "by": enforced} if "cpu" in hierarchy.folders else None,
+    }

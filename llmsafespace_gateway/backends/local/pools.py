@@ -1,0 +1,207 @@
+"""Warm pools at work: they start sandboxes ahead, one at a time, and hand them out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from llmsafespace_gateway.backends.base import Condition, SandboxSpec, WarmPoolSpec, WarmPoolStatus
+from llmsafespace_gateway.backends.local import pool as planning
+from llmsafespace_gateway.backends.local.plans import Recipe
+from llmsafespace_gateway.backends.local.registry import Entry
+from llmsafespace_gateway.errors import ApiError
+
+log = logging.getLogger("llmsafespace.pools")
+
+
+class Pool:
+    """One pool's state."""
+
+    def __init__(self, spec: WarmPoolSpec, recipe: Recipe) -> None:
+        self.spec = spec
+        self.recipe = recipe
+        self.digest = recipe.digest
+        self.ready: dict[str, Entry] = {}
+        self.starting: set[asyncio.Task[None]] = set()
+        self.failures = 0
+        self.retry_at = 0.0
+        self.surplus_since: float | None = None
+        self.last_scale_time: float | None = None
+        self.condition = Condition(type="Ready", status="False", reason="Starting")
+        self.wake = asyncio.Event()
+        self.keeping: asyncio.Task[None] | None = None
+
+    def say(self, status: str, reason: str, message: str = "") -> None:
+        """Change the condition; its time changes with its status only."""
+        old = self.condition
+        changed = time.time() if old.status != status or not old.last_transition_time else None
+        self.condition = Condition(
+            type="Ready",
+            status=status,
+            reason=reason,
+            message=message,
+            last_transition_time=changed or old.last_transition_time,
+        )
+
+
+class Pools:
+    """All warm pools. `start(recipe, pool)` starts one sandbox and waits until it is ready."""
+
+    def __init__(
+        self,
+        start: Callable[[Recipe, str], Awaitable[tuple[Entry, list[str]]]],
+        end: Callable[[Entry], Awaitable[None]],
+        assigned: Callable[[str], int],
+    ) -> None:
+        self._start = start
+        self._end = end
+        self._assigned = assigned
+        self._pools: dict[str, Pool] = {}
+        self._one_at_a_time = asyncio.Semaphore(1)
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def apply(self, spec: WarmPoolSpec, recipe: Recipe) -> None:
+        """Create or change a pool."""
+        pool = self._pools.get(spec.name)
+        if pool is None:
+            pool = self._pools[spec.name] = Pool(spec, recipe)
+            pool.keeping = asyncio.create_task(self._keep(pool), name=f"pool {spec.name}")
+            return
+        pool.spec, pool.recipe, pool.digest = spec, recipe, recipe.digest
+        pool.failures, pool.retry_at = 0, 0.0
+        pool.wake.set()
+
+    async def delete(self, name: str) -> None:
+        """Remove a pool and end what nobody claimed; nothing when there is none."""
+        pool = self._pools.pop(name, None)
+        if pool is None:
+            return
+        tasks = [task for task in (pool.keeping, *pool.starting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(entry) for entry in list(pool.ready.values())))
+
+    async def stop(self) -> None:
+        """Remove all pools."""
+        await asyncio.gather(*(self.delete(name) for name in list(self._pools)))
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def take(self, spec: SandboxSpec, runtime: str) -> tuple[Entry | None, str]:
+        """A warm sandbox that is nobody else's from now on; or why there is none."""
+        misfits = {
+            name: planning.misfit(spec, runtime, pool.spec, pool.recipe.runtime.id)
+            for name, pool in self._pools.items()
+        }
+        reason = planning.cold_reason(spec, list(misfits.values()))
+        if reason is not None:
+            return None, reason
+        fitting = [self._pools[name] for name, misfit in misfits.items() if misfit is None]
+        fitting.sort(
+            key=lambda pool: (
+                pool.spec.tenant is None,
+                pool.spec.resources.cpu,
+                pool.spec.resources.memory,
+            )
+        )
+        for pool in fitting:
+            for name, entry in list(pool.ready.items()):
+                if entry.state.recipe == pool.digest:
+                    del pool.ready[name]
+                    pool.wake.set()
+                    return entry, ""
+        return None, f"the warm pool {fitting[0].spec.name} was empty"
+
+    def ended(self, entry: Entry) -> None:
+        """A sandbox is no more."""
+        pool = self._pools.get(entry.state.pool or "")
+        if pool is not None:
+            pool.ready.pop(entry.state.name, None)
+            pool.wake.set()
+
+    def status(self, name: str) -> WarmPoolStatus:
+        """How a pool stands. Raises ApiError(not_found)."""
+        pool = self._pools.get(name)
+        if pool is None:
+            raise ApiError("not_found", f"there is no warm pool {name}")
+        return WarmPoolStatus(
+            available=len(pool.ready),
+            assigned=self._assigned(name),
+            pending=len(pool.starting),
+            last_scale_time=pool.last_scale_time,
+            conditions=(pool.condition,),
+        )
+
+    # -- keeping one full --------------------------------------------------------------------------
+
+    async def _keep(self, pool: Pool) -> None:
+        while True:
+            pool.wake.clear()
+            actions = planning.plan(self._observe(pool))
+            pool.surplus_since = actions.surplus_since
+            for name in actions.end:
+                self._end_later(pool.ready.pop(name))
+            for _ in range(actions.start):
+                self._start_later(pool)
+            if actions.start or actions.end:
+                pool.last_scale_time = time.time()
+            await self._woken(pool, actions.look_again_at)
+
+    def _observe(self, pool: Pool) -> planning.Observed:
+        now = time.time()
+        warm = tuple(
+            planning.Warm(name, now - entry.state.started_at, entry.state.recipe == pool.digest)
+            for name, entry in pool.ready.items()
+        )
+        return planning.Observed(
+            spec=pool.spec,
+            warm=warm,
+            starting=len(pool.starting),
+            assigned=self._assigned(pool.spec.name),
+            now=now,
+            surplus_since=pool.surplus_since,
+            retry_at=pool.retry_at,
+        )
+
+    async def _woken(self, pool: Pool, until: float | None) -> None:
+        timeout = None if until is None else max(0.01, until - time.time())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pool.wake.wait(), timeout)
+
+    def _end_later(self, entry: Entry) -> None:
+        async def end() -> None:
+            await self._end(entry)
+
+        task = asyncio.create_task(end(), name=f"end of {entry.state.name}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _start_later(self, pool: Pool) -> None:
+        task = asyncio.create_task(self._start_one(pool), name=f"start for pool {pool.spec.name}")
+        pool.starting.add(task)
+
+        def started(done: asyncio.Task[None]) -> None:
+            pool.starting.discard(done)
+            pool.wake.set()
+
+        task.add_done_callback(started)
+
+    async def _start_one(self, pool: Pool) -> None:
+        async with self._one_at_a_time:
+            try:
+                entry, problems = await self._start(pool.recipe, pool.spec.name)
+            except (ApiError, OSError) as error:
+                pool.failures += 1
+                pool.retry_at = time.time() + planning.backoff(pool.failures)
+                pool.say("False", "StartFailed", str(error))
+                log.warning("pool %s: %s", pool.spec.name, error)
+                return
+        pool.failures, pool.retry_at = 0, 0.0
+        pool.ready[entry.state.name] = entry
+        if problems:
+            pool.say("True", "PreloadFailed", "; ".join(problems)[:2000])
+        else:
+            pool.say("True", "Warm")

@@ -1,0 +1,372 @@
+"""Routes: execute, executions, contexts."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from llmsafespace_agent.wire.requests import (
+    ById,
+    CommandInfo,
+    CommandSignal,
+    CommandStart,
+    ContextCreate,
+    ContextInfo,
+    Empty,
+    ExecutionInfo,
+    OpenCommand,
+    OpenExecution,
+)
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest import runs
+from llmsafespace_gateway.rest.conversions import working_directory
+from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Route
+from llmsafespace_gateway.rest.types import (
+    ContextAnswer,
+    ExecuteBody,
+    ExecutionAnswer,
+    ExecutionList,
+    ExecutionSummary,
+)
+from llmsafespace_gateway.rest.types_processes import ContextCreateBody, ContextList
+from llmsafespace_gateway.rest.validation import invalid
+from llmsafespace_gateway.sandboxes.events import End, Event, Failure
+from llmsafespace_gateway.sandboxes.executions import collect, moment
+from llmsafespace_gateway.sandboxes.manager import Sandboxes
+
+_LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
+_AFTER = Query("after", "the sequence number after which to go on", "integer", 0, 0)
+_encode = msgspec.json.Encoder().encode
+_MAX_SOURCE = 8 * 1024 * 1024
+
+
+def wants_stream(call: RestHandler) -> str | None:
+    """The streaming type that the client's Accept header asks for, None for one JSON answer."""
+    accept = call.request.headers.get("Accept", "")
+    return next((kind for kind in (NDJSON, SSE) if kind in accept), None)
+
+
+async def answer_run(call: RestHandler, run: runs.Run) -> ExecutionAnswer | None:
+    """Follow a run to its end: streamed where the client asked for it, else as one answer."""
+    kind = wants_stream(call)
+    if kind is not None:
+        await stream_run(call, run, kind)
+        return None
+    source = runs.follow(call.sandboxes, run)
+    async with contextlib.aclosing(source):
+        collected = await call.while_connected(collect(source))
+    call.metrics.executions.labels(collected.end.end).inc()
+    return runs.answer(run.kind, collected)
+
+
+async def stream_run(call: RestHandler, run: runs.Run, kind: str) -> None:
+    """Send a run's events as they come, as NDJSON or server-sent events."""
+    call.set_header("Content-Type", kind)
+    call.set_header("X-Execution-Id", run.id)
+    call.set_header("X-Accel-Buffering", "no")
+    await call.flush()
+    await call.send(_pieces(call, run, kind))
+    call.finish()
+
+
+async def _pieces(call: RestHandler, run: runs.Run, kind: str) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
+        try:
+            async for event in source:
+                if isinstance(event, End):
+                    call.metrics.executions.labels(event.end).inc()
+                yield encode_event(event, kind)
+        except ApiError as error:
+            yield encode_event(Failure(code=error.code, message=error.message), kind)
+        except ConnectionError:
+            yield encode_event(
+                Failure(code="service_unavailable", message="the sandbox's agent went away"), kind
+            )
+
+
+def encode_event(event: Event, kind: str) -> bytes:
+    """One event as a line of NDJSON or a server-sent event whose id is its sequence number."""
+    body: bytes = _encode(event)
+    if kind == NDJSON:
+        return body + b"\n"
+    name = type(event).__struct_config__.tag
+    return f"id: {event.seq}\nevent: {name}\ndata: ".encode() + body.replace(b"\n", b" ") + b"\n\n"
+
+
+async def execute(call: RestHandler) -> ExecutionAnswer | None:
+    """POST …/execute."""
+    body: ExecuteBody = call.body
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    execution = body.execution_id or runs.new_id()
+    if body.type == "command":
+        for name, value in (("context", body.context), ("language", body.language)):
+            if value is not None:
+                raise invalid(f"body.{name}", "is for code; a command runs in the shell")
+        start = CommandStart(
+            id=execution,
+            command=body.content,
+            cwd=working_directory(body.cwd),
+            env=body.env,
+            timeout=body.timeout or row.timeout,
+            stdin=body.stdin,
+        )
+        run = await runs.begin_command(call.sandboxes, row.id, start)
+    else:
+        if body.cwd is not None:
+            raise invalid("body.cwd", "is for commands; code runs where its context is")
+        open_ = OpenExecution(
+            execution=execution,
+            context=body.context,
+            language=body.language,
+            code=body.content,
+            env=body.env,
+            timeout=body.timeout,
+            stdin=body.stdin,
+        )
+        run = await runs.begin(call.sandboxes, row.id, open_)
+    call.audit("sandbox.execute", row.id, execution=execution, type=body.type)
+    return await answer_run(call, run)
+
+
+async def list_executions(call: RestHandler) -> ExecutionList:
+    """GET …/executions."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    code: list[ExecutionInfo] = await call.sandboxes.rpc(row.id, "executions.list", Empty())
+    commands: list[CommandInfo] = await call.sandboxes.rpc(row.id, "commands.list", Empty())
+    everything = [*map(runs.summary, code), *map(runs.summary, commands)]
+    everything.sort(key=lambda info: info.started_at, reverse=True)
+    return ExecutionList(items=everything[: call.query("limit")])
+
+
+async def get_execution(call: RestHandler) -> ExecutionAnswer:
+    """GET …/executions/{execution_id}: with its output once it has ended."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
+    known = runs.summary(info)
+    if known.end is None and not call.query("wait"):
+        return ExecutionAnswer(**{name: getattr(known, name) for name in known.__struct_fields__})
+    run = await runs.begin(call.sandboxes, row.id, _followed(info, 0))
+    async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
+        return runs.answer(run.kind, await call.while_connected(collect(source)))
+
+
+async def execution_events(call: RestHandler) -> None:
+    """GET …/executions/{execution_id}/events."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
+    await follow_events(call, row.id, _followed(info, after(call)))
+
+
+async def follow_events(call: RestHandler, sandbox_id: str, open_: OpenExecution | OpenCommand) -> None:
+    """Stream what an execution or command put out, and goes on to put out."""
+    run = await runs.begin(call.sandboxes, sandbox_id, open_)
+    await stream_run(call, run, wants_stream(call) or NDJSON)
+
+
+def after(call: RestHandler) -> int:
+    """Where to go on: the `after` query value, or an event source's Last-Event-ID."""
+    last = call.request.headers.get("Last-Event-ID", "")
+    return int(call.query("after") or (last if last.isascii() and last.isdigit() and len(last) < 19 else 0))
+
+
+def _followed(info: ExecutionInfo | CommandInfo, start: int) -> OpenExecution | OpenCommand:
+    if isinstance(info, CommandInfo):
+        return OpenCommand(command=info.id, after=start)
+    return OpenExecution(execution=info.id, after=start)
+
+
+async def interrupt(call: RestHandler) -> ExecutionSummary:
+    """POST …/executions/{execution_id}/interrupt."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
+    ended = await interrupt_run(call.sandboxes, row.id, info)
+    call.audit("execution.interrupt", row.id, execution=info.id)
+    return runs.summary(ended)
+
+
+async def interrupt_run(
+    sandboxes: Sandboxes, sandbox_id: str, info: ExecutionInfo | CommandInfo
+) -> ExecutionInfo | CommandInfo:
+    """Interrupt an execution or a command; one that has ended stays as it is."""
+    if isinstance(info, ExecutionInfo):
+        code: ExecutionInfo = await sandboxes.rpc(sandbox_id, "executions.interrupt", ById(id=info.id))
+        return code
+    if not info.running:
+        return info
+    command: CommandInfo = await sandboxes.rpc(
+        sandbox_id, "commands.signal", CommandSignal(id=info.id, signal="SIGINT")
+    )
+    return command
+
+
+# -- contexts --------------------------------------------------------------------------------------------
+
+
+def context_answer(info: ContextInfo, default: str | None) -> ContextAnswer:
+    """A context as the API shows it; `default` is the id of the sandbox's first one."""
+    return ContextAnswer(
+        id=info.id,
+        name=info.name,
+        language=info.language,
+        state=info.state,
+        cwd=info.cwd,
+        created_at=moment(info.created_at),
+        last_activity=moment(info.last_activity),
+        connections=info.connections,
+        executions=info.executions,
+        end=info.end,
+        is_default=info.id == default,
+    )
+
+
+async def list_contexts(call: RestHandler) -> ContextList:
+    """GET …/contexts."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    found: list[ContextInfo] = await call.sandboxes.rpc(row.id, "contexts.list", Empty())
+    default = await call.default_kernel(row.id)
+    found.sort(key=lambda info: (info.id != default, info.created_at))
+    return ContextList(items=[context_answer(info, default) for info in found])
+
+
+async def create_context(call: RestHandler) -> ContextAnswer:
+    """POST …/contexts."""
+    body: ContextCreateBody = call.body
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    wanted = ContextCreate(
+        id=body.id or str(uuid.uuid4()),
+        language=body.language,
+        name=body.name,
+        cwd=working_directory(body.cwd),
+        env=body.env,
+    )
+    kernel = await call.sandboxes.create_context(row, wanted)
+    call.audit("context.create", row.id, context=kernel.id)
+    info: ContextInfo = await call.sandboxes.rpc(row.id, "contexts.get", ById(id=kernel.id))
+    return context_answer(info, await call.default_kernel(row.id))
+
+
+async def delete_context(call: RestHandler) -> None:
+    """DELETE …/contexts/{context_id}."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    context = call.path_values["context_id"]
+    await call.sandboxes.remove_context(row.id, context)
+    call.audit("context.delete", row.id, context=context)
+
+
+async def restart_context(call: RestHandler) -> ContextAnswer:
+    """POST …/contexts/{context_id}/restart."""
+    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    context = call.path_values["context_id"]
+    info: ContextInfo = await call.sandboxes.rpc(row.id, "contexts.restart", ById(id=context))
+    call.audit("context.restart", row.id, context=context)
+    return context_answer(info, await call.default_kernel(row.id))
+
+
+_SANDBOX = "/sandboxes/{sandbox_id}"
+_STREAMS = (JSON, NDJSON, SSE)
+
+ROUTES = [
+    Route(
+        method="POST",
+        path=f"{_SANDBOX}/execute",
+        handle=execute,
+        scope="execute",
+        tag="Executions",
+        summary="Run code or a command; the answer waits for its end, or streams (Accept)",
+        request=ExecuteBody,
+        response=ExecutionAnswer,
+        produces=_STREAMS,
+        max_body=4 * _MAX_SOURCE,
+        errors=(404, 409, 410),
+    ),
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/executions",
+        handle=list_executions,
+        scope="sandboxes:read",
+        tag="Executions",
+        summary="Executions and commands that the sandbox knows, newest first",
+        response=ExecutionList,
+        query=(_LIMIT,),
+        errors=(404, 410),
+    ),
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/executions/{{execution_id}}",
+        handle=get_execution,
+        scope="sandboxes:read",
+        tag="Executions",
+        summary="An execution; with its output once it has ended, which `wait` waits for",
+        response=ExecutionAnswer,
+        query=(Query("wait", "answer when it has ended", "boolean", False),),
+        errors=(404, 410),
+    ),
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/executions/{{execution_id}}/events",
+        handle=execution_events,
+        scope="sandboxes:read",
+        tag="Executions",
+        summary="Events of an execution from a sequence number on, until its end",
+        produces=(NDJSON, SSE),
+        query=(_AFTER,),
+        errors=(404, 410),
+    ),
+    Route(
+        method="POST",
+        path=f"{_SANDBOX}/executions/{{execution_id}}/interrupt",
+        handle=interrupt,
+        scope="execute",
+        tag="Executions",
+        summary="Interrupt an execution; variables stay",
+        response=ExecutionSummary,
+        errors=(404, 410),
+    ),
+    Route(
+        method="GET",
+        path=f"{_SANDBOX}/contexts",
+        handle=list_contexts,
+        scope="sandboxes:read",
+        tag="Contexts",
+        summary="The sandbox's kernels, the default one first",
+        response=ContextList,
+        errors=(404, 410),
+    ),
+    Route(
+        method="POST",
+        path=f"{_SANDBOX}/contexts",
+        handle=create_context,
+        scope="execute",
+        tag="Contexts",
+        summary="Start a further kernel in the sandbox",
+        request=ContextCreateBody,
+        request_optional=True,
+        response=ContextAnswer,
+        status=201,
+        errors=(404, 409, 410),
+    ),
+    Route(
+        method="DELETE",
+        path=f"{_SANDBOX}/contexts/{{context_id}}",
+        handle=delete_context,
+        scope="execute",
+        tag="Contexts",
+        summary="End a kernel of the sandbox",
+        status=204,
+        errors=(404, 409, 410),
+    ),
+    Route(
+        method="POST",
+        path=f"{_SANDBOX}/contexts/{{context_id}}/restart",
+        handle=restart_context,
+        scope="execute",
+        tag="Contexts",
+        summary="Restart a kernel; its variables go",
+        response=ContextAnswer,
+        errors=(404, 410),
+    ),
+]

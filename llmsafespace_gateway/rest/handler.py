@@ -1,0 +1,269 @@
+"""The one tornado handler behind every REST route: check, authorize, decode, call, encode, answer errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import msgspec
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, stream_request_body
+
+from llmsafespace_gateway.access.http import identify
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest.answers import Answers
+from llmsafespace_gateway.rest.routing import JSON, PREFIX, Route, Router
+from llmsafespace_gateway.rest.validation import decode
+from llmsafespace_gateway.store import kernels
+
+if TYPE_CHECKING:
+    from llmsafespace_gateway.access.principal import Principal
+    from llmsafespace_gateway.access.service import Access
+    from llmsafespace_gateway.backends.base import SandboxBackend
+    from llmsafespace_gateway.metrics import Metrics
+    from llmsafespace_gateway.sandboxes.manager import Sandboxes
+    from llmsafespace_gateway.store import Store
+
+log = logging.getLogger("llmsafespace_gateway.requests")
+BODY_TIMEOUT = 60.0
+_T = TypeVar("_T")
+
+
+class Upload(Protocol):
+    """Where the pieces of a request's body go."""
+
+    async def write(self, piece: bytes) -> None:
+        """Take one piece; returns when there is room for more. Never raises."""
+
+    def abort(self) -> None:
+        """The client is gone, or the request failed: undo."""
+
+
+@stream_request_body
+class RestHandler(Answers):
+    """Serves every route of one `Router`; `prefix` is cut from the path first."""
+
+    def initialize(self, router: Router, prefix: str = PREFIX) -> None:
+        """Called by tornado for each request."""
+        self.router = router
+        self.prefix = prefix
+        self.route: Route | None = None
+        self.path_values: dict[str, str] = {}
+        self.query_values: dict[str, Any] = {}
+        self.body: Any = None
+        self.upload: Upload | None = None
+        self._principal: Principal | None = None
+        self._body = bytearray()
+        self._too_large = False
+        self._gone = asyncio.Event()
+        self._began = time.monotonic()
+
+    # -- what routes use ---------------------------------------------------------------------------
+
+    @property
+    def principal(self) -> Principal:
+        """Who is asking. Only on routes that are not public."""
+        if self._principal is None:
+            raise ApiError("unauthorized", "send an API key: `Authorization: Bearer <key>`")
+        return self._principal
+
+    @property
+    def access(self) -> Access:
+        """Who may do what."""
+        return cast("Access", self.settings["access"])
+
+    @property
+    def sandboxes(self) -> Sandboxes:
+        """The life of sandboxes."""
+        return cast("Sandboxes", self.settings["sandboxes"])
+
+    @property
+    def store(self) -> Store:
+        """The tables."""
+        return cast("Store", self.settings["store"])
+
+    @property
+    def backend(self) -> SandboxBackend:
+        """Where sandboxes run."""
+        return cast("SandboxBackend", self.settings["backend"])
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is counted."""
+        return cast("Metrics", self.settings["metrics"])
+
+    def audit(self, action: str, target: str, outcome: str = "ok", **details: Any) -> None:
+        """Write down a decision that changed something."""
+        self.access.audit(self.principal, action, target, outcome, **details)
+
+    async def default_kernel(self, sandbox_id: str) -> str | None:
+        """The id of the context that a sandbox began with."""
+        found = await kernels.of_sandbox(self.store, sandbox_id)
+        return next((kernel.id for kernel in found if kernel.is_default), None)
+
+    def query(self, name: str) -> Any:
+        """A query value that the route declares."""
+        return self.query_values[name]
+
+    async def while_connected(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of `work`, which is cancelled when the client goes away (StreamClosedError then)."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._gone.wait())
+        waiting: set[asyncio.Future[Any]] = {task, gone}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise StreamClosedError
+            return task.result()
+        finally:
+            gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def send(self, pieces: AsyncGenerator[bytes]) -> None:
+        """Send pieces as they come, never more than the client takes; ends when the client goes away."""
+
+        async def pump() -> None:
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    self.write(piece)
+                    await self.flush()
+
+        with contextlib.suppress(StreamClosedError):
+            await self.while_connected(pump())
+
+    # -- the request's way ---------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Find the route, authenticate, authorize and check the query, before any of the body is read."""
+        connection: Any = self.request.connection
+        connection.set_body_timeout(BODY_TIMEOUT)
+        route, self.path_values = self.router.match(
+            self.request.method or "", self.request.path[len(self.prefix) :]
+        )
+        self.route = route
+        if not route.public:
+            self._principal = await identify(self)
+            if route.scope is not None:
+                self.access.require(self._principal, route.scope)
+        self.query_values = self._query(route)
+        if route.upload and route.begin is not None:
+            connection.set_body_timeout(24 * 3600.0)
+            self.upload = await route.begin(self)
+        elif self._announced() > route.max_body:
+            raise self._over(route)
+
+    async def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body. What is over the limit is counted and thrown away."""
+        if self.route is None:
+            return
+        if self.upload is not None:
+            await self.upload.write(chunk)
+        elif len(self._body) + len(chunk) > self.route.max_body:
+            self._too_large = True
+            self._body.clear()
+        elif not self._too_large:
+            self._body += chunk
+
+    async def _serve(self) -> None:
+        route = self.route
+        if route is None:
+            raise ApiError("not_found", "no such path")
+        if self._too_large:
+            raise self._over(route)
+        if route.request is not None:
+            self.body = self._decoded(route)
+        elif self._body and not route.upload:
+            raise ApiError("invalid_request", "body: this request takes none")
+        answer = await route.handle(self)
+        if not self._finished and not self._headers_written:
+            self._answer(route, answer)
+
+    def _answer(self, route: Route, answer: Any) -> None:
+        if answer is None:
+            self.set_status(self._status_code if self._status_code != 200 else 204)
+            self.clear_header("Content-Type")
+            self.finish()
+            return
+        if self._status_code == 200:
+            self.set_status(route.status)
+        self.set_header("Content-Type", JSON)
+        self.finish(msgspec.json.encode(answer))
+
+    get = head = post = put = patch = delete = _serve
+
+    def _query(self, route: Route) -> dict[str, Any]:
+        known = {query.name: query for query in route.query}
+        values = {name: query.default for name, query in known.items()}
+        for name, sent in self.request.query_arguments.items():
+            if name not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise ApiError(
+                    "invalid_request",
+                    f"query.{name[:60]}: is not known here; known: {names}",
+                    {"field": f"query.{name[:60]}"},
+                )
+            if len(sent) != 1:
+                raise ApiError("invalid_request", f"query.{name}: was sent {len(sent)} times; send it once")
+            values[name] = known[name].parse(sent[0].decode("utf-8", "replace"))
+        return values
+
+    def _decoded(self, route: Route) -> Any:
+        if not self._body and route.request_optional:
+            return decode(b"{}", route.request)
+        kind = self.request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
+        if kind != JSON and not kind.endswith("+json"):
+            raise ApiError(
+                "unsupported_media_type",
+                f"header.Content-Type: expected {JSON}, got {kind[:60]!r}",
+                {"field": "header.Content-Type"},
+            )
+        return decode(bytes(self._body), route.request)
+
+    def _announced(self) -> int:
+        length = self.request.headers.get("Content-Length", "0")
+        return int(length) if length.isdecimal() else 0
+
+    def _over(self, route: Route) -> ApiError:
+        return ApiError("payload_too_large", f"body: at most {route.max_body} bytes can be sent here")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what is our own fault; what is the client's is in its answer and the request log."""
+        if not isinstance(value, ApiError | HTTPError | StreamClosedError):
+            log.error("a request failed", exc_info=(typ, value, tb), extra={"fields": self.log_fields()})
+
+    def on_connection_close(self) -> None:
+        """The client went away before its answer was complete."""
+        self._gone.set()
+        if self.upload is not None:
+            self.upload.abort()
+        super().on_connection_close()
+
+    def on_finish(self) -> None:
+        """Count and log the request."""
+        if self.upload is not None:
+            self.upload.abort()
+        route = self.route.path if self.route is not None else "unknown"
+        method = (self.request.method or "") if self.route is not None else "unknown"
+        taken = time.monotonic() - self._began
+        self.metrics.requests.labels(method, route, str(self.get_status())).inc()
+        self.metrics.latency.labels(method, route).observe(taken)
+        fields = self.log_fields() | {"status": self.get_status(), "milliseconds": round(taken * 1000, 3)}
+        log.info("request", extra={"fields": fields})
+
+    def log_fields(self) -> dict[str, Any]:
+        """Who asked what: the route and ids, never a query, header, body or key."""
+        principal = self._principal
+        return {
+            "request_id": self.request_id,
+            "method": self.request.method,
+            "route": self.route.path if self.route is not None else "unknown",
+            "sandbox": self.path_values.get("sandbox_id"),
+            "user": principal.user_id if principal is not None else None,
+            "key": principal.key_id if principal is not None else None,
+        }

@@ -1,0 +1,325 @@
+"""Routes: the caller, API keys, users, grants, the audit log."""
+
+from __future__ import annotations
+
+import time
+
+from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.routing import Query, Route
+from llmsafespace_gateway.rest.types_admin import (
+    ApiKeyAnswer,
+    ApiKeyCreate,
+    ApiKeyCreated,
+    ApiKeyList,
+    AuditEntry,
+    AuditList,
+    GrantAnswer,
+    GrantCreate,
+    GrantList,
+    MeAnswer,
+    UserAnswer,
+    UserCreate,
+    UserList,
+    UserPatch,
+)
+from llmsafespace_gateway.sandboxes.executions import moment
+from llmsafespace_gateway.store.rows import GrantRow, KeyRow, UserRow
+
+_LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
+_AFTER = Query("after", "`next` of the page before")
+
+
+def _page(rows: list[UserRow] | list[KeyRow] | list[GrantRow], limit: int) -> str | None:
+    return rows[limit - 1].id if len(rows) > limit else None
+
+
+def _key(row: KeyRow) -> ApiKeyAnswer:
+    return ApiKeyAnswer(
+        id=row.id,
+        name=row.name,
+        user_id=row.user_id,
+        scopes=sorted(row.scopes),
+        created_at=moment(row.created_at),
+        expires_at=moment(row.expires_at) if row.expires_at is not None else None,
+        revoked_at=moment(row.revoked_at) if row.revoked_at is not None else None,
+        last_used_at=moment(row.last_used_at) if row.last_used_at is not None else None,
+    )
+
+
+def _created(row: KeyRow, text: str) -> ApiKeyCreated:
+    shown = _key(row)
+    return ApiKeyCreated(**{name: getattr(shown, name) for name in shown.__struct_fields__}, key=text)
+
+
+def _user(row: UserRow) -> UserAnswer:
+    return UserAnswer(
+        id=row.id, name=row.name, tenant=row.tenant, role=row.role, created_at=moment(row.created_at)
+    )
+
+
+def _grant(row: GrantRow) -> GrantAnswer:
+    return GrantAnswer(id=row.id, sandbox_id=row.sandbox_id, user_id=row.user_id, level=row.level)
+
+
+async def me(call: RestHandler) -> MeAnswer:
+    """GET /user."""
+    who = call.principal
+    return MeAnswer(
+        id=who.user_id,
+        name=who.user,
+        tenant=who.tenant,
+        role=who.role,
+        key_id=who.key_id,
+        scopes=sorted(who.scopes),
+        usage=call.access.usage(who),
+    )
+
+
+async def list_keys(call: RestHandler) -> ApiKeyList:
+    """GET /user/apikeys, and GET /users/{user_id}/apikeys."""
+    limit = call.query("limit")
+    rows = await call.access.list_keys(
+        call.principal,
+        user_id=call.path_values.get("user_id"),
+        limit=limit + 1,
+        after=call.query("after"),
+    )
+    return ApiKeyList(items=[_key(row) for row in rows[:limit]], next=_page(rows, limit))
+
+
+async def create_key(call: RestHandler) -> ApiKeyCreated:
+    """POST /user/apikeys, and POST /users/{user_id}/apikeys."""
+    body: ApiKeyCreate = call.body
+    row, text = await call.access.create_key(
+        call.principal,
+        user_id=call.path_values.get("user_id"),
+        name=body.name,
+        scopes=body.scopes,
+        expires_at=time.time() + body.expires_in if body.expires_in is not None else None,
+    )
+    return _created(row, text)
+
+
+async def revoke_key(call: RestHandler) -> None:
+    """DELETE /user/apikeys/{key_id}."""
+    await call.access.revoke_key(call.principal, call.path_values["key_id"])
+
+
+async def list_users(call: RestHandler) -> UserList:
+    """GET /users."""
+    limit = call.query("limit")
+    rows = await call.access.list_users(call.principal, limit=limit + 1, after=call.query("after"))
+    return UserList(items=[_user(row) for row in rows[:limit]], next=_page(rows, limit))
+
+
+async def create_user(call: RestHandler) -> UserAnswer:
+    """POST /users."""
+    body: UserCreate = call.body
+    return _user(await call.access.create_user(call.principal, body.name, body.role, body.tenant))
+
+
+async def patch_user(call: RestHandler) -> UserAnswer:
+    """PATCH /users/{user_id}."""
+    body: UserPatch = call.body
+    return _user(await call.access.set_role(call.principal, call.path_values["user_id"], body.role))
+
+
+async def list_grants(call: RestHandler) -> GrantList:
+    """GET /grants."""
+    limit = call.query("limit")
+    rows = await call.access.list_grants(
+        call.principal, sandbox_id=call.query("sandboxId"), limit=limit + 1, after=call.query("after")
+    )
+    return GrantList(items=[_grant(row) for row in rows[:limit]], next=_page(rows, limit))
+
+
+async def create_grant(call: RestHandler) -> GrantAnswer:
+    """POST /grants."""
+    body: GrantCreate = call.body
+    return _grant(await call.access.grant(call.principal, body.sandbox_id, body.user_id, body.level))
+
+
+async def delete_grant(call: RestHandler) -> None:
+    """DELETE /grants/{grant_id}."""
+    await call.access.revoke_grant(call.principal, call.path_values["grant_id"])
+
+
+async def audit_log(call: RestHandler) -> AuditList:
+    """GET /audit."""
+    limit = call.query("limit")
+    rows = await call.access.audit_log(
+        call.principal,
+        user_id=call.query("userId"),
+        action=call.query("action"),
+        target=call.query("target"),
+        outcome=call.query("outcome"),
+        limit=limit + 1,
+        after=call.query("after"),
+    )
+    return AuditList(
+        items=[
+            AuditEntry(
+                id=row.id,
+                at=moment(row.at),
+                user_id=row.user_id,
+                tenant=row.tenant,
+                key_id=row.key_id,
+                action=row.action,
+                target=row.target,
+                outcome=row.outcome,
+                details=row.details,
+            )
+            for row in rows[:limit]
+        ],
+        next=rows[limit - 1].id if len(rows) > limit else None,
+    )
+
+
+ROUTES = [
+    Route(
+        method="GET",
+        path="/user",
+        handle=me,
+        tag="Access",
+        summary="Who you are, and what your key may do",
+        response=MeAnswer,
+    ),
+    Route(
+        method="GET",
+        path="/user/apikeys",
+        handle=list_keys,
+        tag="Access",
+        summary="Your API keys, newest first",
+        response=ApiKeyList,
+        query=(_LIMIT, _AFTER),
+    ),
+    Route(
+        method="POST",
+        path="/user/apikeys",
+        handle=create_key,
+        scope="keys:write",
+        tag="Access",
+        summary="A new API key of yours; it is shown this once",
+        request=ApiKeyCreate,
+        request_optional=True,
+        response=ApiKeyCreated,
+        status=201,
+    ),
+    Route(
+        method="DELETE",
+        path="/user/apikeys/{key_id}",
+        handle=revoke_key,
+        scope="keys:write",
+        tag="Access",
+        summary="Revoke an API key, and close what it has open",
+        status=204,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/users",
+        handle=list_users,
+        scope="admin",
+        tag="Access",
+        summary="The users of your tenant",
+        response=UserList,
+        query=(_LIMIT, _AFTER),
+    ),
+    Route(
+        method="POST",
+        path="/users",
+        handle=create_user,
+        scope="admin",
+        tag="Access",
+        summary="A new user of your tenant",
+        request=UserCreate,
+        response=UserAnswer,
+        status=201,
+        errors=(409,),
+    ),
+    Route(
+        method="PATCH",
+        path="/users/{user_id}",
+        handle=patch_user,
+        scope="admin",
+        tag="Access",
+        summary="Change a user's role",
+        request=UserPatch,
+        response=UserAnswer,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/users/{user_id}/apikeys",
+        handle=list_keys,
+        scope="admin",
+        tag="Access",
+        summary="A user's API keys, newest first",
+        response=ApiKeyList,
+        query=(_LIMIT, _AFTER),
+        errors=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/users/{user_id}/apikeys",
+        handle=create_key,
+        scope="admin",
+        tag="Access",
+        summary="A new API key for a user; it is shown this once",
+        request=ApiKeyCreate,
+        request_optional=True,
+        response=ApiKeyCreated,
+        status=201,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/grants",
+        handle=list_grants,
+        scope="sandboxes:read",
+        tag="Access",
+        summary="Grants on your sandboxes; for admins on all of the tenant's",
+        response=GrantList,
+        query=(Query("sandboxId", "only on this sandbox"), _LIMIT, _AFTER),
+        errors=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/grants",
+        handle=create_grant,
+        scope="sandboxes:write",
+        tag="Access",
+        summary="Let another user of the tenant use a sandbox",
+        request=GrantCreate,
+        response=GrantAnswer,
+        status=201,
+        errors=(404,),
+    ),
+    Route(
+        method="DELETE",
+        path="/grants/{grant_id}",
+        handle=delete_grant,
+        scope="sandboxes:write",
+        tag="Access",
+        summary="Take a grant back, and close what the guest has open",
+        status=204,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/audit",
+        handle=audit_log,
+        scope="admin",
+        tag="Access",
+        summary="The audit log of your tenant, newest first",
+        response=AuditList,
+        query=(
+            Query("userId", "only of this user"),
+            Query("action", "only this action"),
+            Query("target", "only about this"),
+            Query("outcome", "only with this outcome"),
+            _LIMIT,
+            _AFTER,
+        ),
+    ),
+]

@@ -1,0 +1,199 @@
+"""Run code or a command in a sandbox and follow it, over broken streams, to its honest end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_agent.wire.requests import (
+    ById,
+    CommandInfo,
+    CommandStart,
+    ExecutionInfo,
+    OpenCommand,
+    OpenExecution,
+)
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest.types import (
+    ExecutionAnswer,
+    ExecutionErrorAnswer,
+    ExecutionSummary,
+    ResultAnswer,
+)
+from llmsafespace_gateway.sandboxes.events import End, Event
+from llmsafespace_gateway.sandboxes.executions import Collected, command_events, events, moment
+from llmsafespace_gateway.sandboxes.manager import Sandboxes
+
+_ATTEMPTS = 6
+_ENDS = {"expired": "expired", "oom": "oom", "terminated": "aborted"}
+
+Kind = Literal["code", "command"]
+Status = Literal["queued", "running", "completed", "failed"]
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """An execution that has been accepted by its agent and can be followed."""
+
+    sandbox_id: str
+    open: OpenExecution | OpenCommand
+    stream: FrameStream
+    began: float
+
+    @property
+    def id(self) -> str:
+        """The execution's id."""
+        return self.open.execution if isinstance(self.open, OpenExecution) else self.open.command
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it is code or a command."""
+        return "code" if isinstance(self.open, OpenExecution) else "command"
+
+
+async def begin(sandboxes: Sandboxes, sandbox_id: str, open_: OpenExecution | OpenCommand) -> Run:
+    """Open the stream of an execution or command. Raises ApiError as the agent refuses."""
+    began = time.time()
+    stream = await sandboxes.open(sandbox_id, open_)
+    return Run(sandbox_id=sandbox_id, open=open_, stream=stream, began=began)
+
+
+async def begin_command(sandboxes: Sandboxes, sandbox_id: str, start: CommandStart) -> Run:
+    """Start a command, once for its id, and open its stream. Raises ApiError."""
+    await sandboxes.rpc(sandbox_id, "commands.start", start)
+    return await begin(sandboxes, sandbox_id, OpenCommand(command=start.id))
+
+
+async def find(sandboxes: Sandboxes, sandbox_id: str, execution_id: str) -> ExecutionInfo | CommandInfo:
+    """The execution, or else the command, of this id. Raises ApiError(not_found) when it is neither."""
+    try:
+        code: ExecutionInfo = await sandboxes.rpc(sandbox_id, "executions.get", ById(id=execution_id))
+        return code
+    except ApiError as error:
+        if error.code != "not_found":
+            raise
+    command: CommandInfo = await sandboxes.rpc(sandbox_id, "commands.get", ById(id=execution_id))
+    return command
+
+
+async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
+    """Every event after `run.open.after`, once and in order, `End` last.
+
+    A broken stream is taken up again where it broke off. When the sandbox ends first, the `End` says how.
+    Raises ApiError when the agent cannot be reached for long, or breaks the protocol.
+    """
+    after = run.open.after
+    stream: FrameStream | None = run.stream
+    failures = 0
+    while True:
+        try:
+            if stream is None:
+                stream = await sandboxes.open(run.sandbox_id, msgspec.structs.replace(run.open, after=after))
+            decoded = events(stream) if run.kind == "code" else command_events(stream)
+            async with contextlib.aclosing(decoded) as source:
+                async for event in source:
+                    failures = 0
+                    after = max(after, event.seq)
+                    yield event
+                    if isinstance(event, End):
+                        return
+        except (ConnectionError, ApiError) as error:
+            failures += 1
+            if isinstance(error, ApiError) and error.code == "gone":
+                yield _ended_with_sandbox(run, error)
+                return
+            if failures >= _ATTEMPTS or (isinstance(error, ApiError) and error.code != "service_unavailable"):
+                raise
+        stream = None
+        await asyncio.sleep(0.05 * 2**failures)
+
+
+def _ended_with_sandbox(run: Run, error: ApiError) -> End:
+    end = _ENDS.get(str(error.details.get("end")), "kernel_died")
+    return End(
+        execution_id=run.id,
+        end=end,
+        exit_code=1,
+        message=error.message,
+        started_at=moment(run.began),
+        completed_at=moment(time.time()),
+    )
+
+
+def new_id() -> str:
+    """An execution id for clients that send none."""
+    return uuid.uuid4().hex
+
+
+def status_of(end: str | None, running: bool = True) -> Status:
+    """completed: it came to its own end; failed: something else ended it."""
+    if end is None:
+        return "running" if running else "queued"
+    return "completed" if end in ("ok", "error") else "failed"
+
+
+def answer(kind: Kind, collected: Collected) -> ExecutionAnswer:
+    """The REST answer of an execution that has ended."""
+    end = collected.end
+    return ExecutionAnswer(
+        execution_id=end.execution_id,
+        type=kind,
+        status=status_of(end.end),
+        started_at=end.started_at,
+        completed_at=end.completed_at,
+        exit_code=end.exit_code,
+        stdout=collected.stdout,
+        stderr=collected.stderr,
+        results=[
+            ResultAnswer(
+                data=dict(result.data),
+                metadata=dict(result.metadata),
+                is_main_result=result.is_main_result,
+                display_id=result.display_id,
+            )
+            for result in collected.results
+        ],
+        end=end.end,  # type: ignore[arg-type]  # executions.ENDS are these words
+        message=end.message,
+        error=ExecutionErrorAnswer(
+            name=collected.error.name, value=collected.error.value, traceback=collected.error.traceback
+        )
+        if collected.error is not None
+        else None,
+        execution_count=end.execution_count,
+        context=end.context,
+        truncated=collected.truncated,
+        missed=collected.missed,
+    )
+
+
+def summary(info: ExecutionInfo | CommandInfo) -> ExecutionSummary:
+    """An execution or a command without its output."""
+    if isinstance(info, CommandInfo):
+        end = None if info.running else (info.end or "ok")
+        return ExecutionSummary(
+            execution_id=info.id,
+            type="command",
+            status=status_of(end),
+            started_at=moment(info.started_at),
+            completed_at=moment(info.completed_at) if info.completed_at is not None else None,
+            end=end,  # type: ignore[arg-type]
+            exit_code=info.exit_code,
+        )
+    return ExecutionSummary(
+        execution_id=info.id,
+        status=status_of(info.end, info.status != "queued"),
+        started_at=moment(info.started_at),
+        completed_at=moment(info.completed_at) if info.completed_at is not None else None,
+        end=info.end,  # type: ignore[arg-type]
+        message=info.message,
+        exit_code=None if info.end is None else (0 if info.end == "ok" else 1),
+        execution_count=info.execution_count,
+        context=info.context,
+    )

@@ -1,0 +1,325 @@
+"""The websocket …/stream: many executions over one connection, each message authorized by itself.
+
+Closing it ends no execution: they are durable, and can be followed at …/executions/{id}/events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from llmsafespace_agent.wire.requests import CommandStart, Empty, OpenExecution, Status
+from llmsafespace_gateway.access.http import AuthenticatedHandler, is_websocket_upgrade
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest import runs
+from llmsafespace_gateway.rest.answers import Answers, as_error
+from llmsafespace_gateway.rest.conversions import resources_answer
+from llmsafespace_gateway.rest.executions import interrupt_run
+from llmsafespace_gateway.rest.types import ExecutionErrorAnswer, UsageAnswer
+from llmsafespace_gateway.rest.types_processes import (
+    StreamAnswer,
+    StreamCancel,
+    StreamComplete,
+    StreamDisplay,
+    StreamError,
+    StreamExecute,
+    StreamOutput,
+    StreamPong,
+    StreamRequest,
+    StreamStart,
+    StreamStatus,
+)
+from llmsafespace_gateway.rest.validation import decode, invalid
+from llmsafespace_gateway.sandboxes.events import (
+    Display,
+    End,
+    ErrorEvent,
+    Event,
+    Missed,
+    Stderr,
+    Stdout,
+    Update,
+)
+
+if TYPE_CHECKING:
+    from llmsafespace_gateway.access.service import Access
+    from llmsafespace_gateway.backends.base import Ended
+    from llmsafespace_gateway.metrics import Metrics
+    from llmsafespace_gateway.sandboxes.manager import Sandboxes
+    from llmsafespace_gateway.store.rows import SandboxRow
+
+log = logging.getLogger(__name__)
+
+KEY_REVOKED = 4401
+SANDBOX_ENDED = 4410
+MAX_MESSAGE = 16 * 1024 * 1024
+MAX_RUNS = 64
+STATUS_EVERY = 15.0
+PING_EVERY = 30.0
+_encode = msgspec.json.Encoder().encode
+
+
+class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
+    """One client on one sandbox."""
+
+    def initialize(self) -> None:
+        """Called by tornado for each request."""
+        self._row: SandboxRow | None = None
+        self._level: str | None = None
+        self._busy = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._status: asyncio.Task[None] | None = None
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def _access(self) -> Access:
+        return cast("Access", self.settings["access"])
+
+    @property
+    def _sandboxes(self) -> Sandboxes:
+        return cast("Sandboxes", self.settings["sandboxes"])
+
+    @property
+    def _metrics(self) -> Metrics:
+        return cast("Metrics", self.settings["metrics"])
+
+    @property
+    def max_message_size(self) -> int:
+        """The longest message of a client; a longer one closes the connection with 1009."""
+        return MAX_MESSAGE
+
+    @property
+    def ping_interval(self) -> float | None:
+        """Seconds between pings; a client that does not answer is gone."""
+        return PING_EVERY
+
+    def check_origin(self, origin: str) -> bool:
+        """Any page may connect: it needs a key, which no browser sends by itself."""
+        return True
+
+    async def prepare(self) -> None:
+        """Authenticate, and look whether the sandbox is one that may be seen."""
+        await super().prepare()
+        if not is_websocket_upgrade(self):
+            raise ApiError("invalid_request", "this path is a websocket; connect with an Upgrade")
+        self._row = await self._access.sandbox(self.principal, self.path_args[0], "sandboxes:read")
+        self._level = await self._access.level(self.principal, self._row)
+        if self._row.state == "ended":
+            end = self._row.end or "lost"
+            raise ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """The connection stands."""
+        row = self._known
+        self.set_nodelay(True)
+        self._metrics.websockets.labels("stream").inc()
+        self._undo = [
+            lambda: self._metrics.websockets.labels("stream").dec(),
+            self._access.watch(self.principal, row, self._level, self._no_right),
+            self._sandboxes.on_ended(row.id, self._sandbox_ended),
+        ]
+        self._status = asyncio.ensure_future(self._tell_status())
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Serve one message; the next one is read when this one has been accepted."""
+        execution: str | None = None
+        try:
+            body = message.encode() if isinstance(message, str) else message
+            wanted = decode(body, StreamRequest)
+            if isinstance(wanted, StreamExecute):
+                execution = wanted.execution_id = wanted.execution_id or runs.new_id()
+                await self._start_run(wanted, execution)
+            elif isinstance(wanted, StreamCancel):
+                execution = wanted.execution_id
+                await self._cancel(wanted)
+            else:
+                await self._send(StreamPong(timestamp=wanted.timestamp))
+        except WebSocketClosedError:
+            return
+        except Exception as error:
+            await self._refuse(error, execution)
+
+    def on_close(self) -> None:
+        """The connection has ended; what runs goes on without it."""
+        for undo in self._undo:
+            undo()
+        self._undo = []
+        for task in (*self._runs.values(), self._status):
+            if task is not None:
+                task.cancel()
+
+    @property
+    def _known(self) -> SandboxRow:
+        if self._row is None:
+            raise ApiError("not_found", "there is no such sandbox")
+        return self._row
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    async def _start_run(self, wanted: StreamExecute, execution: str) -> None:
+        row = await self._access.sandbox(self.principal, self._known.id, "execute")
+        if len(self._runs) >= MAX_RUNS:
+            raise ApiError("rate_limited", f"at most {MAX_RUNS} executions of one connection can run at once")
+        if execution in self._runs:
+            raise ApiError("conflict", "this connection follows an execution of this id already")
+        if wanted.mode == "command":
+            start = CommandStart(
+                id=execution,
+                command=wanted.content,
+                env=wanted.env,
+                timeout=wanted.timeout or row.timeout,
+                stdin=wanted.stdin,
+            )
+            if wanted.context is not None or wanted.language is not None:
+                raise invalid("body.context", "context and language are for code")
+            run = await runs.begin_command(self._sandboxes, row.id, start)
+        else:
+            open_ = OpenExecution(
+                execution=execution,
+                context=wanted.context,
+                language=wanted.language,
+                code=wanted.content,
+                env=wanted.env,
+                timeout=wanted.timeout,
+                stdin=wanted.stdin,
+            )
+            run = await runs.begin(self._sandboxes, row.id, open_)
+        self._access.audit(
+            self.principal, "sandbox.execute", row.id, "ok", execution=execution, type=wanted.mode
+        )
+        await self._send(StreamStart(execution_id=execution, timestamp=datetime.now(UTC)))
+        self._runs[execution] = asyncio.ensure_future(self._follow(run))
+        self._busy.set()
+
+    async def _follow(self, run: runs.Run) -> None:
+        error: ErrorEvent | None = None
+        missed = 0
+        try:
+            async with contextlib.aclosing(runs.follow(self._sandboxes, run)) as source:
+                async for event in source:
+                    if isinstance(event, End):
+                        self._forget(run.id)
+                        self._metrics.executions.labels(event.end).inc()
+                    elif isinstance(event, ErrorEvent):
+                        error = event
+                    elif isinstance(event, Missed):
+                        missed += event.missed
+                    answer = as_answer(event, run.id, error, missed)
+                    if answer is not None:
+                        await self._send(answer)
+        except WebSocketClosedError:
+            return
+        except Exception as failure:
+            await self._refuse(failure, run.id)
+        finally:
+            self._forget(run.id)
+
+    def _forget(self, execution: str) -> None:
+        self._runs.pop(execution, None)
+        if not self._runs:
+            self._busy.clear()
+
+    async def _cancel(self, wanted: StreamCancel) -> None:
+        row = await self._access.sandbox(self.principal, self._known.id, "execute")
+        info = await runs.find(self._sandboxes, row.id, wanted.execution_id)
+        await interrupt_run(self._sandboxes, row.id, info)
+        self._access.audit(self.principal, "execution.interrupt", row.id, "ok", execution=info.id)
+
+    # -- answers -----------------------------------------------------------------------------------------
+
+    async def _tell_status(self) -> None:
+        """Now, and every so often while something runs here."""
+        row = self._known
+        while True:
+            try:
+                seen: Status = await self._sandboxes.rpc(row.id, "status", Empty())
+                usage = UsageAnswer(
+                    cpu_seconds=seen.usage.cpu_seconds,
+                    memory_bytes=seen.usage.memory_bytes,
+                    disk_bytes=seen.usage.disk_bytes,
+                    processes=seen.usage.processes,
+                    limits=resources_answer(row.cpu, row.memory, row.storage),
+                )
+                await self._send(StreamStatus(status="running", resources=usage))
+            except WebSocketClosedError:
+                return
+            except ApiError as error:
+                log.debug("no status of sandbox %s: %s", row.id, error.message)
+            await asyncio.sleep(STATUS_EVERY)
+            await self._busy.wait()
+
+    async def _refuse(self, error: Exception, execution: str | None) -> None:
+        known = as_error(500, (type(error), error, None))
+        if known.code == "internal_error":
+            log.error("a message could not be served", exc_info=error)
+        answer = StreamError(
+            code=known.code, message=known.message, execution_id=execution, details=known.details
+        )
+        with contextlib.suppress(WebSocketClosedError):
+            await self._send(answer)
+
+    async def _send(self, answer: StreamAnswer) -> None:
+        await self.write_message(_encode(answer).decode())
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _no_right(self) -> None:
+        self.close(KEY_REVOKED, "the key was revoked or has expired, or the grant was taken back")
+        self.on_close()
+        asyncio.get_running_loop().call_later(0.5, self._cut)
+
+    def _cut(self) -> None:
+        """End the connection of a client that does not answer the close frame."""
+        connection: Any = self.ws_connection
+        if connection is not None:
+            connection.client_terminated = True
+            connection._abort()
+
+    def _sandbox_ended(self, ended: Ended) -> None:
+        self._ending = asyncio.ensure_future(self._say_ended(ended.end))
+
+    async def _say_ended(self, end: str) -> None:
+        if self._runs:  # each of them still has its end to tell
+            await asyncio.wait(set(self._runs.values()), timeout=5.0)
+        with contextlib.suppress(WebSocketClosedError):
+            await self._send(StreamStatus(status="ended"))
+        self.close(SANDBOX_ENDED, f"the sandbox has ended: {end}"[:120])
+
+
+def as_answer(event: Event, execution: str, error: ErrorEvent | None, missed: int) -> StreamAnswer | None:
+    """The message that tells of an event; None for events that this protocol has no word for."""
+    now = datetime.now(UTC)
+    if isinstance(event, Stdout | Stderr):
+        stream = "stderr" if isinstance(event, Stderr) else "stdout"
+        return StreamOutput(execution_id=execution, stream=stream, content=event.text, timestamp=now)
+    if isinstance(event, Display | Update):
+        return StreamDisplay(
+            execution_id=execution,
+            data=dict(event.data),
+            metadata=dict(event.metadata),
+            is_main_result=isinstance(event, Display) and event.is_main_result,
+            display_id=event.display_id,
+            update=isinstance(event, Update),
+            timestamp=now,
+        )
+    if isinstance(event, End):
+        return StreamComplete(
+            execution_id=execution,
+            exit_code=event.exit_code,
+            end=event.end,
+            error=ExecutionErrorAnswer(name=error.name, value=error.value, traceback=error.traceback)
+            if error is not None
+            else None,
+            execution_count=event.execution_count,
+            missed=missed,
+            timestamp=now,
+        )
+    return None

@@ -1,0 +1,135 @@
+"""Routes: the API's description and documentation; health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest import openapi
+from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.routing import JSON, Route
+from llmsafespace_gateway.store import pools, sandboxes
+
+HTML = "text/html; charset=utf-8"
+CSS = "text/css; charset=utf-8"
+JAVASCRIPT = "text/javascript; charset=utf-8"
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_READY_WITHIN = 5.0
+
+
+@cache
+def _asset(name: str) -> bytes:
+    return (files("llmsafespace_gateway.rest") / "docs" / name).read_bytes()
+
+
+def _send(call: RestHandler, kind: str, body: bytes) -> None:
+    call.set_header("Content-Type", kind)
+    call.set_header("Content-Security-Policy", _POLICY)
+    call.set_header("Referrer-Policy", "no-referrer")
+    call.finish(body)
+
+
+async def description(call: RestHandler) -> None:
+    """GET /openapi.json."""
+    _send(call, JSON, _document(call.router.listed))
+
+
+@cache
+def _document(routes: tuple[Route, ...]) -> bytes:
+    return msgspec.json.encode(openapi.document(routes, version("llmsafespace-gateway")))
+
+
+async def docs(call: RestHandler) -> None:
+    """GET /docs."""
+    _send(call, HTML, _asset("index.html"))
+
+
+async def docs_style(call: RestHandler) -> None:
+    """GET /docs/style.css."""
+    _send(call, CSS, _asset("style.css"))
+
+
+async def docs_script(call: RestHandler) -> None:
+    """GET /docs/script.js."""
+    _send(call, JAVASCRIPT, _asset("script.js"))
+
+
+async def alive(call: RestHandler) -> dict[str, Any]:
+    """GET /healthz: the process answers."""
+    return {"status": "ok"}
+
+
+async def ready(call: RestHandler) -> dict[str, Any]:
+    """GET /readyz: the store and the backend answer too."""
+    try:
+        async with asyncio.timeout(_READY_WITHIN):
+            async with call.store.read() as connection:
+                await connection.execute(text("SELECT 1"))
+            await call.backend.runtimes()
+    except Exception as error:
+        raise ApiError("service_unavailable", "the store or the backend does not answer") from error
+    return {"status": "ok"}
+
+
+async def metrics(call: RestHandler) -> None:
+    """GET /metrics: counts only, nothing of any tenant's."""
+    living = await sandboxes.running(call.store)
+    call.metrics.sandboxes.set(len(living))
+    sums: collections.Counter[tuple[str, str]] = collections.Counter()
+    for row in await pools.visible(call.store, None):
+        try:
+            status = await call.backend.pool_status(row.name)
+        except ApiError:
+            continue  # removed meanwhile
+        runtime = str(row.spec.get("runtime", ""))
+        sums[runtime, "available"] += status.available
+        sums[runtime, "assigned"] += status.assigned
+        sums[runtime, "pending"] += status.pending
+    call.metrics.pool.clear()
+    for labels, count in sums.items():
+        call.metrics.pool.labels(*labels).set(count)
+    _send(call, METRICS, call.metrics.text())
+
+
+ROUTES = [
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handle=description,
+        public=True,
+        tag="About",
+        summary="This API, described in OpenAPI 3.1",
+    ),
+    Route(
+        method="GET",
+        path="/docs",
+        handle=docs,
+        public=True,
+        tag="About",
+        summary="This API, documented for people",
+        produces=("text/html",),
+    ),
+]
+ASSETS = [
+    Route(method="GET", path="/docs/style.css", handle=docs_style, public=True, tag="About", summary="Style"),
+    Route(
+        method="GET", path="/docs/script.js", handle=docs_script, public=True, tag="About", summary="Script"
+    ),
+]
+ROOT = [
+    Route(method="GET", path="/healthz", handle=alive, public=True, tag="About", summary="Alive"),
+    Route(method="GET", path="/readyz", handle=ready, public=True, tag="About", summary="Ready"),
+    Route(method="GET", path="/metrics", handle=metrics, public=True, tag="About", summary="Metrics"),
+]

@@ -1,0 +1,35 @@
+"""All routes in one list: it registers the handlers, and the OpenAPI document is made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmsafespace_gateway.rest import commands, executions, files, people, pools, sandboxes, system
+from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.pools import pool_spec, restore_pools
+from llmsafespace_gateway.rest.routing import PREFIX, Route, Router
+from llmsafespace_gateway.rest.stream import StreamSocket
+
+API: tuple[Route, ...] = (
+    *sandboxes.ROUTES,
+    *executions.ROUTES,
+    *commands.ROUTES,
+    *files.ROUTES,
+    *pools.ROUTES,
+    *people.ROUTES,
+    *system.ROUTES,
+)
+
+
+def routes() -> list[tuple[Any, ...]]:
+    """The tornado rules of everything in this package."""
+    api = {"router": Router(API, system.ASSETS), "prefix": PREFIX}
+    root = {"router": Router(system.ROOT), "prefix": ""}
+    return [
+        (rf"{PREFIX}/sandboxes/([^/]+)/stream", StreamSocket),
+        (rf"{PREFIX}(?:/.*)?", RestHandler, api),
+        (r"/(?:healthz|readyz|metrics)", RestHandler, root),
+    ]
+
+
+__all__ = ["API", "pool_spec", "restore_pools", "routes"]

@@ -1,0 +1,364 @@
+"""The life of a sandbox: create, find, contexts, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_agent.wire.requests import (
+    BindRequest,
+    ById,
+    ContextCreate,
+    FileInfo,
+    Limits,
+    Open,
+    OpenFileWrite,
+    PackagesInstall,
+)
+from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.sandboxes.activity import Activity
+from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT
+from llmsafespace_gateway.sandboxes.agents import Agents
+from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
+from llmsafespace_gateway.store import Store, kernels, sandboxes
+from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
+
+log = logging.getLogger(__name__)
+
+WRITE_BACK = 2.0
+_CHUNK = 256 * 1024
+
+
+class Sandboxes:
+    """Every sandbox of this deployment; any gateway process serves any of them."""
+
+    def __init__(self, store: Store, backend: SandboxBackend) -> None:
+        self._store = store
+        self._backend = backend
+        self._agents = Agents(backend)
+        self._activity = Activity()
+        self._creating: dict[str, asyncio.Task[SandboxRow]] = {}
+        self._listeners: dict[str, set[Callable[[Ended], None]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.on_any_ended: Callable[[SandboxRow], None] = lambda row: None
+
+    async def start(self) -> None:
+        """Bring records and living sandboxes together, then follow ends in the background."""
+        await self._reconcile()
+        self._tasks = [asyncio.create_task(self._follow_ends()), asyncio.create_task(self._write_back())]
+
+    async def stop(self) -> None:
+        """Let go of every sandbox; they live on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._flush_activity()
+        self._agents.close()
+
+    # -- create and end ----------------------------------------------------------------------------
+
+    async def create(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
+        """A new sandbox, bound and running; a repeated wish (see CreateSandbox) gives the one that is there.
+
+        Raises ApiError: runtime_unavailable, conflict (another wish under the same key), service_unavailable.
+        """
+        key = request.idempotency_key or request.kernel_id
+        if key is None:
+            return await self._create(owner, request)
+        mark = f"{owner.user_id}\n{key}"
+        task = self._creating.get(mark)
+        if task is None:
+            task = asyncio.ensure_future(self._create_once(owner, request))
+            self._creating[mark] = task
+            task.add_done_callback(lambda _: self._creating.pop(mark, None))
+        row = await asyncio.shield(task)
+        return _same_wish(row, request)
+
+    async def delete(self, sandbox_id: str, end: str = "terminated") -> bool:
+        """End a sandbox. False when it had ended already."""
+        self._agents.forget(sandbox_id)
+        destroyed = await self._backend.destroy(sandbox_id, end)
+        await self._record_end(Ended(sandbox_id=sandbox_id, end=end))
+        return destroyed
+
+    def on_ended(self, sandbox_id: str, callback: Callable[[Ended], None]) -> Callable[[], None]:
+        """Call `callback` once when the sandbox ends; returns how to unsubscribe."""
+        listeners = self._listeners.setdefault(sandbox_id, set())
+        listeners.add(callback)
+
+        def unsubscribe() -> None:
+            listeners.discard(callback)
+            if not listeners and self._listeners.get(sandbox_id) is listeners:
+                del self._listeners[sandbox_id]
+
+        return unsubscribe
+
+    # -- talk to the agent -------------------------------------------------------------------------
+
+    async def rpc(
+        self, sandbox_id: str, method: str, params: msgspec.Struct, timeout: float = CALL_TIMEOUT
+    ) -> Any:
+        """One call to the agent (see METHODS). Raises ApiError, `gone` when the sandbox has ended."""
+        try:
+            return await self._agents.call(sandbox_id, method, params, timeout)
+        except ApiError as error:
+            raise await self._explained(sandbox_id, error) from error
+
+    async def open(self, sandbox_id: str, open_: Open) -> FrameStream:
+        """A stream of its own to the agent, accepted. Raises ApiError, `gone` when the sandbox has ended."""
+        try:
+            return await self._agents.open(sandbox_id, open_)
+        except ApiError as error:
+            raise await self._explained(sandbox_id, error) from error
+
+    async def write_file(self, sandbox_id: str, path: str, content: bytes) -> FileInfo:
+        """Write one whole file. Raises ApiError."""
+        stream = await self.open(sandbox_id, OpenFileWrite(path=path, size=len(content)))
+        try:
+            for start in range(0, len(content), _CHUNK):
+                stream.send(FrameKind.DATA, content[start : start + _CHUNK])
+                await stream.drain()
+            stream.send(FrameKind.END)
+            return await file_written(stream)
+        finally:
+            stream.close()
+
+    # -- contexts ------------------------------------------------------------------------------------
+
+    async def create_context(
+        self, row: SandboxRow, wanted: ContextCreate, kernel_name: str = "", path: str = ""
+    ) -> KernelRow:
+        """A further kernel in a sandbox; the same id again gives the same one."""
+        info = await self.rpc(row.id, "contexts.create", wanted)
+        now = time.time()
+        kernel = KernelRow(
+            id=info.id,
+            sandbox_id=row.id,
+            name=kernel_name or wanted.name or info.language,
+            language=info.language,
+            created_at=now,
+            last_activity=now,
+            execution_state=info.state,
+            connections=0,
+            is_default=False,
+            path=path,
+        )
+        await kernels.insert(self._store, kernel)
+        return kernel
+
+    async def remove_context(self, sandbox_id: str, context_id: str) -> None:
+        """End a further kernel of a sandbox."""
+        await self.rpc(sandbox_id, "contexts.remove", ById(id=context_id))
+        await kernels.delete(self._store, context_id)
+        self._activity.forget(context_id)
+
+    def note_activity(self, kernel_id: str, *, state: str | None = None, connections_delta: int = 0) -> None:
+        """The relay saw something on a kernel."""
+        self._activity.note(kernel_id, state, connections_delta)
+
+    def live_kernel(self, row: KernelRow) -> KernelRow:
+        """`row` with what the relay has seen since it was written."""
+        return self._activity.overlay(row)
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    async def _create_once(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
+        existing = None
+        if request.idempotency_key is not None:
+            existing = await sandboxes.by_idempotency_key(self._store, owner.user_id, request.idempotency_key)
+        elif request.kernel_id is not None:
+            kernel = await kernels.get(self._store, request.kernel_id)
+            existing = await sandboxes.get(self._store, kernel.sandbox_id) if kernel is not None else None
+            if existing is not None and existing.owner != owner.user_id:
+                raise ApiError("conflict", "this kernel_id is in use; send another, or none")
+        if existing is None or (request.kernel_id is not None and existing.state == "ended"):
+            return await self._create(owner, request)
+        return existing
+
+    async def _create(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
+        sandbox_id = f"sb-{secrets.token_hex(10)}"
+        spec = SandboxSpec(
+            sandbox_id=sandbox_id,
+            runtime=request.runtime,
+            owner=owner.user_id,
+            tenant=owner.tenant,
+            security_level=request.security_level,
+            resources=request.resources,
+            egress=request.egress,
+            use_warm_pool=request.use_warm_pool,
+            env=request.env,
+        )
+        claim = await self._backend.claim(spec)
+        try:
+            return await self._make_personal(owner, request, spec, claim)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await asyncio.shield(self.delete(sandbox_id, "failed"))
+            raise
+
+    async def _make_personal(
+        self, owner: Owner, request: CreateSandbox, spec: SandboxSpec, claim: Claim
+    ) -> SandboxRow:
+        bind = _bind_request(request, spec.sandbox_id)
+        row = _sandbox_row(owner, request, claim, self._backend.name)
+        kernel = _kernel_row(request, claim, bind.context_id)
+        await asyncio.gather(
+            self._agents.call(spec.sandbox_id, "bind", bind),
+            self._backend.record(claim, spec, bind),
+            sandboxes.insert(self._store, row, kernel),
+            *(self.write_file(spec.sandbox_id, path, data) for path, data in request.files.items()),
+        )
+        if row.setup_command is not None:
+            install = PackagesInstall(id=row.setup_command, packages=list(request.packages), gate=True)
+            await self._agents.call(spec.sandbox_id, "packages.install", install)
+        return row
+
+    async def _explained(self, sandbox_id: str, error: ApiError) -> ApiError:
+        """`gone` with the honest end, where the sandbox has ended; otherwise `error` itself."""
+        if error.code not in ("not_found", "service_unavailable"):
+            return error
+        if await self._backend.find(sandbox_id) is not None:
+            return error
+        row = await sandboxes.get(self._store, sandbox_id)
+        end = (row.end if row is not None else None) or "lost"
+        return ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
+
+    async def _reconcile(self) -> None:
+        living = {place.sandbox_id for place in await self._backend.living()}
+        known = {row.id for row in await sandboxes.running(self._store, self._backend.name)}
+        for sandbox_id in living - known:
+            log.warning("sandbox %s has no record and nobody who waits for it: it is removed", sandbox_id)
+            await self._backend.destroy(sandbox_id, "lost")
+
+    async def _follow_ends(self) -> None:
+        async for ended in self._backend.watch():
+            try:
+                self._agents.forget(ended.sandbox_id)
+                await self._record_end(ended)
+            except Exception:
+                log.exception("the end of sandbox %s could not be recorded", ended.sandbox_id)
+
+    async def _record_end(self, ended: Ended) -> None:
+        row = await sandboxes.end(self._store, ended.sandbox_id, ended.end, ended.message, time.time())
+        if row is not None:
+            self.on_any_ended(row)
+            for kernel in await kernels.of_sandbox(self._store, row.id):
+                self._activity.forget(kernel.id)
+        for callback in list(self._listeners.pop(ended.sandbox_id, ())):
+            callback(ended)
+
+    async def _write_back(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_BACK)
+            try:
+                await self._flush_activity()
+            except Exception:
+                log.exception("kernel activity could not be written back")
+
+    async def _flush_activity(self) -> None:
+        dirty = self._activity.take_dirty()
+        if dirty:
+            await kernels.note_activity(self._store, dirty)
+
+
+async def file_written(stream: FrameStream) -> FileInfo:
+    """The agent's answer to a whole written file. Raises ApiError: its refusal, or service_unavailable."""
+    from llmsafespace_agent.wire.requests import Error
+    from llmsafespace_gateway.sandboxes.agent_client import as_api_error, unreachable
+
+    try:
+        kind, body = await asyncio.wait_for(stream.next_frame(), CALL_TIMEOUT)
+        if kind != FrameKind.JSON:
+            raise unreachable()
+        answer = msgspec.json.decode(body)
+        if isinstance(answer, dict) and "error" in answer:
+            raise as_api_error(msgspec.convert(answer["error"], Error))
+        return msgspec.convert(answer, FileInfo)
+    except (TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
+        raise unreachable() from error
+
+
+def _same_wish(row: SandboxRow, request: CreateSandbox) -> SandboxRow:
+    if request.idempotency_key is not None and row.request_digest != _digest(request):
+        raise ApiError(
+            "conflict",
+            "this Idempotency-Key was used for another request; use a new key for a new sandbox",
+            {"sandboxId": row.id},
+        )
+    return row
+
+
+def _digest(request: CreateSandbox) -> str:
+    return hashlib.sha256(msgspec.msgpack.encode(request, order="sorted")).hexdigest()
+
+
+def _bind_request(request: CreateSandbox, sandbox_id: str) -> BindRequest:
+    return BindRequest(
+        claim_id=sandbox_id,
+        sandbox_id=sandbox_id,
+        context_id=request.kernel_id or str(uuid.uuid4()),
+        language=request.language,
+        env=request.env,
+        cwd=request.cwd,
+        timezone=request.timezone,
+        limits=Limits(
+            timeout=request.timeout, idle_timeout=request.idle_timeout, max_lifetime=request.max_lifetime
+        ),
+        labels=request.metadata,
+    )
+
+
+def _sandbox_row(owner: Owner, request: CreateSandbox, claim: Claim, backend: str) -> SandboxRow:
+    return SandboxRow(
+        id=claim.sandbox_id,
+        tenant=owner.tenant,
+        owner=owner.user_id,
+        backend=backend,
+        runtime=claim.runtime,
+        requested_runtime=request.runtime,
+        security_level=request.security_level,
+        state="running",
+        start_kind=claim.start.kind,
+        start_reason=claim.start.reason,
+        warnings=claim.start.warnings,
+        created_at=time.time(),
+        cpu=request.resources.cpu,
+        memory=request.resources.memory,
+        storage=request.resources.storage,
+        timeout=request.timeout,
+        idle_timeout=request.idle_timeout,
+        max_lifetime=request.max_lifetime,
+        metadata=request.metadata,
+        isolation=claim.isolation,
+        egress=[msgspec.to_builtins(rule) for rule in request.egress],
+        idempotency_key=request.idempotency_key,
+        request_digest=_digest(request) if request.idempotency_key is not None else None,
+        setup_command=f"setup-{secrets.token_hex(6)}" if request.packages else None,
+    )
+
+
+def _kernel_row(request: CreateSandbox, claim: Claim, context_id: str) -> KernelRow:
+    now = time.time()
+    return KernelRow(
+        id=context_id,
+        sandbox_id=claim.sandbox_id,
+        name=request.kernel_name or request.language or claim.languages[0],
+        language=request.language or claim.languages[0],
+        created_at=now,
+        last_activity=now,
+        execution_state="starting",
+        connections=0,
+        is_default=True,
+        path=request.path,
+    )

@@ -1,0 +1,79 @@
+"""What the query modules share: rows to structs, and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import ColumnElement, Select, Table, and_, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.store.engine import Store
+from llmsafespace_gateway.store.rows import Row
+
+MAX_PAGE = 10_000
+R = TypeVar("R", bound=Row)
+
+
+def to_row(kind: type[R], mapping: Mapping[Any, Any]) -> R:
+    """A result's mapping as a struct."""
+    return msgspec.convert({str(name): value for name, value in mapping.items()}, kind)
+
+
+def values(row: Row) -> dict[str, Any]:
+    """A struct as a table's values."""
+    return {name: getattr(row, name) for name in row.__struct_fields__}
+
+
+async def one(connection: AsyncConnection, kind: type[R], statement: Select[Any]) -> R | None:
+    """The first row of a query."""
+    found = (await connection.execute(statement)).mappings().first()
+    return None if found is None else to_row(kind, found)
+
+
+async def many(connection: AsyncConnection, kind: type[R], statement: Select[Any]) -> list[R]:
+    """All rows of a query, which must be bounded by its caller."""
+    return [to_row(kind, found) for found in (await connection.execute(statement)).mappings()]
+
+
+async def get(store: Store, kind: type[R], statement: Select[Any]) -> R | None:
+    """The first row of a query, on a connection of its own."""
+    async with store.read() as connection:
+        return await one(connection, kind, statement)
+
+
+async def page(
+    store: Store,
+    kind: type[R],
+    statement: Select[Any],
+    table: Table,
+    *,
+    limit: int,
+    after: str | None,
+    order: str = "created_at",
+) -> list[R]:
+    """A page of a query, newest first: at most `limit` rows that come after the row whose id is `after`.
+
+    Raises ApiError(invalid_request) when `after` names no row.
+    """
+    key, row_id = table.c[order], table.c.id
+    async with store.read() as connection:
+        if after is not None:
+            at = (await connection.execute(select(key).where(row_id == after))).scalar_one_or_none()
+            if at is None:
+                raise ApiError("invalid_request", "`after` must be the `next` of an earlier page")
+            statement = statement.where(or_(key < at, and_(key == at, row_id < after)))
+        bounded = statement.order_by(key.desc(), row_id.desc()).limit(max(1, min(limit, MAX_PAGE)))
+        return await many(connection, kind, bounded)
+
+
+def visible_sandboxes(
+    sandboxes: Table, grants: Table, tenant: str, user_id: str | None
+) -> ColumnElement[bool]:
+    """The condition for a tenant's sandboxes that a user owns or has a grant for; None sees all of them."""
+    if user_id is None:
+        return sandboxes.c.tenant == tenant
+    granted = select(grants.c.sandbox_id).where(grants.c.user_id == user_id)
+    return and_(sandboxes.c.tenant == tenant, or_(sandboxes.c.owner == user_id, sandboxes.c.id.in_(granted)))

@@ -1,0 +1,105 @@
+"""Queries on sandboxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy import insert as insert_into
+from sqlalchemy import update as change
+from sqlalchemy.exc import IntegrityError
+
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.store.engine import Store
+from llmsafespace_gateway.store.query import get as get_one
+from llmsafespace_gateway.store.query import many, one, page, values, visible_sandboxes
+from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
+from llmsafespace_gateway.store.schema import grants, kernels, sandboxes, sessions
+
+
+async def insert(store: Store, row: SandboxRow, kernel: KernelRow | None = None) -> None:
+    """Add a sandbox and its default kernel in one transaction.
+
+    Raises ApiError(conflict) when the id, or the owner's idempotency key, or the kernel's id is taken.
+    """
+    try:
+        async with store.write() as connection:
+            await connection.execute(insert_into(sandboxes), values(row))
+            if kernel is not None:
+                await connection.execute(insert_into(kernels), values(kernel))
+    except IntegrityError as error:
+        raise ApiError(
+            "conflict", "a sandbox or kernel with this id or Idempotency-Key exists; send another"
+        ) from error
+
+
+async def get(store: Store, sandbox_id: str) -> SandboxRow | None:
+    """A sandbox, ended or not."""
+    return await get_one(store, SandboxRow, select(sandboxes).where(sandboxes.c.id == sandbox_id))
+
+
+async def by_idempotency_key(store: Store, owner: str, key: str) -> SandboxRow | None:
+    """The sandbox that an owner (a user's id) made with this Idempotency-Key."""
+    wanted = select(sandboxes).where(sandboxes.c.owner == owner, sandboxes.c.idempotency_key == key)
+    return await get_one(store, SandboxRow, wanted)
+
+
+async def running(store: Store, backend: str | None = None) -> list[SandboxRow]:
+    """Every sandbox that has not ended, of one backend or of all. Unbounded: for a gateway's start."""
+    wanted = select(sandboxes).where(sandboxes.c.state != "ended")
+    if backend is not None:
+        wanted = wanted.where(sandboxes.c.backend == backend)
+    async with store.read() as connection:
+        return await many(connection, SandboxRow, wanted)
+
+
+async def visible(
+    store: Store,
+    tenant: str,
+    user_id: str | None,
+    *,
+    states: Sequence[str] | None = None,
+    limit: int = 100,
+    after: str | None = None,
+) -> list[SandboxRow]:
+    """A page of the sandboxes that a user owns or has a grant for (None: the tenant's), newest first."""
+    wanted = select(sandboxes).where(visible_sandboxes(sandboxes, grants, tenant, user_id))
+    if states is not None:
+        wanted = wanted.where(sandboxes.c.state.in_(states))
+    return await page(store, SandboxRow, wanted, sandboxes, limit=limit, after=after)
+
+
+async def update(store: Store, sandbox_id: str, **changes: Any) -> SandboxRow | None:
+    """Change columns of a sandbox; its row afterwards, or None when there is none."""
+    async with store.write() as connection:
+        if changes:
+            await connection.execute(change(sandboxes).where(sandboxes.c.id == sandbox_id).values(**changes))
+        return await one(connection, SandboxRow, select(sandboxes).where(sandboxes.c.id == sandbox_id))
+
+
+async def end(store: Store, sandbox_id: str, end: str, message: str | None, at: float) -> SandboxRow | None:
+    """Record how a sandbox ended, and drop its Jupyter sessions.
+
+    Only the first call counts: None when it had ended before, or is not there.
+    """
+    async with store.write() as connection:
+        ended = await connection.execute(
+            change(sandboxes)
+            .where(sandboxes.c.id == sandbox_id, sandboxes.c.state != "ended")
+            .values(state="ended", end=end, end_message=message or None, ended_at=at)
+        )
+        if not ended.rowcount:
+            return None
+        own = select(kernels.c.id).where(kernels.c.sandbox_id == sandbox_id)
+        await connection.execute(delete(sessions).where(sessions.c.kernel_id.in_(own)))
+        return await one(connection, SandboxRow, select(sandboxes).where(sandboxes.c.id == sandbox_id))
+
+
+async def forget_ended(store: Store, before: float) -> int:
+    """Delete the records of sandboxes that ended before a moment, with their kernels; how many."""
+    async with store.write() as connection:
+        gone = await connection.execute(
+            delete(sandboxes).where(sandboxes.c.state == "ended", sandboxes.c.ended_at < before)
+        )
+        return gone.rowcount

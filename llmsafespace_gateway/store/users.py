@@ -1,0 +1,90 @@
+"""Queries on tenants and users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import insert as insert_into
+from sqlalchemy import select
+from sqlalchemy import update as change
+from sqlalchemy.exc import IntegrityError
+
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.store.engine import Store
+from llmsafespace_gateway.store.query import get as get_one
+from llmsafespace_gateway.store.query import many, page, values
+from llmsafespace_gateway.store.rows import TenantRow, UserRow
+from llmsafespace_gateway.store.schema import tenants as tenant_table
+from llmsafespace_gateway.store.schema import users
+
+
+async def tenants(store: Store) -> list[TenantRow]:
+    """Every tenant. Unbounded: for a gateway's start."""
+    async with store.read() as connection:
+        return await many(connection, TenantRow, select(tenant_table).order_by(tenant_table.c.id))
+
+
+async def tenant(store: Store, tenant_id: str) -> TenantRow | None:
+    """A tenant."""
+    return await get_one(store, TenantRow, select(tenant_table).where(tenant_table.c.id == tenant_id))
+
+
+async def ensure_tenant(store: Store, tenant_id: str) -> None:
+    """Make a tenant where it is missing."""
+    if await tenant(store, tenant_id) is not None:
+        return
+    try:
+        async with store.write() as connection:
+            row = TenantRow(id=tenant_id, name=tenant_id)
+            await connection.execute(insert_into(tenant_table), values(row))
+    except IntegrityError:
+        return  # another process made it just now
+
+
+async def set_quota(store: Store, tenant_id: str, quota: dict[str, Any]) -> bool:
+    """Replace a tenant's own quota; False when there is no such tenant."""
+    async with store.write() as connection:
+        statement = change(tenant_table).where(tenant_table.c.id == tenant_id).values(quota=quota)
+        return bool((await connection.execute(statement)).rowcount)
+
+
+async def insert(store: Store, row: UserRow) -> None:
+    """Add a user. Raises ApiError(conflict) when its tenant has one of this name."""
+    try:
+        async with store.write() as connection:
+            await connection.execute(insert_into(users), values(row))
+    except IntegrityError as error:
+        raise ApiError("conflict", f"tenant {row.tenant} has a user {row.name!r} already") from error
+
+
+async def get(store: Store, user_id: str) -> UserRow | None:
+    """A user."""
+    return await get_one(store, UserRow, select(users).where(users.c.id == user_id))
+
+
+async def by_name(store: Store, tenant_id: str, name: str) -> UserRow | None:
+    """The user of this name in a tenant."""
+    return await get_one(
+        store, UserRow, select(users).where(users.c.tenant == tenant_id, users.c.name == name)
+    )
+
+
+async def any_admin(store: Store, tenant_id: str) -> bool:
+    """True when a tenant has an admin."""
+    wanted = select(users).where(users.c.tenant == tenant_id, users.c.role == "admin")
+    return await get_one(store, UserRow, wanted.limit(1)) is not None
+
+
+async def of_tenant(
+    store: Store, tenant_id: str, *, limit: int = 100, after: str | None = None
+) -> list[UserRow]:
+    """A page of a tenant's users, newest first."""
+    wanted = select(users).where(users.c.tenant == tenant_id)
+    return await page(store, UserRow, wanted, users, limit=limit, after=after)
+
+
+async def set_role(store: Store, user_id: str, role: str) -> bool:
+    """Change a user's role; False when there is no such user."""
+    async with store.write() as connection:
+        statement = change(users).where(users.c.id == user_id).values(role=role)
+        return bool((await connection.execute(statement)).rowcount)

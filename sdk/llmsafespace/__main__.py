@@ -1,0 +1,5 @@
+"""`python -m llmsafespace` is `llmsafespace`."""
+
+from llmsafespace.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,167 @@
+"""Shell commands in a sandbox: to their end, streamed, or in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmsafespace import requests
+from llmsafespace.errors import NotFound, SandboxError
+from llmsafespace.executions import AsyncOutput, follow
+from llmsafespace.messages import new_id
+from llmsafespace.models import CommandResult
+from llmsafespace.results import Execution
+from llmsafespace.transport import API, Transport, segment
+
+
+class Command:
+    """A command that runs in the background."""
+
+    def __init__(self, commands: AsyncCommands, document: Mapping[str, Any]) -> None:
+        self._commands = commands
+        self.id: str = document["id"]
+        self.command: str = document["command"]
+        self.pid: int = document["pid"]
+
+    async def running(self) -> bool:
+        """True while it runs."""
+        return bool((await self._commands.get(self.id))["running"])
+
+    def stream(self, after: int = 0) -> AsyncOutput:
+        """Its output from behind event `after`, as it comes, to its end. Leaving early does not stop it."""
+        return self._commands.attach(self.id, after)
+
+    async def wait(self) -> CommandResult:
+        """Its output and exit code, when it has ended."""
+        return await self._commands.finish(self.stream())
+
+    async def send_stdin(self, data: str, *, eof: bool = False) -> None:
+        """Write to its standard input; `eof` closes it afterwards."""
+        await self._commands.post(self.id, "stdin", {"data": data, "eof": eof})
+
+    async def signal(self, name: str = "SIGTERM") -> None:
+        """Send a signal to its process group."""
+        await self._commands.post(self.id, "signal", {"signal": name})
+
+    async def kill(self) -> bool:
+        """End it at once; False when it had ended."""
+        return await self._commands.kill(self.id)
+
+    def __repr__(self) -> str:
+        return f"<Command {self.id} {self.command!r}>"
+
+
+CommandList = list[Command]
+
+
+class AsyncCommands:
+    """A sandbox's commands."""
+
+    def __init__(self, transport: Transport, sandbox_id: str) -> None:
+        self._transport = transport
+        self._sandbox_id = sandbox_id
+        self._base = f"{API}/sandboxes/{segment(sandbox_id)}"
+        self._path = f"{self._base}/commands"
+
+    async def start(
+        self,
+        command: str | Iterable[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        stdin: str | None = None,
+    ) -> Command:
+        """Start a command in the background. Without `stdin` its standard input stays open to send_stdin."""
+        body: dict[str, Any] = {"id": new_id(), "background": True, "env": dict(env or {})}
+        body["command" if isinstance(command, str) else "argv"] = (
+            command if isinstance(command, str) else list(command)
+        )
+        optional = {"cwd": cwd, "timeout": timeout, "stdin": stdin, "keepStdin": stdin is None or None}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        return Command(self, await self._transport.request("POST", self._path, body=body, repeatable=True))
+
+    async def list(self) -> CommandList:
+        """The commands that the sandbox still knows, newest first."""
+        document = await self._transport.request("GET", self._path)
+        return [Command(self, item) for item in document["items"]]
+
+    async def get(self, command_id: str) -> dict[str, Any]:
+        """What the gateway says of a command. Raises NotFound."""
+        document: dict[str, Any] = await self._transport.request("GET", f"{self._path}/{segment(command_id)}")
+        return document
+
+    async def kill(self, command_id: str) -> bool:
+        """End a command; False when it had ended."""
+        try:
+            await self._transport.request("DELETE", f"{self._path}/{segment(command_id)}")
+        except NotFound:
+            return False
+        return True
+
+    async def post(self, command_id: str, what: str, body: Mapping[str, Any]) -> None:
+        """Send something to a command."""
+        await self._transport.request("POST", f"{self._path}/{segment(command_id)}/{what}", body=body)
+
+    def stream(
+        self,
+        command: str | Iterable[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        stdin: str | None = None,
+    ) -> AsyncOutput:
+        """The output of a shell line as it comes; it starts when iterated."""
+        execution_id = new_id()
+        request: dict[str, Any] = {
+            "type": "command",
+            "executionId": execution_id,
+            "content": requests.command_line(command),
+            "env": dict(env or {}),
+        }
+        optional = {"cwd": cwd, "timeout": timeout, "stdin": stdin}
+        request |= {name: value for name, value in optional.items() if value is not None}
+        return AsyncOutput(
+            execution_id, follow(self._transport, self._sandbox_id, execution_id, request=request)
+        )
+
+    def attach(self, command_id: str, after: int = 0) -> AsyncOutput:
+        """The output of a command that was started."""
+        return AsyncOutput(command_id, follow(self._transport, self._sandbox_id, command_id, after=after))
+
+    async def finish(self, output: AsyncOutput) -> CommandResult:
+        """Listen to a command's end."""
+        return command_result(output, await output.finish())
+
+    async def install(
+        self, packages: Iterable[str], manager: str | None, timeout: float | None
+    ) -> CommandResult:
+        """Install packages, and wait. Raises SandboxError with the installer's last words when it fails."""
+        command_id = new_id()
+        body: dict[str, Any] = {"packages": list(packages), "commandId": command_id, "wait": False}
+        optional = {"manager": manager, "timeout": timeout}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        await self._transport.request("POST", f"{self._base}/packages", body=body, repeatable=True)
+        result = await self.finish(self.attach(command_id))
+        if not result.success:
+            words = (result.stderr or result.stdout).strip()[-2000:]
+            raise SandboxError(
+                f"installation of {' '.join(packages)} ended with {result.end!r} "
+                f"(exit code {result.exit_code}): {words}",
+                code="install_failed",
+            )
+        return result
+
+
+def command_result(output: AsyncOutput, execution: Execution) -> CommandResult:
+    """What a finished output means for a command."""
+    end = output.end
+    return CommandResult(
+        stdout=execution.stdout,
+        stderr="".join(execution.logs.stderr),
+        exit_code=end.exit_code if end is not None else 1,
+        end=execution.end,
+        execution_time=execution.execution_time,
+        id=execution.id,
+    )

@@ -1,0 +1,126 @@
+"""What can go wrong, as exceptions. Every one is a SandboxError; the message says what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class SandboxError(Exception):
+    """Something about a sandbox failed. `code` is the API's error code, `details` its details."""
+
+    def __init__(self, message: str, *, code: str = "", details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.details = dict(details or {})
+
+
+class AuthenticationError(SandboxError):
+    """No API key, or one that is unknown, revoked or expired."""
+
+
+class PermissionDenied(SandboxError):
+    """The API key's role or scopes do not allow this."""
+
+
+class NotFound(SandboxError):
+    """There is no such sandbox, file, context, command or pool (or it is somebody else's)."""
+
+
+class InvalidRequest(SandboxError):
+    """The request itself is wrong; the message names the field."""
+
+
+class RateLimited(SandboxError):
+    """Too many requests. `retry_after` is how many seconds to wait, when the gateway said so."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "rate_limited",
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, details=details)
+        self.retry_after = retry_after
+
+
+class QuotaExceeded(SandboxError):
+    """The tenant's quota of sandboxes, cpu or memory is used up; terminate one, or ask for more."""
+
+
+class SandboxTimeout(SandboxError):
+    """An operation gave no answer in time. Code that runs too long ends with `Execution.end == "timeout"`."""
+
+
+class SandboxEnded(SandboxError):
+    """The sandbox is no more. `end` says how: terminated, expired, oom or lost."""
+
+    @property
+    def end(self) -> str:
+        """How the sandbox ended, in the gateway's word."""
+        return str(self.details.get("end", "terminated"))
+
+
+class RuntimeUnavailable(SandboxError):
+    """No runtime serves the request; the message names those that there are."""
+
+
+class GatewayUnavailable(SandboxError):
+    """The gateway could not be reached, or is not able to serve now."""
+
+
+_BY_CODE: dict[str, type[SandboxError]] = {
+    "unauthorized": AuthenticationError,
+    "forbidden": PermissionDenied,
+    "not_found": NotFound,
+    "invalid_request": InvalidRequest,
+    "conflict": InvalidRequest,
+    "payload_too_large": InvalidRequest,
+    "range_not_satisfiable": InvalidRequest,
+    "quota_exceeded": QuotaExceeded,
+    "runtime_unavailable": RuntimeUnavailable,
+    "gone": SandboxEnded,
+    "service_unavailable": GatewayUnavailable,
+}
+_BY_STATUS: dict[int, str] = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    410: "gone",
+    413: "payload_too_large",
+    416: "range_not_satisfiable",
+    422: "runtime_unavailable",
+    429: "rate_limited",
+    502: "service_unavailable",
+    503: "service_unavailable",
+    504: "service_unavailable",
+}
+
+
+def error_for(status: int, document: object, retry_after: str | None = None) -> SandboxError:
+    """The exception for an HTTP answer: `document` is its decoded JSON body (or None).
+
+    Understands `{error: {code, message, details}}` and Jupyter's `{message, reason}`.
+    """
+    body = document if isinstance(document, Mapping) else {}
+    error = body.get("error")
+    error = error if isinstance(error, Mapping) else {}
+    code = str(error.get("code") or _BY_STATUS.get(status, "internal_error"))
+    message = str(error.get("message") or body.get("message") or f"the gateway answered with status {status}")
+    details = error.get("details")
+    details = details if isinstance(details, Mapping) else {}
+    if code == "rate_limited":
+        return RateLimited(message, code=code, details=details, retry_after=_seconds(retry_after))
+    return _BY_CODE.get(code, SandboxError)(message, code=code, details=details)
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

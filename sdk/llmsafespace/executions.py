@@ -1,0 +1,267 @@
+"""Executions while they run: what they tell, piece by piece, and what is left in the end."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+
+from llmsafespace import events
+from llmsafespace.errors import GatewayUnavailable
+from llmsafespace.events import End, Event
+from llmsafespace.results import Execution, ExecutionError, Result
+from llmsafespace.transport import API, Patience, Transport, segment
+
+Stdin = str | Iterable[str] | Callable[[str], Any]
+END_OF_INPUT = "\x04"  # what Jupyter kernels read as the end of standard input
+
+
+class SandboxWarning(UserWarning):
+    """Something is not quite as asked for: another version of the runtime, output that was lost."""
+
+
+class ExecutionBuilder:
+    """Gathers events into an Execution, as a notebook would: updates replace, clears clear."""
+
+    def __init__(self, execution_id: str) -> None:
+        self.execution = Execution(execution_id)
+        self._began = time.monotonic()
+        self._clear_on_next = False
+
+    def add(self, event: Event) -> None:
+        """Take the next event."""
+        execution = self.execution
+        if isinstance(event, events.Stdout):
+            execution.logs.stdout.append(event.text)
+        elif isinstance(event, events.Stderr):
+            execution.logs.stderr.append(event.text)
+        elif isinstance(event, events.Display):
+            self._clear_if_due()
+            execution.results.append(event.result)
+        elif isinstance(event, events.Update):
+            self._update(event.result)
+        elif isinstance(event, events.Clear):
+            self._clear_on_next = True
+            if not event.wait:
+                self._clear_if_due()
+        elif isinstance(event, events.Error):
+            execution.error = event.error
+        elif isinstance(event, events.Gap):
+            execution.missed += event.missed
+            execution.logs.stderr.append(event.text)
+        elif isinstance(event, End):
+            self._end(event)
+
+    def _clear_if_due(self) -> None:
+        if self._clear_on_next:
+            self.execution.results.clear()
+            self._clear_on_next = False
+
+    def _update(self, new: Result) -> None:
+        for result in self.execution.results:
+            if result.display_id is not None and result.display_id == new.display_id:
+                result.raw, result.metadata = new.raw, new.metadata
+
+    def _end(self, event: End) -> None:
+        execution = self.execution
+        execution.end = event.end
+        execution.execution_count = event.execution_count
+        execution.execution_time = time.monotonic() - self._began
+        execution.error = _better(execution.error, event) if event.end != "ok" else execution.error
+
+
+def _better(told: ExecutionError | None, event: End) -> ExecutionError | None:
+    """The exception that the code showed, unless the end has a truer name for it (a timeout, say)."""
+    if told is None or event.error is None or event.end in ("error", "interrupted"):
+        return told or event.error
+    return ExecutionError(event.error.name, event.error.value, event.error.traceback)
+
+
+def text_of(event: Event) -> str:
+    """What a terminal would show of an event: output, lost output, a traceback; else nothing."""
+    if isinstance(event, (events.Stdout, events.Stderr, events.Gap)):
+        return event.text
+    return event.error.plain_traceback + "\n" if isinstance(event, events.Error) else ""
+
+
+def warn_of(event: Event) -> None:
+    """Warn where an event says that output was lost."""
+    if isinstance(event, events.Gap):
+        warnings.warn(event.text.strip(), SandboxWarning, stacklevel=3)
+
+
+@dataclass
+class Callbacks:
+    """Who wants to hear what, and who answers input requests."""
+
+    on_stdout: Callable[[str], Any] | None = None
+    on_stderr: Callable[[str], Any] | None = None
+    on_result: Callable[[Result], Any] | None = None
+    on_error: Callable[[ExecutionError], Any] | None = None
+    stdin: Stdin | None = None
+
+    def __post_init__(self) -> None:
+        self._lines: Iterator[str] | None = None
+        if self.stdin is not None and not callable(self.stdin):
+            self._lines = iter(self.stdin.splitlines() if isinstance(self.stdin, str) else self.stdin)
+
+    @property
+    def any(self) -> bool:
+        """True when somebody wants to hear or is asked."""
+        return any((self.on_stdout, self.on_stderr, self.on_result, self.on_error, self.stdin is not None))
+
+    def call(self, event: Event) -> Any:
+        """Tell whom it concerns; what an input request is answered with, or an awaitable of it."""
+        if isinstance(event, events.Stdout):
+            return self.on_stdout and self.on_stdout(event.text)
+        if isinstance(event, (events.Stderr, events.Gap)):
+            return self.on_stderr and self.on_stderr(event.text)
+        if isinstance(event, (events.Display, events.Update)):
+            return self.on_result and self.on_result(event.result)
+        if isinstance(event, events.Error):
+            return self.on_error and self.on_error(event.error)
+        return self._line(event.prompt) if isinstance(event, events.InputRequest) else None
+
+    def _line(self, prompt: str) -> Any:
+        if self._lines is not None:
+            return next(self._lines, END_OF_INPUT).rstrip("\n")
+        return self.stdin(prompt) if callable(self.stdin) else END_OF_INPUT
+
+
+class AsyncOutput:
+    """The output of one execution as it comes: iterate for text, or over `.events()` for typed events.
+
+    It starts with the first iteration. Leaving it early (`aclose`, or simply dropping it) interrupts what
+    still runs. `execution` is what has come so far, and whole after the end.
+    """
+
+    def __init__(
+        self,
+        execution_id: str,
+        batches: AsyncIterator[Sequence[Event]],
+        answer: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self.id = execution_id
+        self.end: End | None = None
+        self._builder = ExecutionBuilder(execution_id)
+        self._batches = batches
+        self._answer = answer
+        self._waiting: list[str] = []
+
+    @property
+    def execution(self) -> Execution:
+        """What has come so far."""
+        return self._builder.execution
+
+    async def take(self) -> Sequence[Event]:
+        """The events that have come, at least one. Raises StopAsyncIteration after the End."""
+        batch = await self._batches.__anext__()
+        for event in batch:
+            self._builder.add(event)
+            warn_of(event)
+            if isinstance(event, End):
+                self.end = event
+        return batch
+
+    async def batches(self) -> AsyncIterator[Sequence[Event]]:
+        """The events, as many at once as have come."""
+        while True:
+            try:
+                batch = await self.take()
+            except StopAsyncIteration:
+                return
+            yield batch
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Every event, the End last."""
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        while True:
+            text = "".join(map(text_of, await self.take()))
+            if text:
+                return text
+
+    async def aclose(self) -> None:
+        """Stop listening; what still runs is interrupted."""
+        close = getattr(self._batches, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def answer(self, line: str) -> None:
+        """Give the code the line of input that it waits for."""
+        if self._answer is not None:
+            await self._answer(line)
+
+    async def finish(self, callbacks: Callbacks | None = None) -> Execution:
+        """Listen to the end, telling the callbacks (functions or coroutine functions)."""
+        try:
+            async for batch in self.batches():
+                for event in batch if callbacks is not None else ():
+                    await self._tell(callbacks, event)
+        finally:
+            await self.aclose()
+        return self.execution
+
+    async def _tell(self, callbacks: Callbacks | None, event: Event) -> None:
+        value = callbacks.call(event) if callbacks is not None else None
+        if inspect.isawaitable(value):
+            value = await value
+        if isinstance(event, events.InputRequest):
+            await self.answer(str(value))
+
+
+async def follow(
+    transport: Transport,
+    sandbox_id: str,
+    execution_id: str,
+    *,
+    after: int = 0,
+    request: dict[str, Any] | None = None,
+) -> AsyncIterator[Sequence[Event]]:
+    """The events of an execution over HTTP, from behind `after`, going on after a lost connection.
+
+    `request` (a body of POST …/execute that carries the id) starts it first, unless it runs already.
+    """
+    base = f"{API}/sandboxes/{segment(sandbox_id)}"
+    patience = Patience(transport)
+    accept = {"Accept": "application/x-ndjson", "Content-Type": "application/json"}
+    while True:
+        if request is not None:
+            call = transport.stream(
+                "POST", f"{base}/execute", content=msgspec.json.encode(request), headers=accept
+            )
+        else:
+            path = f"{base}/executions/{segment(execution_id)}/events"
+            call = transport.stream("GET", path, params={"after": after}, headers=accept)
+        problem: Exception | None = None
+        try:
+            async with call as response:
+                request = None
+                async for line in response.aiter_lines():
+                    document = msgspec.json.decode(line) if line.strip() else {}
+                    if document.get("type") == "failure":
+                        problem = GatewayUnavailable(str(document.get("message")))
+                        break
+                    event = events.from_json(document)
+                    if event is None or (event.seq and event.seq <= after and not isinstance(event, End)):
+                        continue
+                    after = max(after, event.seq)
+                    patience = Patience(transport)
+                    yield [event]
+                    if isinstance(event, End):
+                        return
+        except httpx.TransportError as error:
+            problem = error
+        await patience.wait(problem)

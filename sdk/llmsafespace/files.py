@@ -1,0 +1,212 @@
+"""A sandbox's files: streamed both ways, of any size."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import httpx
+import msgspec
+
+from llmsafespace import models
+from llmsafespace.errors import InvalidRequest, SandboxTimeout
+from llmsafespace.models import FileEvent, FileInfo
+from llmsafespace.transport import API, Patience, Transport, decoded, segment
+
+Progress = Callable[[int], Any]
+FileList = list[FileInfo]
+_PIECE = 256 * 1024
+_MOST = 50_000  # entries of one listing
+_WORKSPACE = PurePosixPath("/workspace")
+
+
+def absolute(path: str) -> str:
+    """An absolute path inside the sandbox; relative ones are beneath /workspace."""
+    return str(_WORKSPACE / path)
+
+
+def url_path(path: str) -> str:
+    """The path as the end of a files URL."""
+    return "/".join(segment(part) for part in absolute(path).lstrip("/").split("/"))
+
+
+class AsyncFiles:
+    """Read, write, list and change a sandbox's files. Paths may be relative to /workspace."""
+
+    def __init__(self, transport: Transport, sandbox_id: str) -> None:
+        self._transport = transport
+        self._path = f"{API}/sandboxes/{segment(sandbox_id)}/files"
+
+    def _url(self, path: str) -> str:
+        return f"{self._path}/{url_path(path)}"
+
+    async def read(self, path: str) -> bytes:
+        """A file's content. Raises NotFound."""
+        buffer = io.BytesIO()
+        await self._get(path, buffer, None)
+        return buffer.getvalue()
+
+    async def write(self, path: str, content: str | bytes | IO[bytes]) -> FileInfo:
+        """Write a file, whole or not at all; its folders are made."""
+        return await self.upload(path, content=content)
+
+    async def list(self, path: str = "/workspace", *, depth: int = 1) -> FileList:
+        """What is in a folder, `depth` levels deep."""
+        params = {"path": absolute(path), "depth": depth, "limit": _MOST}
+        document = await self._transport.request("GET", self._path, params=params)
+        return [models.file_info(item) for item in document["items"]]
+
+    async def stat(self, path: str) -> FileInfo:
+        """One file or folder. Raises NotFound."""
+        document = await self._transport.request("GET", self._url(path), params={"stat": "true"})
+        return models.file_info(document)
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or a folder (`recursive` when it is not empty). Raises NotFound."""
+        params = {"recursive": "true"} if recursive else None
+        await self._transport.request("DELETE", self._url(path), params=params)
+
+    async def rename(self, path: str, target: str, *, overwrite: bool = False) -> FileInfo:
+        """Move a file or folder. Raises InvalidRequest when there is something at `target`."""
+        body = {"target": absolute(target), "overwrite": overwrite}
+        return models.file_info(await self._transport.request("POST", f"{self._url(path)}/move", body=body))
+
+    async def mkdir(self, path: str) -> FileInfo:
+        """Make a folder, and those above it."""
+        document = await self._transport.request("PUT", self._url(path), params={"directory": "true"})
+        return models.file_info(document)
+
+    async def watch(self, path: str = "/workspace", *, recursive: bool = False) -> AsyncIterator[FileEvent]:
+        """What changes beneath a path, from now until the iteration is left."""
+        params = {"watch": "true", "recursive": "true" if recursive else "false"}
+        headers = {"Accept": "application/x-ndjson"}
+        async with self._transport.stream("GET", self._url(path), params=params, headers=headers) as response:
+            async for line in response.aiter_lines():
+                if line.strip():
+                    document = msgspec.json.decode(line)
+                    yield FileEvent(document["event"], document["path"])
+
+    async def upload(
+        self,
+        remote: str,
+        local_path: str | Path | None = None,
+        content: str | bytes | IO[bytes] | None = None,
+        *,
+        on_progress: Progress | None = None,
+    ) -> FileInfo:
+        """Write a local file, or content, to `remote`. `on_progress` hears how many bytes each step sent.
+
+        The file appears whole or not at all. Raises InvalidRequest unless exactly one source is given.
+        """
+        if (local_path is None) == (content is None):
+            raise InvalidRequest("upload_file: give either local_path= or content=")
+        patience = Patience(self._transport)
+        while True:
+            async with _opened(local_path, content) as (source, size):
+                start = source.tell() if source.seekable() else None
+                try:
+                    return await self._put(remote, source, size, on_progress)
+                except httpx.TransportError as error:
+                    if start is None:
+                        raise SandboxTimeout(f"upload to {remote} broke: {error}") from error
+                    source.seek(start)
+                    await patience.wait(error)
+
+    async def _put(
+        self, remote: str, source: IO[bytes], size: int | None, on_progress: Progress | None
+    ) -> FileInfo:
+        headers = {"Content-Type": "application/octet-stream"}
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        pieces = _pieces(source, on_progress)
+        async with self._transport.stream(
+            "PUT", self._url(remote), content=pieces, headers=headers
+        ) as answer:
+            await answer.aread()
+            return models.file_info(decoded(answer))
+
+    async def download(
+        self,
+        remote: str,
+        local_path: str | Path | None = None,
+        *,
+        on_progress: Progress | None = None,
+    ) -> bytes | Path:
+        """A file's content; with `local_path` it is streamed there, and that path is returned.
+
+        The local file appears whole or not at all.
+        """
+        if local_path is None:
+            buffer = io.BytesIO()
+            await self._get(remote, buffer, on_progress)
+            return buffer.getvalue()
+        target = _target(Path(local_path), remote)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent or ".")
+        try:
+            with os.fdopen(handle, "wb") as sink:
+                await self._get(remote, sink, on_progress)
+            await asyncio.to_thread(_publish, name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)  # noqa: ASYNC240
+            raise
+        return target
+
+    async def _get(self, remote: str, sink: IO[bytes], on_progress: Progress | None) -> None:
+        patience = Patience(self._transport)
+        etag = ""
+        while True:
+            have = sink.tell()
+            headers = {"Range": f"bytes={have}-", "If-Range": etag} if have and etag else {}
+            try:
+                async with self._transport.stream("GET", self._url(remote), headers=headers) as answer:
+                    etag = answer.headers.get("ETag", "")
+                    if answer.status_code != 206 and have:
+                        sink.seek(0)  # it changed meanwhile, or the range was not honoured
+                        sink.truncate()
+                    async for piece in answer.aiter_bytes(_PIECE):
+                        await asyncio.to_thread(sink.write, piece)
+                        if on_progress is not None:
+                            on_progress(len(piece))
+                    return
+            except httpx.TransportError as error:
+                await patience.wait(error)
+
+
+def _target(local: Path, remote: str) -> Path:
+    """Where a download goes: a folder takes the file by its own name."""
+    return local / PurePosixPath(remote).name if local.is_dir() else local
+
+
+def _publish(name: str, target: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    Path(name).chmod(0o666 & ~mask)
+    Path(name).replace(target)
+
+
+@asynccontextmanager
+async def _opened(
+    local_path: str | Path | None, content: str | bytes | IO[bytes] | None
+) -> AsyncIterator[tuple[IO[bytes], int | None]]:
+    """What to send, and its size where it is known."""
+    if local_path is not None:
+        with Path(local_path).open("rb") as file:  # noqa: ASYNC230  (opening does not block for long)
+            yield file, os.fstat(file.fileno()).st_size
+    elif isinstance(content, str | bytes):
+        data = content.encode() if isinstance(content, str) else content
+        yield io.BytesIO(data), len(data)
+    elif content is not None:
+        yield content, None
+
+
+async def _pieces(source: IO[bytes], on_progress: Progress | None) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(source.read, _PIECE):
+        yield piece
+        if on_progress is not None:
+            on_progress(len(piece))

@@ -1,0 +1,1 @@
+"""Sandbox kernels in Jupyter applications: a kernel provisioner, and the bridge behind it."""

@@ -1,0 +1,150 @@
+"""Executions over one kernel's channel: many at once, each with a stream of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from llmsafespace import messages
+from llmsafespace.channel import Channel
+from llmsafespace.errors import SandboxError, SandboxTimeout
+from llmsafespace.events import End
+from llmsafespace.messages import Message
+from llmsafespace.subscription import IDLE_GRACE, Subscription
+from llmsafespace.transport import Transport
+
+_PAUSE_AT = 32 * 1024 * 1024  # bytes that may wait for a slow reader before the connection does
+
+
+class KernelStream:
+    """Sends execute_requests to one kernel and hands each its messages. Connects on first use."""
+
+    def __init__(self, transport: Transport, kernel_id: str, *, fresh: bool = False) -> None:
+        self.kernel_id = kernel_id
+        self.session = messages.new_id()
+        # The journal of a kernel that nobody has used yet is read from its start.
+        self._channel = Channel(transport, kernel_id, self.session, self, 0 if fresh else None)
+        self._pending: dict[str, Subscription] = {}
+        self._joined = asyncio.Event()
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        msg_id: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        allow_stdin: bool = False,
+    ) -> Subscription:
+        """Send an execute_request; `options` go into its metadata for the sandbox's agent."""
+        header = messages.header("execute_request", self.session, msg_id)
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": allow_stdin,
+            "stop_on_error": False,
+        }
+        metadata = {"llmsafespace": dict(options)} if options else {}
+        frame = messages.build("shell", header, content, metadata=metadata)
+        subscription = Subscription(header["msg_id"], frame)
+        self._pending[subscription.msg_id] = subscription
+        self._joined.set()
+        if not await self._channel.send(frame):
+            self._channel.start()  # it sends what is unanswered as soon as it is connected
+        return subscription
+
+    async def reply(self, subscription: Subscription, value: str) -> None:
+        """Answer the input_request that an execution waits with."""
+        header = messages.header("input_reply", self.session)
+        content = {"value": value, "status": "ok"}
+        await self._channel.send_once(
+            messages.build("stdin", header, content, parent=subscription.input_header)
+        )
+
+    def forget(self, subscription: Subscription) -> None:
+        """Take no more messages for this execution."""
+        self._pending.pop(subscription.msg_id, None)
+        subscription.taken.set()
+
+    def overdue(self, subscription: Subscription, limit: float) -> bool:
+        """True when the execution should have ended `limit` seconds after it began, and did not.
+
+        While it waits for others in its kernel the clock starts anew with each sign of life of the kernel.
+        """
+        began = subscription.started_at
+        since = began if began is not None else max(subscription.made_at, self._channel.heard)
+        return self._channel.connected and time.monotonic() - since > limit
+
+    async def close(self) -> None:
+        """Close the connection; executions that still run go on in the sandbox."""
+        await self._channel.close()
+        self.on_lost(SandboxError("the sandbox object was closed while the code ran"))
+
+    # -- the channel's listener
+
+    def on_message(self, message: Message) -> None:
+        """Hand a message to the execution that it is about."""
+        pending = self._pending.get(message.parent().msg_id)
+        if pending is not None:
+            pending.put(message)
+
+    def on_gap(self, missed: int, resume: int) -> None:
+        """Tell every execution: nobody knows whose messages were lost."""
+        for pending in self._pending.values():
+            pending.put_gap(missed, resume)
+
+    def on_lost(self, error: SandboxError) -> None:
+        """No execution hears anything more."""
+        for pending in list(self._pending.values()):
+            pending.fail(error)
+
+    def unanswered(self) -> Iterable[bytes]:
+        """The requests that have no reply: the sandbox runs each id once."""
+        return [pending.frame for pending in self._pending.values() if not pending.answered]
+
+    @property
+    def wanted(self) -> bool:
+        """An idle stream connects again with its next execution."""
+        return bool(self._pending)
+
+    async def ready_for_more(self) -> None:
+        """Wait while the only execution's reader is far behind: the sandbox keeps the rest."""
+        while len(self._pending) == 1:
+            (pending,) = self._pending.values()
+            if pending.size < _PAUSE_AT:
+                return
+            pending.taken.clear()
+            self._joined.clear()
+            waits = [asyncio.ensure_future(event.wait()) for event in (pending.taken, self._joined)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+
+async def watch(
+    stream: KernelStream,
+    subscription: Subscription,
+    limit: float | None,
+    look_up: Callable[[], Awaitable[End | None]],
+) -> None:
+    """Make sure that an execution's stream ends: by itself, or by `limit` seconds without an end.
+
+    `look_up` asks the gateway for the end when a gap has swallowed it. Raises nothing; a subscription that
+    is overdue fails with SandboxTimeout.
+    """
+    while not subscription.over:
+        await asyncio.sleep(min(1.0, limit or 1.0))
+        if subscription.half_ended_for > IDLE_GRACE and not subscription.settle():
+            end = await look_up()
+            if end is not None:
+                subscription.finish(end)
+        if limit is not None and stream.overdue(subscription, limit):
+            subscription.fail(
+                SandboxTimeout(
+                    f"execution {subscription.msg_id} gave no sign of its end within {limit:g} s; "
+                    "attach() to it to see what it does"
+                )
+            )

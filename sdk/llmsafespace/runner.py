@@ -1,0 +1,169 @@
+"""Runs code in a sandbox's kernels: which kernel, over which stream, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmsafespace import requests
+from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
+from llmsafespace.errors import SandboxEnded, SandboxError
+from llmsafespace.events import End, Event, end_from_json
+from llmsafespace.executions import AsyncOutput
+from llmsafespace.kernel_stream import KernelStream, watch
+from llmsafespace.messages import new_id
+from llmsafespace.models import SandboxInfo
+from llmsafespace.results import ExecutionError
+from llmsafespace.subscription import Subscription
+from llmsafespace.transport import API, Transport, segment
+
+GRACE = 30.0  # seconds that the sandbox has, beyond an execution's timeout, to report its end
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How one piece of code runs."""
+
+    language: str | None = None
+    context: ContextLike | None = None
+    timeout: float | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    allow_stdin: bool = False
+
+    def for_agent(self) -> dict[str, Any]:
+        """The part that the sandbox's agent and kernel act on."""
+        options: dict[str, Any] = {}
+        if self.timeout is not None:
+            options["timeout"] = float(self.timeout)
+        if self.env:
+            options["env"] = dict(self.env)
+        return options
+
+
+class Runner:
+    """The streams to a sandbox's kernels, and the contexts made for other languages."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        info: SandboxInfo,
+        contexts: AsyncContexts,
+    ) -> None:
+        self.timeout = info.timeout
+        self._language = requests.language(info.runtime.partition(":")[0])
+        self._transport = transport
+        self._base = f"{API}/sandboxes/{segment(info.id)}"
+        self._contexts = contexts
+        self._streams: dict[str, KernelStream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def stream(self, kernel_id: str, *, fresh: bool = False) -> KernelStream:
+        """The stream to a kernel; `fresh` when nobody has used the kernel yet."""
+        stream = self._streams.get(kernel_id)
+        if stream is None:
+            stream = self._streams[kernel_id] = KernelStream(self._transport, kernel_id, fresh=fresh)
+        return stream
+
+    def output(self, code: str, options: RunOptions) -> AsyncOutput:
+        """The output of code that starts when the output is first asked for."""
+        run = _Run(self, code, options)
+        return AsyncOutput(run.id, run.batches(), run.answer)
+
+    async def stream_for(self, options: RunOptions) -> KernelStream:
+        """The stream to the context that the options ask for."""
+        if options.context is not None:
+            return self.stream(id_of(options.context))
+        wanted = requests.language(options.language) if options.language else self._language
+        if wanted == self._language:
+            return self.stream(await self._contexts.default_id())
+        return self.stream((await self._contexts.of_language(wanted)).id)
+
+    async def look_up(self, execution_id: str) -> End | None:
+        """How the gateway says that an execution ended; None while it runs or when nobody knows."""
+        path = f"{self._base}/executions/{segment(execution_id)}"
+        try:
+            document = await self._transport.request("GET", path)
+        except SandboxError:
+            return None
+        return end_from_json(document) if document.get("end") else None
+
+    def interrupt_soon(self, execution_id: str) -> None:
+        """Interrupt an execution that nobody listens to any more, without waiting."""
+        task = asyncio.get_running_loop().create_task(self._interrupt(execution_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _interrupt(self, execution_id: str) -> None:
+        path = f"{self._base}/executions/{segment(execution_id)}/interrupt"
+        with contextlib.suppress(SandboxError):
+            await self._transport.request("POST", path, repeatable=True, timeout=10.0)
+
+    async def close(self) -> None:
+        """Close all streams."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5.0)
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            await stream.close()
+
+
+class _Run:
+    """One run of code, from its request to its end."""
+
+    def __init__(self, runner: Runner, code: str, options: RunOptions) -> None:
+        self.id = new_id()
+        self._runner = runner
+        self._code = code
+        self._options = options
+        self._stream: KernelStream | None = None
+        self._subscription: Subscription | None = None
+
+    async def batches(self) -> AsyncIterator[Sequence[Event]]:
+        """The events as they come. Leaving before the end interrupts the code."""
+        options = self._options
+        stream = self._stream = await self._runner.stream_for(options)
+        subscription = self._subscription = await stream.execute(
+            self._code, msg_id=self.id, options=options.for_agent(), allow_stdin=options.allow_stdin
+        )
+        timeout = options.timeout if options.timeout is not None else self._runner.timeout
+        watcher = asyncio.ensure_future(
+            watch(
+                stream,
+                subscription,
+                None if timeout is None else timeout + GRACE,
+                lambda: self._runner.look_up(self.id),
+            )
+        )
+        try:
+            while True:
+                batch = await subscription.batch()
+                yield batch
+                if isinstance(batch[-1], End):
+                    return
+        except SandboxEnded as error:
+            end = _end_with_sandbox(error)
+            if end is None:
+                raise
+            subscription.finish(end)
+            yield [end]
+        finally:
+            watcher.cancel()
+            stream.forget(subscription)
+            if not subscription.over:
+                self._runner.interrupt_soon(self.id)
+
+    async def answer(self, line: str) -> None:
+        """Answer the code's input request."""
+        if self._stream is not None and self._subscription is not None:
+            await self._stream.reply(self._subscription, line)
+
+
+def _end_with_sandbox(error: SandboxEnded) -> End | None:
+    """How an execution ended whose sandbox is no more; None when the sandbox was simply terminated."""
+    names = {"expired": "SandboxExpired", "oom": "OutOfMemory"}
+    if error.end not in names:
+        return None
+    return End(error.end, None, ExecutionError(names[error.end], error.message), 1)

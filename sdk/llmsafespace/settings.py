@@ -1,0 +1,81 @@
+"""Which gateway to speak to, and as whom."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from llmsafespace.errors import AuthenticationError, InvalidRequest, SandboxError
+
+URL_VARIABLE = "LLMSAFESPACE_API_URL"
+KEY_VARIABLE = "LLMSAFESPACE_API_KEY"
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A gateway: its base URL and a key, or the unix socket of a private one (which wants no key)."""
+
+    url: str
+    key: str | None = None
+    socket: str | None = None
+
+    @property
+    def websocket_url(self) -> str:
+        """The base URL for websockets."""
+        return "ws" + self.url.removeprefix("http")
+
+    @property
+    def is_local(self) -> bool:
+        """True for a unix socket or a loopback address, which no proxy may get between."""
+        return self.socket is not None or _is_loopback(urlsplit(self.url).hostname or "")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The authorization header, when there is a key."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.socket or self.url!r})"
+
+
+def explicit_endpoint(api_url: str | None = None, api_key: str | None = None) -> Endpoint | None:
+    """The endpoint from arguments and environment; None when neither says anything (embedded mode).
+
+    `unix:///path` names a gateway's unix socket. Raises InvalidRequest for an URL that is none, and
+    AuthenticationError when there is a URL but no key.
+    """
+    url = api_url or os.environ.get(URL_VARIABLE) or None
+    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    if url is None and key is None:
+        return None
+    url = (url or DEFAULT_URL).rstrip("/")
+    if url.startswith("unix://"):
+        return Endpoint("http://localhost", key, url.removeprefix("unix://"))
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidRequest(f"{url!r} is not the URL of a gateway: give one like {DEFAULT_URL}")
+    if key is None:
+        raise AuthenticationError(f"no API key for {url}: pass api_key=, or set {KEY_VARIABLE}")
+    return Endpoint(url, key)
+
+
+def require_gateway_package() -> None:
+    """Check that a private gateway can be started. Raises SandboxError saying what to set otherwise."""
+    if importlib.util.find_spec("llmsafespace_gateway") is None:
+        raise SandboxError(
+            f"no gateway to speak to: set {URL_VARIABLE} and {KEY_VARIABLE}, "
+            "or install llmsafespace-gateway here, so that a private one can be started"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,127 @@
+"""One execution as seen on a kernel's stream: its messages, once each and in order, as events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from llmsafespace.errors import PermissionDenied
+from llmsafespace.events import End, Event, Gap, InputRequest, end_from_reply, from_message
+from llmsafespace.messages import Message
+
+IDLE_GRACE = 5.0  # seconds between an execution's reply and its idle (or the other way round)
+
+
+class Subscription:
+    """The events of one execute_request, put in by the stream and taken out by whoever runs the code."""
+
+    def __init__(self, msg_id: str, frame: bytes) -> None:
+        self.msg_id = msg_id
+        self.frame = frame  # what to send again after a reconnect, until the reply is here
+        self.size = 0  # bytes that wait to be taken out
+        self.made_at = time.monotonic()
+        self.started_at: float | None = None
+        self.ended = False
+        self.input_header: bytes = b"{}"
+        self._last_seq = 0
+        self._reply: End | None = None
+        self._idle = False
+        self._half: float | None = None
+        self._error: BaseException | None = None
+        self._events: deque[tuple[Event, int]] = deque()
+        self._more = asyncio.Event()
+        self.taken = asyncio.Event()
+
+    # -- the stream's side
+
+    def put(self, message: Message) -> None:
+        """Take a message that answers this request. One that came before is ignored."""
+        if self.ended or (message.seq and message.seq <= self._last_seq):
+            return
+        self._last_seq = message.seq or self._last_seq
+        msg_type = message.header().msg_type
+        if message.channel == "iopub" and msg_type == "status":
+            self._status(str(message.content().get("execution_state")))
+        elif message.channel == "shell" and msg_type == "execute_reply":
+            self._reply = end_from_reply(message.content(), message.metadata(), message.seq)
+            if not message.seq and self._reply.error is not None:  # not journaled: the gateway's own refusal
+                self.fail(PermissionDenied(self._reply.error.value, code="forbidden"))
+            self._half = self._half or time.monotonic()
+        else:
+            event = from_message(msg_type, message.content(), message.seq)
+            if isinstance(event, InputRequest):
+                self.input_header = bytes(message.parts[0])
+            if event is not None:
+                self._add(event, sum(len(part) for part in message.parts))
+        self._finish_if_complete()
+
+    def put_gap(self, missed: int, resume: int) -> None:
+        """Messages were lost, perhaps of this execution."""
+        if not self.ended:
+            self._add(Gap(missed, seq=max(resume - 1, 0)), 0)
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more will come."""
+        if not self.ended:
+            self._error = error
+            self._more.set()
+
+    def finish(self, end: End) -> None:
+        """The execution ended like this, as known from elsewhere."""
+        if not self.ended:
+            self.ended = True
+            self._add(end, 0)
+
+    @property
+    def answered(self) -> bool:
+        """True when the reply is here, so that the request need not be sent again."""
+        return self._reply is not None or self.ended
+
+    @property
+    def half_ended_for(self) -> float:
+        """Seconds since one of reply and idle came without the other; 0 when neither or both did."""
+        return time.monotonic() - self._half if self._half is not None and not self.ended else 0.0
+
+    @property
+    def over(self) -> bool:
+        """True when there is nothing left to interrupt: it ended, or its sandbox did."""
+        return self.ended or self._error is not None
+
+    def settle(self) -> bool:
+        """End with the reply alone, when there is one (its idle was lost in a gap)."""
+        if self._reply is not None:
+            self._idle = True
+            self._finish_if_complete()
+        return self.ended
+
+    def _status(self, state: str) -> None:
+        if state == "busy":
+            self.started_at = self.started_at or time.monotonic()
+        elif state == "idle":
+            self._idle = True
+            self._half = self._half or time.monotonic()
+
+    def _finish_if_complete(self) -> None:
+        if self._idle and self._reply is not None and self._error is None:
+            self.finish(self._reply)
+
+    def _add(self, event: Event, size: int) -> None:
+        self._events.append((event, size))
+        self.size += size
+        self._more.set()
+
+    # -- the caller's side
+
+    async def batch(self) -> list[Event]:
+        """All events that wait, at least one. Raises what made the stream fail, after the last event."""
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._more.clear()
+            await self._more.wait()
+        events = [event for event, _ in self._events]
+        self._events.clear()
+        self.size = 0
+        self.taken.set()
+        return events

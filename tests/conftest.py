@@ -1,0 +1,157 @@
+"""Real gateways for tests: each is a process of its own on a loopback port with a data folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+START_LIMIT = 600.0  # seconds; the first start on a machine prepares a runtime
+POOL = {"name": "default", "runtime": "python", "minSize": 2, "maxSize": 4}
+
+
+class Gateway:
+    """A gateway process. `start()` after `kill()` is the same gateway again: same port, same data."""
+
+    def __init__(self, data_dir: Path, pools: list[dict[str, object]], *options: str) -> None:
+        self.data_dir = data_dir
+        self.port = 0
+        self.admin_key = ""
+        self.output: list[str] = []
+        self._options = options
+        self._process: subprocess.Popen[str] | None = None
+        config = {"GatewayApp": {"warm_pools": pools, "rate_limit": 10_000.0, "rate_burst": 20_000}}
+        self._config = data_dir / "config.json"
+        self._config.write_text(json.dumps(config))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until it is ready to serve."""
+        command = [sys.executable, "-m", "llmsafespace_gateway", "--port", str(self.port)]
+        command += ["--data-dir", str(self.data_dir), "--config", str(self._config), *self._options]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.data_dir
+        )
+        serving = threading.Event()
+        threading.Thread(target=self._read, args=(self._process, serving), daemon=True).start()
+        deadline = time.monotonic() + START_LIMIT
+        while not serving.wait(0.05):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError("the gateway did not start:\n" + "".join(self.output[-60:]))
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError("the gateway is not ready:\n" + "".join(self.output[-60:]))
+            time.sleep(0.05)
+
+    def _read(self, process: subprocess.Popen[str], serving: threading.Event) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output.append(line)
+            if found := re.search(r"serves on http://[^:]+:(\d+)", line):
+                self.port = int(found[1])
+            if found := re.search(r"(lsp_\w+)", line):
+                self.admin_key = self.admin_key or found[1]
+            if line.startswith("Try it"):
+                serving.set()
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to clean up."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM and wait; the exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(10)
+        return self._process.returncode
+
+    def key(self, user: str, role: str = "developer", tenant: str = "default", *options: str) -> str:
+        """A new API key, made with the command line while the gateway runs."""
+        command = [sys.executable, "-m", "llmsafespace_gateway", "keys", "create"]
+        command += ["--data-dir", str(self.data_dir), "--user", user, "--role", role, "--tenant", tenant]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.strip()
+
+    def _call(self, method: str, path: str) -> dict[str, list[dict[str, str]]]:
+        headers = {"Authorization": f"Bearer {self.admin_key}"}
+        request = urllib.request.Request(self.url + path, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                body = answer.read()
+        except OSError:
+            return {}
+        return json.loads(body) if body else {}
+
+    def end_all(self) -> None:
+        """Delete every sandbox that is left, as the admin, then stop."""
+        for sandbox in self._call("GET", "/api/v1/sandboxes").get("items", []):
+            self._call("DELETE", f"/api/v1/sandboxes/{sandbox['id']}")
+        self.stop()
+
+
+def make_gateway(folder: Path, *options: str, pools: list[dict[str, object]] | None = None) -> Gateway:
+    """A started gateway in `folder`."""
+    gateway = Gateway(folder, [POOL] if pools is None else pools, *options)
+    gateway.start()
+    return gateway
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Iterator[Path]:
+    """A short folder: unix socket paths hold at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="lsp-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def gateway(data_root: Path) -> Iterator[Gateway]:
+    """The gateway that most tests share."""
+    folder = data_root / "shared"
+    folder.mkdir()
+    made = make_gateway(folder)
+    yield made
+    made.end_all()
+
+
+@pytest.fixture
+def own_gateway(data_root: Path) -> Iterator[Gateway]:
+    """A gateway of the test's own, which it may kill and start again."""
+    folder = Path(tempfile.mkdtemp(dir=data_root))
+    made = make_gateway(folder)
+    yield made
+    made.end_all()

@@ -1,0 +1,81 @@
+"""The Bash kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+
+
+@pytest_asyncio.fixture
+async def bash(start: Any, take: Any, tmp_path: Path) -> Any:
+    return await take(await start("bash"), env={"WHO": "ann"}, cwd=str(tmp_path))
+
+
+async def test_folder_and_variables_stay_and_streams_are_apart(bash: Any, tmp_path: Path) -> None:
+    first = await bash.run("echo $WHO; pwd; echo wrong >&2; mkdir sub; cd sub; x=5; f() { echo f$1; }")
+    assert first.text() == f"ann\n{tmp_path}\n"
+    assert first.text("stderr") == "wrong\n"
+    assert first.reply["status"] == "ok"
+    assert first.reply["execution_count"] == 1
+    second = await bash.run("pwd; f $x; read line; echo [$line]")
+    assert second.text() == f"{tmp_path}/sub\nf5\n[]\n"
+
+
+async def test_exit_status_decides(bash: Any) -> None:
+    failed = await bash.run("false")
+    assert (failed.reply["ename"], failed.reply["evalue"]) == ("ExitStatus", "1")
+    assert failed.of("error")[0]["evalue"] == "1"
+    ended = await bash.run("exit 3")
+    assert ended.reply["evalue"] == "3"
+    assert (await bash.run("echo again $WHO")).text() == "again ann\n"
+    unfinished = await bash.run("if true; then")
+    assert unfinished.reply["status"] == "error"
+    assert "syntax error" in unfinished.text("stderr")
+
+
+async def test_interrupt_keeps_the_shell(bash: Any) -> None:
+    bash.begin_run("x=7; f() { while true; do sleep 0.1; done; }; echo on; f; echo never")
+    async with asyncio.timeout(30):
+        while "on" not in bash._outcome.text():
+            await asyncio.sleep(0.01)
+    bash.kernel.interrupt()
+    stopped = await bash.end()
+    assert stopped.reply["ename"] == "KeyboardInterrupt"
+    assert "never" not in stopped.text()
+    assert (await bash.run("echo $x")).text() == "7\n"
+
+
+async def test_env_of_one_cell(bash: Any) -> None:
+    inside = await bash.run("echo $WHO $ONCE; sh -c 'echo $ONCE'", env={"WHO": "bob", "ONCE": "$(id)'; x"})
+    assert inside.text() == "bob $(id)'; x\n$(id)'; x\n"
+    assert (await bash.run("echo $WHO ${ONCE-unset}; env | grep -c __llmsafespace")).text() == "ann unset\n0\n"
+
+
+async def test_much_output_is_complete(bash: Any) -> None:
+    outcome = await bash.run("seq 1000000; echo é >&2")
+    assert outcome.text() == "".join(f"{number}\n" for number in range(1, 1_000_001))
+    assert outcome.text("stderr") == "é\n"
+
+
+async def test_completion_inspection_and_completeness(bash: Any) -> None:
+    await bash.run("alphabet=1; touch some_file.txt")
+    completed = await bash.ask("complete_request", {"code": "echo $alphab", "cursor_pos": 12})
+    assert completed.reply["matches"] == ["$alphabet"]
+    files = await bash.ask("complete_request", {"code": "cat some_", "cursor_pos": 9})
+    assert files.reply["matches"] == ["some_file.txt"]
+    commands = await bash.ask("complete_request", {"code": "ech", "cursor_pos": 3})
+    assert "echo" in commands.reply["matches"]
+    inspected = await bash.ask("inspect_request", {"code": "echo x", "cursor_pos": 2, "detail_level": 0})
+    assert "builtin" in inspected.reply["data"]["text/plain"]
+    for code, status in (("if true; then", "incomplete"), ("echo x", "complete"), ("fi", "invalid")):
+        assert (await bash.ask("is_complete_request", {"code": code})).reply["status"] == status
+    info = await bash.ask("kernel_info_request", {})
+    assert info.reply["language_info"]["name"] == "bash"
+
+
+async def test_shutdown_is_clean(bash: Any) -> None:
+    await bash.run("sleep 600 & echo")
+    assert await bash.kernel.shutdown(10) == 0

@@ -1,0 +1,84 @@
+"""A stand-in for the agent that runs what a test wants to see from inside a sandbox."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, "/opt/llmsafespace/agent")
+if len(sys.argv) > 1:
+    sys.path[:0] = sys.argv[1:]
+
+from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_agent.wire.proof import prove_as_agent
+
+
+async def serve(stream: FrameStream, token: bytes) -> None:
+    await prove_as_agent(stream, token, "")
+    stream.send(FrameKind.JSON, b"{}")
+    while True:
+        try:
+            _, body = await stream.next_frame()
+        except ConnectionError:
+            return
+        request = json.loads(body)
+        result = await asyncio.to_thread(METHODS[request["method"]], request.get("params", {}))
+        stream.send(FrameKind.JSON, json.dumps({"id": request["id"], "result": result}).encode())
+
+
+def ready(_: dict) -> dict:
+    return {"state": "ready", "startedAt": time.time(), "lastActivity": time.time()}
+
+
+def run(params: dict) -> dict:
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", params["code"]],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+    return {"status": ran.returncode, "stdout": ran.stdout, "stderr": ran.stderr}
+
+
+def spawn(params: dict) -> dict:
+    child = subprocess.Popen([sys.executable, "-I", "-c", params["code"]], start_new_session=True)
+    return {"pid": child.pid}
+
+
+def leave(params: dict) -> dict:
+    os._exit(params["status"])
+
+
+METHODS = {"ready": ready, "run": run, "spawn": spawn, "leave": leave}
+
+
+async def main() -> None:
+    config = json.loads(sys.stdin.buffer.read())
+    if config.get("env", {}).get("PYTHON_FAIL"):
+        sys.exit("it was told to fail")
+    listening = socket.socket(fileno=config["listen"]["fd"])
+    listening.setblocking(False)
+    token = bytes.fromhex(config["token"])
+    loop = asyncio.get_running_loop()
+    tasks = set()
+
+    def connected() -> FrameStream:
+        stream = FrameStream()
+        made = stream.connection_made
+
+        def start(transport: asyncio.BaseTransport) -> None:
+            made(transport)
+            tasks.add(asyncio.ensure_future(serve(stream, token)))
+
+        stream.connection_made = start
+        return stream
+
+    server = await loop.create_unix_server(connected, sock=listening)
+    await server.serve_forever()
+
+
+asyncio.run(main())

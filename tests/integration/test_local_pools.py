@@ -1,0 +1,138 @@
+"""Warm pools of real sandboxes. Also run as an ordinary user (see test_local_user)."""
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmsafespace_gateway.backends.base import Resources
+from llmsafespace_gateway.errors import ApiError
+
+_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
+support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(support)
+MIB = support.MIB
+
+
+async def test_claims_are_warm_and_the_pool_fills_up_again() -> None:
+    async with support.fresh(pools=[support.pool()]) as backend:
+        await support.available(backend, "warm", 1)
+        claim = await backend.claim(support.spec("sb-a"))
+        assert (claim.start.kind, claim.start.reason) == ("warm", "")
+        assert await support.run(backend, "sb-a", "print('works')") == "works"
+        await support.available(backend, "warm", 1)
+        status = await backend.pool_status("warm")
+        assert (status.assigned, status.conditions[0].status) == (1, "True")
+        await backend.destroy("sb-a")
+        assert (await backend.pool_status("warm")).assigned == 0
+
+
+async def test_one_sandbox_is_never_two_peoples() -> None:
+    async with support.fresh(pools=[support.pool(min_size=2)]) as backend:
+        await support.available(backend, "warm", 2)
+        claims = await asyncio.gather(*(backend.claim(support.spec(f"sb-{n}")) for n in range(4)))
+        kinds = sorted(claim.start.kind for claim in claims)
+        assert kinds.count("warm") >= 2
+        names = {backend._registry.get(f"sb-{n}").state.name for n in range(4)}
+        assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"use_warm_pool": False}, "the request asked for no warm pool"),
+        ({"resources": Resources(cpu=1.0, memory=256 * MIB, storage=MIB)}, "more resources"),
+        ({"runtime": "other"}, "runtime other"),
+        ({"security_level": "high"}, "security level high"),
+        ({"env": {"OMP_NUM_THREADS": "1", "FINE": "x"}}, "OMP_NUM_THREADS"),
+    ],
+)
+async def test_why_a_start_is_cold(changes: dict, reason: str) -> None:
+    async with support.fresh(pools=[support.pool()]) as backend:
+        await support.available(backend, "warm", 1)
+        claim = await backend.claim(support.spec("sb-a", **changes))
+        assert claim.start.kind == "cold"
+        assert reason in claim.start.reason
+
+
+async def test_env_that_can_be_bound_late_stays_warm_and_warnings_are_told() -> None:
+    async with support.fresh(pools=[support.pool()]) as backend:
+        await support.available(backend, "warm", 1)
+        claim = await backend.claim(support.spec("sb-a", runtime="nearby", env={"MY_TOKEN": "x"}))
+        assert claim.start.kind == "warm"
+        assert claim.start.warnings == ("nearby is served by probe",)
+
+
+async def test_another_tenants_pool_is_not_served_nor_spoken_of() -> None:
+    async with support.fresh(pools=[support.pool(tenant="rich")]) as backend:
+        await support.available(backend, "warm", 1)
+        assert (await backend.claim(support.spec("sb-a"))).start.reason == "there is no warm pool"
+        assert (await backend.claim(support.spec("sb-b", tenant="rich"))).start.kind == "warm"
+
+
+async def test_change_and_delete() -> None:
+    async with support.fresh() as backend:
+        await backend.apply_pool(support.pool(min_size=1))
+        await support.available(backend, "warm", 1)
+        before = {entry.state.name for entry in backend._registry.entries.values()}
+        more = Resources(cpu=1.0, memory=192 * MIB, storage=64 * MIB)
+        await backend.apply_pool(support.pool(min_size=2, resources=more))
+        await support.available(backend, "warm", 2)
+        after = {entry.state.name for entry in backend._registry.entries.values()}
+        await support.eventually(lambda: not before & set(backend._registry.entries))
+        assert after
+        claim = await backend.claim(support.spec("sb-a"))
+        assert claim.isolation["limits"]["memory"]["bytes"] == 192 * MIB
+        await backend.delete_pool("warm")
+        with pytest.raises(ApiError, match="no warm pool"):
+            await backend.pool_status("warm")
+        assert [place.sandbox_id for place in await backend.living()] == ["sb-a"]
+        assert len(list((backend._data_dir / "sandboxes").iterdir())) == 1
+
+
+async def test_failing_starts_are_told_and_do_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmsafespace_gateway.backends.local import launch
+
+    starts = 0
+
+    def failing(*arguments: object, **options: object) -> None:
+        nonlocal starts
+        starts += 1
+        raise launch.unavailable("no room today")
+
+    monkeypatch.setattr(launch, "start", failing)
+    async with support.fresh(pools=[support.pool(min_size=3)]) as backend:
+
+        async def told() -> bool:
+            status = await backend.pool_status("warm") if backend._pools._pools else None
+            return bool(status and status.conditions[0].reason == "StartFailed")
+
+        await support.eventually(told)
+        assert "no room today" in (await backend.pool_status("warm")).conditions[0].message
+        assert starts <= 6
+
+
+async def test_a_warm_sandbox_that_dies_is_replaced() -> None:
+    async with support.fresh(pools=[support.pool()]) as backend:
+        await support.available(backend, "warm", 1)
+        (entry,) = backend._registry.entries.values()
+        from llmsafespace_gateway.backends.local import launch
+
+        await launch.end(entry.folder, "terminated")
+        await support.eventually(lambda: entry.state.name not in backend._registry.entries)
+        await support.available(backend, "warm", 1)
+
+
+async def test_warm_sandboxes_give_way_and_claimed_ones_do_not() -> None:
+    async with support.fresh(pools=[support.pool()]) as backend:
+        if "cpu" not in backend._host.hierarchy.folders:
+            pytest.skip("no cpu cgroup here")
+        await support.available(backend, "warm", 1)
+        (entry,) = backend._registry.entries.values()
+        file = "cpu.weight" if backend._host.hierarchy.version == 2 else "cpu.shares"
+        controls = [Path(path) / file for path in entry.state.cgroups if (Path(path) / file).exists()]
+        least = int(controls[0].read_text())
+        await backend.claim(support.spec("sb-a"))
+        assert int(controls[0].read_text()) > 10 * least

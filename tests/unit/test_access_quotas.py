@@ -1,0 +1,132 @@
+"""Quotas: what is reserved before an await is taken, whatever else happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from llmsafespace_gateway.access import Access
+from llmsafespace_gateway.access.principal import ROLES, Principal
+from llmsafespace_gateway.access.quotas import Limit, Quota, Quotas, merge_quota
+from llmsafespace_gateway.backends.base import Resources
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.store import Store, sandboxes, users
+from llmsafespace_gateway.store.rows import SandboxRow
+
+ADA = Principal("ada", "ada", "acme", "developer", "k1", ROLES["developer"])
+BOB = Principal("bob", "bob", "acme", "developer", "k2", ROLES["developer"])
+EVE = Principal("eve", "eve", "other", "developer", "k3", ROLES["developer"])
+SMALL = Resources(cpu=0.1, memory=100)
+
+
+async def test_overlapping_creates_never_exceed_the_quota() -> None:
+    quotas = Quotas(Quota(sandboxes=3))
+    made: list[int] = []
+
+    async def create(number: int) -> None:
+        with quotas.reserve(ADA, SMALL) as room:
+            await asyncio.sleep(0)
+            made.append(number)
+            room.commit(f"sb-{number}")
+
+    results = await asyncio.gather(*(create(number) for number in range(20)), return_exceptions=True)
+    refused = [error for error in results if isinstance(error, ApiError)]
+    assert len(made) == 3
+    assert {error.code for error in refused} == {"quota_exceeded"}
+    assert refused[0].details == {
+        "quota": "sandboxes",
+        "limit": 3,
+        "used": 3,
+        "requested": 1.0,
+        "of": "tenant",
+    }
+    assert refused[0].status == 429
+    quotas.ended(f"sb-{made[0]}")
+    await create(99)
+
+
+def test_each_amount_is_limited_exactly() -> None:
+    quotas = Quotas(Quota(cpu=0.3))
+    for _ in range(3):  # 0.1 + 0.1 + 0.1 is more than 0.3 in floats
+        quotas.reserve(ADA, SMALL)
+    with pytest.raises(ApiError, match="cpu"):
+        quotas.reserve(ADA, Resources(cpu=0.001))
+    quotas = Quotas(Quota(memory=250))
+    quotas.reserve(ADA, SMALL)
+    quotas.reserve(BOB, SMALL)
+    with pytest.raises(ApiError, match="memory"):
+        quotas.reserve(BOB, SMALL)
+    quotas.reserve(EVE, SMALL)
+
+
+def test_users_have_limits_of_their_own() -> None:
+    quotas = Quotas(Quota(sandboxes=3, user=Limit(sandboxes=2)))
+    quotas.reserve(ADA, SMALL)
+    quotas.reserve(ADA, SMALL)
+    with pytest.raises(ApiError) as refused:
+        quotas.reserve(ADA, SMALL)
+    assert refused.value.details["of"] == "user"
+    quotas.reserve(BOB, SMALL)
+    with pytest.raises(ApiError) as refused:
+        quotas.reserve(BOB, SMALL)
+    assert refused.value.details["of"] == "tenant"
+
+
+def test_a_failed_creation_gives_its_room_back_once() -> None:
+    quotas = Quotas(Quota())
+    with pytest.raises(RuntimeError), quotas.reserve(ADA, SMALL) as room:
+        raise RuntimeError
+    room.release()
+    room.commit("sb-late")
+    assert quotas.used("acme") == {"sandboxes": 0, "cpu": 0, "memory": 0}
+
+
+def test_a_sandbox_counts_once_until_it_ends() -> None:
+    quotas = Quotas(Quota())
+    quotas.reserve(ADA, SMALL).commit("sb-1")
+    quotas.reserve(ADA, SMALL).commit("sb-1")  # a repeated request found the sandbox there
+    assert quotas.used("acme", "ada") == {"sandboxes": 1, "cpu": 0.1, "memory": 100}
+    quotas.ended("sb-1")
+    quotas.ended("sb-1")
+    assert quotas.used("acme")["sandboxes"] == 0
+    late = quotas.reserve(ADA, SMALL)
+    quotas.ended("sb-2")
+    late.commit("sb-2")  # it ended before its creator was done
+    assert quotas.used("acme")["sandboxes"] == 0
+
+
+def test_a_tenants_quota_overrides_key_by_key() -> None:
+    default = Quota(sandboxes=5, cpu=2, user=Limit(sandboxes=2))
+    assert merge_quota(default, {"cpu": 8}) == Quota(sandboxes=5, cpu=8, user=Limit(sandboxes=2))
+    assert merge_quota(default, {"sandboxes": None, "user": {"cpu": 1}}) == Quota(
+        cpu=2, user=Limit(sandboxes=2, cpu=1)
+    )
+    for wrong in ({"sandboxes": "many"}, {"discs": 3}, {"user": {"discs": 3}}):
+        with pytest.raises(msgspec.ValidationError):
+            merge_quota(default, wrong)
+
+
+async def test_use_is_rebuilt_from_the_store(store: Store, make_sandbox: Callable[..., SandboxRow]) -> None:
+    await users.ensure_tenant(store, "acme")
+    await users.set_quota(store, "acme", {"sandboxes": 2})
+    await sandboxes.insert(store, make_sandbox("sb-1", "acme", "ada"))
+    await sandboxes.insert(store, make_sandbox("sb-2", "acme", "ada"))
+    await sandboxes.insert(store, make_sandbox("sb-3", "acme", "ada", state="ended"))
+    access = Access(store)
+    await access.start()
+    assert access.usage(ADA) == {"sandboxes": 2, "cpu": 1.0, "memory": 1024}
+    with pytest.raises(ApiError, match="quota of sandboxes is 2"):
+        access.reserve(BOB, SMALL)
+    row = await sandboxes.end(store, "sb-2", "terminated", None, 1.0)
+    assert row is not None
+    access.sandbox_ended(row)
+    access.reserve(BOB, SMALL)
+    await access.stop()
+
+
+def test_a_quota_that_is_none_is_refused_at_the_start(store: Store) -> None:
+    with pytest.raises(ApiError, match="default quota"):
+        Access(store, quota={"sandboxes": "lots"})

@@ -1,0 +1,117 @@
+"""Errors, settings and the ways to write a request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import llmsafespace
+from llmsafespace import errors, files, requests, settings
+from llmsafespace.warm_pools import _scripts
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(settings.URL_VARIABLE, raising=False)
+    monkeypatch.delenv(settings.KEY_VARIABLE, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (401, "unauthorized", errors.AuthenticationError),
+        (403, "forbidden", errors.PermissionDenied),
+        (404, "not_found", errors.NotFound),
+        (400, "invalid_request", errors.InvalidRequest),
+        (429, "rate_limited", errors.RateLimited),
+        (429, "quota_exceeded", errors.QuotaExceeded),
+        (410, "gone", errors.SandboxEnded),
+        (422, "runtime_unavailable", errors.RuntimeUnavailable),
+        (503, "service_unavailable", errors.GatewayUnavailable),
+        (500, "internal_error", errors.SandboxError),
+    ],
+)
+def test_each_code_has_its_exception(status: int, code: str, kind: type[errors.SandboxError]) -> None:
+    error = errors.error_for(
+        status, {"error": {"code": code, "message": "m", "details": {"end": "oom"}}}, "1.5"
+    )
+    assert type(error) is kind
+    assert (str(error), error.code) == ("m", code)
+    if isinstance(error, errors.RateLimited):
+        assert error.retry_after == 1.5
+    if isinstance(error, errors.SandboxEnded):
+        assert error.end == "oom"
+
+
+def test_answers_of_others_are_understood() -> None:
+    assert isinstance(errors.error_for(404, {"message": "no kernel", "reason": None}), errors.NotFound)
+    assert "502" in str(errors.error_for(502, None))
+    assert errors.error_for(429, None, "soon").retry_after is None  # type: ignore[attr-defined]
+
+
+def test_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.explicit_endpoint() is None
+    assert settings.explicit_endpoint("https://gw.example/", "k") == settings.Endpoint(
+        "https://gw.example", "k"
+    )
+    assert settings.Endpoint("https://gw.example").websocket_url == "wss://gw.example"
+    assert not settings.Endpoint("https://gw.example").is_local
+    assert settings.Endpoint("http://127.0.0.1:1").is_local
+    assert settings.explicit_endpoint("unix:///run/x.sock") == settings.Endpoint(
+        "http://localhost", None, "/run/x.sock"
+    )
+    assert "secret" not in repr(settings.Endpoint("http://x", "secret"))
+    with pytest.raises(errors.AuthenticationError, match=settings.KEY_VARIABLE):
+        settings.explicit_endpoint("http://gw.example")
+    with pytest.raises(errors.InvalidRequest, match="not the URL"):
+        settings.explicit_endpoint("gw.example", "k")
+    monkeypatch.setenv(settings.KEY_VARIABLE, "k")
+    assert settings.explicit_endpoint() == settings.Endpoint(settings.DEFAULT_URL, "k")
+
+
+def test_without_a_gateway_the_message_names_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.SandboxError, match=rf"{settings.URL_VARIABLE} and {settings.KEY_VARIABLE}"):
+        llmsafespace.Sandbox()
+
+
+def test_creation_body(tmp_path: Path) -> None:
+    local = tmp_path / "x"
+    local.write_bytes(b"\xff")
+    body = requests.creation(
+        runtime="python:3.10",
+        security_level="standard",
+        timeout=300,
+        resources={"ephemeral_storage": "1Gi"},
+        network_access=["pypi.org:443", "example.org"],
+        use_warm_pool=True,
+        env={"A": "1"},
+        files={"a": "text", "b": b"\xff", "c": local},
+        packages="pandas 'numpy<2'",
+        cwd=None,
+        metadata=None,
+        idle_timeout=600,
+        max_lifetime=None,
+    )
+    assert body["resources"] == {"ephemeralStorage": "1Gi"}
+    assert body["networkAccess"] == {
+        "egress": [{"domain": "pypi.org", "ports": [443]}, {"domain": "example.org"}]
+    }
+    assert body["files"]["a"] == "text"
+    assert body["files"]["b"] == body["files"]["c"] == {"content": "/w==", "encoding": "base64"}
+    assert body["packages"] == ["pandas", "numpy<2"]
+    assert "cwd" not in body
+    assert "maxLifetime" not in body
+
+
+def test_small_conversions() -> None:
+    assert requests.language("PY") == "python"
+    assert requests.command_line(["echo", "a b"]) == "echo 'a b'"
+    with pytest.raises(errors.InvalidRequest):
+        requests.package_list(" ")
+    with pytest.raises(errors.InvalidRequest):
+        requests.network(["host:port"])
+    assert files.absolute("a/b") == "/workspace/a/b"
+    assert files.url_path("/tmp/a b%") == "tmp/a%20b%25"
+    assert _scripts({"n": "c"}) == _scripts([{"name": "n", "content": "c"}])

@@ -1,0 +1,79 @@
+"""The synchronous classes have what the asynchronous ones have, and the other way round."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import llmsafespace
+from llmsafespace import AsyncOutput, AsyncSandbox, Output, Sandbox, commands, contexts, files, sync_parts
+
+INNER = {"begin", "output", "transport"}  # what the synchronous class uses of the other
+
+
+def surface(cls: type) -> set[str]:
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "synchronous", "only"),
+    [
+        (AsyncSandbox, Sandbox, INNER),
+        (files.AsyncFiles, sync_parts.Files, set()),
+        (contexts.AsyncContexts, sync_parts.Contexts, set()),
+        (
+            commands.AsyncCommands,
+            sync_parts.Commands,
+            {"attach", "finish", "get", "install", "post", "stream"},
+        ),
+        (commands.Command, sync_parts.Command, set()),
+    ],
+)
+def test_same_names_and_parameters(asynchronous: type, synchronous: type, only: set[str]) -> None:
+    assert surface(asynchronous) - only == surface(synchronous)
+    for name in surface(synchronous):
+        ours, theirs = (inspect.getattr_static(cls, name) for cls in (synchronous, asynchronous))
+        assert isinstance(ours, property) == isinstance(theirs, property), name
+        if not isinstance(ours, property):
+            signatures = [inspect.signature(getattr(cls, name)) for cls in (synchronous, asynchronous)]
+            assert list(signatures[0].parameters) == list(signatures[1].parameters), name
+            assert [p.default for p in signatures[0].parameters.values()] == [
+                p.default for p in signatures[1].parameters.values()
+            ], name
+
+
+def test_same_constructor() -> None:
+    ours, theirs = inspect.signature(Sandbox), inspect.signature(AsyncSandbox)
+    assert {n: (p.default, p.kind) for n, p in ours.parameters.items()} == {
+        n: (p.default, p.kind) for n, p in theirs.parameters.items()
+    }
+
+
+def test_outputs() -> None:
+    assert surface(AsyncOutput) - {"aclose", "take"} == surface(Output) - {"close"}
+
+
+def test_everything_public_is_documented() -> None:
+    for name in llmsafespace.__all__:
+        thing = getattr(llmsafespace, name)
+        assert inspect.getdoc(thing), name
+        if inspect.isclass(thing) and not issubclass(thing, Exception):
+            for attribute in surface(thing):
+                value = inspect.getattr_static(thing, attribute)
+                if isinstance(value, property) or inspect.isfunction(value):
+                    assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+def test_the_original_positional_order() -> None:
+    names = list(inspect.signature(Sandbox).parameters)
+    assert names[:8] == [
+        "runtime",
+        "api_key",
+        "security_level",
+        "timeout",
+        "resources",
+        "network_access",
+        "api_url",
+        "use_warm_pool",
+    ]
