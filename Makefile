@@ -45,8 +45,18 @@ format: install-dev ## bring all code into the one style
 	$(BIN)/ruff format .
 
 docs: install ## write docs/openapi.json from the types of the REST API
-	@$(BIN)/python -m llmsafespace_gateway.rest.openapi > docs/openapi.json
+	@$(BIN)/python -c "$$OPENAPI" > docs/openapi.json
 
+define OPENAPI
+import msgspec
+from importlib.metadata import version
+from llmsafespace_gateway.rest import API, openapi
+document = openapi.document(API, version("llmsafespace-gateway"))
+print(msgspec.json.format(msgspec.json.encode(document)).decode())
+endef
+export OPENAPI
+
+# With the oldest Python that is supported: some packages of newer ones do not install there.
 constraints: install-dev ## write constraints.txt anew, from what is installed in .venv
 	@$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip --exclude setuptools \
 		| grep -E '^[A-Za-z0-9._-]+==' > constraints.new

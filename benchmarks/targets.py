@@ -212,7 +212,8 @@ class ThisGateway(HttpTarget):
         answer = await self.http.post(
             f"{self.url}/api/v1/sandboxes", json={"runtime": "python", **body}, headers=self.headers
         )
-        answer.raise_for_status()
+        if answer.status_code >= 400:
+            raise RuntimeError(f"no sandbox: {answer.text}")
         return dict(answer.json())
 
     async def end(self, sandbox_id: str) -> None:

@@ -56,9 +56,9 @@ class Administration:
         self._audit.add(principal, action, target, outcome, details)
 
     async def first_run(self) -> str | None:
-        """Make tenant `default`, and where it has no admin, user `admin` with a key: its text, this once."""
+        """Make tenant `default` and, where no admin has a key, user `admin` and a key: its text, once."""
         await users.ensure_tenant(self._store, DEFAULT_TENANT)
-        if await users.any_admin(self._store, DEFAULT_TENANT):
+        if await users.any_admin_key(self._store, DEFAULT_TENANT):
             return None
         try:
             user = await ensure_user(self._store, DEFAULT_TENANT, "admin", "admin")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from llmsafespace_gateway.access.rates import RateLimits
 from llmsafespace_gateway.access.watches import GrantWatches
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, grants, kernels, sandboxes, sessions, users
-from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow
+from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow, UserRow
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Access(Administration):
 
     async def start(self) -> None:
         """Count the living sandboxes, then follow revocations in the background."""
+        if self._anonymous is not None:
+            await self._ensure_anonymous(self._anonymous)
         for tenant in await users.tenants(self._store):
             self._quotas.set_quota(tenant.id, tenant.quota)
         for row in await sandboxes.running(self._store):
@@ -63,8 +66,15 @@ class Access(Administration):
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
-        await self._authenticator.flush()
-        await self._audit.flush()
+        for flush in (self._authenticator.flush, self._audit.flush):
+            try:
+                await flush()
+            except SQLAlchemyError:
+                log.exception("what was still in memory could not be written")
+
+    async def first_run(self) -> str | None:
+        """See Administration.first_run; where no key is needed none is made, since nobody would see it."""
+        return None if self._anonymous is not None else await super().first_run()
 
     # -- who ------------------------------------------------------------------------------------------
 
@@ -232,6 +242,14 @@ class Access(Administration):
             raise ApiError(
                 "forbidden", f"this key may not use {scope} on this {kind}", {"scope": scope, kind: name}
             )
+
+    async def _ensure_anonymous(self, who: Principal) -> None:
+        await users.ensure_tenant(self._store, who.tenant)
+        if await users.get(self._store, who.user_id) is None:
+            row = UserRow(
+                id=who.user_id, name=who.user, tenant=who.tenant, role=who.role, created_at=time.time()
+            )
+            await users.insert(self._store, row)
 
     async def _poll(self) -> None:
         failing = False

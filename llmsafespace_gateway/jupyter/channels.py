@@ -11,7 +11,7 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.requests import OpenChannels
+from llmsafespace_agent.wire.requests import ById, OpenChannels
 from llmsafespace_gateway.access import message_allowed
 from llmsafespace_gateway.access.http import is_websocket_upgrade
 from llmsafespace_gateway.access.principal import SANDBOXES_READ
@@ -129,17 +129,21 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
         self.sandboxes.note_activity(self._kernel.id, state=state)
 
     async def _why_gone(self) -> str | None:
-        """Why the kernel is no more; None when it should be there. An end may take a moment to be known."""
+        """Why the kernel is no more; None when it is there. An end may take a moment to be recorded."""
+        gone: str | None = None
         for _ in range(_END_LOOKS):
             row = await sandboxes.get(self.store, self._row.id)
             if row is None or row.state == "ended":
                 return _ended_text(row.end if row is not None else None, row.end_message if row else None)
             if await kernels.get(self.store, self._kernel.id) is None:
                 return "the kernel was removed"
-            if await self.backend.find(self._row.id) is not None:
+            try:
+                await self.sandboxes.rpc(row.id, "contexts.get", ById(id=self._kernel.id), _END_GRACE)
                 return None
+            except ApiError as error:
+                gone = error.message if error.code in ("gone", "not_found") else None
             await asyncio.sleep(_END_GRACE / _END_LOOKS)
-        return None
+        return gone
 
     def _revoked(self) -> None:
         if self._relay is not None:

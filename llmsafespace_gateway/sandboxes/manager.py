@@ -19,6 +19,7 @@ from llmsafespace_agent.wire.requests import (
     BindRequest,
     ById,
     ContextCreate,
+    Error,
     FileInfo,
     Limits,
     Open,
@@ -28,7 +29,7 @@ from llmsafespace_agent.wire.requests import (
 from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.activity import Activity
-from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT
+from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, as_api_error, unreachable
 from llmsafespace_gateway.sandboxes.agents import Agents
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.store import Store, kernels, sandboxes
@@ -214,15 +215,18 @@ class Sandboxes:
         row = _sandbox_row(owner, request, claim, self._backend.name)
         kernel = _kernel_row(request, claim, bind.context_id)
         await asyncio.gather(
-            self._agents.call(spec.sandbox_id, "bind", bind),
+            self._bind(row, request, bind),
             self._backend.record(claim, spec, bind),
             sandboxes.insert(self._store, row, kernel),
-            *(self.write_file(spec.sandbox_id, path, data) for path, data in request.files.items()),
         )
+        return row
+
+    async def _bind(self, row: SandboxRow, request: CreateSandbox, bind: BindRequest) -> None:
+        await self._agents.call(row.id, "bind", bind)
+        await asyncio.gather(*(self.write_file(row.id, path, data) for path, data in request.files.items()))
         if row.setup_command is not None:
             install = PackagesInstall(id=row.setup_command, packages=list(request.packages), gate=True)
-            await self._agents.call(spec.sandbox_id, "packages.install", install)
-        return row
+            await self._agents.call(row.id, "packages.install", install)
 
     async def _explained(self, sandbox_id: str, error: ApiError) -> ApiError:
         """`gone` with the honest end, where the sandbox has ended; otherwise `error` itself."""
@@ -274,9 +278,6 @@ class Sandboxes:
 
 async def file_written(stream: FrameStream) -> FileInfo:
     """The agent's answer to a whole written file. Raises ApiError: its refusal, or service_unavailable."""
-    from llmsafespace_agent.wire.requests import Error
-    from llmsafespace_gateway.sandboxes.agent_client import as_api_error, unreachable
-
     try:
         kind, body = await asyncio.wait_for(stream.next_frame(), CALL_TIMEOUT)
         if kind != FrameKind.JSON:

@@ -82,15 +82,6 @@ async def visible(
     return await page(store, KernelRow, wanted, kernels, limit=limit, after=after)
 
 
-async def count(store: Store) -> tuple[int, int]:
-    """Kernels of all running sandboxes, and the connections to them: for metrics and /api/status."""
-    wanted = select(func.count(), func.coalesce(func.sum(kernels.c.connections), 0))
-    wanted = wanted.select_from(kernels).join(sandboxes).where(sandboxes.c.state == "running")
-    async with store.read() as connection:
-        kernel_count, connections = (await connection.execute(wanted)).one()
-    return int(kernel_count), int(connections)
-
-
 async def update(store: Store, kernel_id: str, **changes: Any) -> KernelRow | None:
     """Change columns of a kernel; its row afterwards, or None when there is none."""
     async with store.write() as connection:

@@ -40,12 +40,6 @@ async def by_path(store: Store, owner: str, path: str, type: str) -> SessionRow 
     return await get_one(store, SessionRow, wanted.order_by(sessions.c.id))
 
 
-async def of_kernel(store: Store, kernel_id: str) -> list[SessionRow]:
-    """The sessions of a kernel."""
-    async with store.read() as connection:
-        return await many(connection, SessionRow, select(sessions).where(sessions.c.kernel_id == kernel_id))
-
-
 async def visible(store: Store, tenant: str, user_id: str | None, *, limit: int = 1000) -> list[SessionRow]:
     """The sessions on running sandboxes that a user may see (None: the tenant's)."""
     wanted = select(sessions).join_from(sessions, kernels).join(sandboxes)

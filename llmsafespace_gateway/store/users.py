@@ -14,8 +14,8 @@ from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import get as get_one
 from llmsafespace_gateway.store.query import many, page, values
 from llmsafespace_gateway.store.rows import TenantRow, UserRow
+from llmsafespace_gateway.store.schema import api_keys, users
 from llmsafespace_gateway.store.schema import tenants as tenant_table
-from llmsafespace_gateway.store.schema import users
 
 
 async def tenants(store: Store) -> list[TenantRow]:
@@ -69,9 +69,9 @@ async def by_name(store: Store, tenant_id: str, name: str) -> UserRow | None:
     )
 
 
-async def any_admin(store: Store, tenant_id: str) -> bool:
-    """True when a tenant has an admin."""
-    wanted = select(users).where(users.c.tenant == tenant_id, users.c.role == "admin")
+async def any_admin_key(store: Store, tenant_id: str) -> bool:
+    """True when a tenant has, or had, an admin with a key."""
+    wanted = select(users).join(api_keys).where(users.c.tenant == tenant_id, users.c.role == "admin")
     return await get_one(store, UserRow, wanted.limit(1)) is not None
 
 

@@ -111,7 +111,7 @@ async def data_folder():
     try:
         yield folder
         assert list((folder / "sandboxes").iterdir()) == []
-        assert processes_of(folder) == []
+        await eventually(lambda: processes_of(folder) == [])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -193,14 +193,3 @@ def processes_of(folder: Path) -> list[int]:
         if any(link.startswith(f"{folder}/") for link in links) or f"{folder}/".encode() in words:
             found.append(int(path.name))
     return found
-
-
-def cgroups_of(backend: LocalBackend) -> list[str]:
-    """Cgroups of sandboxes below the backend's own."""
-    parents = set(backend._host.hierarchy.folders.values())
-    return [
-        str(path)
-        for parent in parents
-        for path in Path(parent).glob("llmsafespace-*")
-        if (backend._data_dir / "sandboxes" / path.name.removeprefix("llmsafespace-")).exists()
-    ]

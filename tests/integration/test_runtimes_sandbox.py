@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -186,6 +187,19 @@ async def test_environments_are_made_once(cache: Path) -> None:
     assert both[0] == both[1]
     assert [step.text for step in steps].count("creating environment") == 1
     assert not list((cache / "shared").glob("*.staging"))
+
+
+async def test_a_removed_environment_is_made_again(cache: Path) -> None:
+    runtimes = Runtimes(cache / "removed", (), progress=lambda step: None, base=BASE)
+    try:
+        runtime, _ = await runtimes.resolve("python")
+        (folder,) = (cache / "removed").glob("python-*")
+        shutil.rmtree(folder)
+        again, _ = await runtimes.resolve("python")
+    finally:
+        await runtimes.stop()
+    assert again == runtime
+    assert folder.is_dir()
 
 
 async def test_failed_preparation_says_what_pip_said(cache: Path) -> None:

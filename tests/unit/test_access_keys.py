@@ -213,6 +213,18 @@ async def test_requests_without_a_key_are_anonymous_only_where_allowed(store: St
     assert await refusal(Access(store), None) == "unauthorized"
 
 
+async def test_the_anonymous_user_is_a_user(store: Store) -> None:
+    access = Access(store, anonymous=local_principal())
+    assert await access.first_run() is None
+    for _ in range(2):
+        await access.start()
+        await access.stop()
+    local = await access.authenticate(None)
+    row, text = await access.create_key(local)
+    assert (await access.authenticate(f"Bearer {text}")).user == "local"
+    assert await access.list_keys(local) == [row]
+
+
 async def test_the_first_run_makes_one_admin_key(store: Store) -> None:
     access = Access(store)
     text = await access.first_run()

@@ -51,7 +51,8 @@ def test_same_constructor() -> None:
 
 
 def test_outputs() -> None:
-    assert surface(AsyncOutput) - {"aclose", "take"} == surface(Output) - {"close"}
+    assert surface(AsyncOutput) - {"aclose", "take"} == surface(Output) - {"close", "id", "end"}
+    assert {"id", "end"} <= set(inspect.getsource(AsyncOutput.__init__).replace("self.", " ").split())
 
 
 def test_everything_public_is_documented() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from llmsafespace_agent.wire.proof import ProofError
 from llmsafespace_agent.wire.requests import BindRequest, Open
 from llmsafespace_gateway.backends.base import (
     Claim,
+    Condition,
     Ended,
     Place,
     Runtime,
@@ -74,6 +76,8 @@ class LocalBackend:
         self._claiming: dict[str, asyncio.Task[Claim]] = {}
         self._filling: asyncio.Task[None] | None = None
         self._lifeline = (-1, -1)
+        preparing = _not_ready("Preparing", "its runtime is being prepared")
+        self._unfilled = {pool.name: preparing for pool in self._configured}
 
     # -- start and stop ----------------------------------------------------------------------------
 
@@ -112,6 +116,7 @@ class LocalBackend:
                 await self.apply_pool(pool)
             except ApiError as error:
                 log.error("warm pool %s cannot be kept: %s", pool.name, error.message)
+                self._unfilled[pool.name] = _not_ready("RuntimeUnavailable", error.message)
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -240,14 +245,18 @@ class LocalBackend:
             preload_packages=pool.preload_packages,
             preload_scripts=pool.preload_scripts,
         )
+        self._unfilled.pop(pool.name, None)
         self._pools.apply(pool, recipe)
 
     async def delete_pool(self, name: str) -> None:
         """See SandboxBackend."""
+        self._unfilled.pop(name, None)
         await self._pools.delete(name)
 
     async def pool_status(self, name: str) -> WarmPoolStatus:
         """See SandboxBackend."""
+        if name in self._unfilled:
+            return WarmPoolStatus(conditions=(self._unfilled[name],))
         return self._pools.status(name)
 
     async def _start_warm(self, recipe: Recipe, pool: str) -> tuple[Entry, list[str]]:
@@ -261,6 +270,12 @@ class LocalBackend:
 
     def _sandbox_ended(self, entry: Entry) -> None:
         self._pools.ended(entry)
+
+
+def _not_ready(reason: str, message: str) -> Condition:
+    return Condition(
+        type="Ready", status="False", reason=reason, message=message, last_transition_time=time.time()
+    )
 
 
 def _claimed(spec: SandboxSpec, start: Start) -> Claimed:

@@ -438,16 +438,19 @@ def main() -> None:
         keeper.start()
         if plan["trial"]:
             keeper.try_out()
-        answer.write(f"ok {keeper.uid if keeper.uid is not None else os.getuid()}")
+        else:
+            answer.write(f"ok {keeper.uid if keeper.uid is not None else os.getuid()}")
+            answer.close()
+            keeper.wait()
     except (OSError, Refused) as error:
-        answer.write(str(error))
         keeper.end(record=False)
-        return
-    finally:
+        answer.write(str(error))
+    else:
+        keeper.end(record=not plan["trial"])
+        if plan["trial"]:
+            answer.write("ok 0")
+    if not answer.closed:
         answer.close()
-    if not plan["trial"]:
-        keeper.wait()
-    keeper.end(record=not plan["trial"])
 
 
 if __name__ == "__main__":

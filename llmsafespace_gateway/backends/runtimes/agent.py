@@ -26,7 +26,7 @@ _MAIN = '''"""Starts the agent from its own folder."""
 
 import sys
 
-from llmsafespace_agent.__main__ import main
+from llmsafespace_agent.server.main import main
 
 sys.exit(main())
 '''

@@ -147,7 +147,7 @@ class Runtimes:
     async def _record(self, interpreter: Interpreter) -> preparation.Record:
         minor = interpreter.minor
         task = self._preparing.get(minor)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None or (task.done() and not self._is_prepared(minor)):
             task = asyncio.create_task(self._prepare(interpreter), name=f"prepare python:{minor}")
             self._preparing[minor] = task
         return await asyncio.shield(task)
@@ -165,10 +165,17 @@ class Runtimes:
         self._failures.pop(interpreter.minor, None)
         return record
 
+    def _is_prepared(self, minor: str) -> bool:
+        """Prepared by us, and nobody has removed the folder since."""
+        task = self._preparing.get(minor)
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return False
+        return self._folder(self._interpreters[minor]).is_dir()
+
     def _describe(self, language: str, minor: str) -> Runtime:
         interpreter = self._interpreters[minor]
         task = self._preparing.get(minor)
-        prepared = task is not None and task.done() and not task.cancelled() and task.exception() is None
+        prepared = self._is_prepared(minor)
         packages = task.result().packages if task is not None and prepared else self._packages
         failure = self._failures.get(minor, "")
         names = assembly.names(language, interpreter, self._bash)

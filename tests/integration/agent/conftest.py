@@ -285,7 +285,7 @@ async def launch() -> AsyncIterator[Launch]:
     started: list[AgentProcess] = []
     folders: list[str] = []
 
-    async def start(**options: Any) -> AgentProcess:
+    async def start(pass_fds: tuple[int, ...] = (), **options: Any) -> AgentProcess:
         folder = tempfile.mkdtemp(prefix="lsa-", dir="/tmp")
         folders.append(folder)
         workspace = Path(folder, "workspace")
@@ -305,7 +305,10 @@ async def launch() -> AsyncIterator[Launch]:
             **options,
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "llmsafespace_agent"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "llmsafespace_agent"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=pass_fds,
         )
         assert process.stdin is not None
         process.stdin.write(json.dumps(config).encode())

@@ -7,6 +7,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from typing import Any
 
 import httpx
@@ -183,13 +184,19 @@ class Api:
         await self._http.aclose()
 
 
+@pytest.fixture(scope="session")
+def keys(gateway: Any) -> Callable[..., str]:
+    """`keys(user, role, tenant)`: one key for each combination."""
+    return cache(gateway.key)
+
+
 @pytest.fixture
-async def api_for(gateway: Any) -> AsyncIterator[Callable[..., Api]]:
-    """`api_for(user, role, tenant)`: the API with a new key of that user."""
+async def api_for(gateway: Any, keys: Callable[..., str]) -> AsyncIterator[Callable[..., Api]]:
+    """`api_for(user, role, tenant)`: the API with a key of that user."""
     made: list[Api] = []
 
     def make(user: str, role: str = "developer", tenant: str = "default", *options: str) -> Api:
-        api = Api(gateway.url, gateway.key(user, role, tenant, *options))
+        api = Api(gateway.url, keys(user, role, tenant, *options))
         made.append(api)
         return api
 

@@ -20,6 +20,7 @@ SUBPROTOCOLS = pytest.mark.parametrize(
     "subprotocols", [(), (V1,), (DURABLE,)], ids=["legacy", "v1", "durable"]
 )
 MIB = 1024 * 1024
+DISPLAY = "from IPython.display import display\n"
 
 
 def kinds(messages: list[dict[str, Any]]) -> list[str]:
@@ -183,7 +184,7 @@ async def test_a_session_that_comes_back_misses_nothing(api: Any, kernel: str) -
 async def test_a_stalled_reader_costs_no_memory(api: Any, kernel: str, gateway: Any) -> None:
     """The journal keeps at most its quota for a stopped reader; the gateway keeps next to nothing."""
     process = psutil.Process(gateway.pid)
-    code = "from IPython.display import display\nfor n in range(120): display({'text/plain': 'x' * 2**20}, raw=True)"
+    code = DISPLAY + "for n in range(120): display({'text/plain': 'x' * 2**20}, raw=True)"
     async with (
         api.channels(kernel, DURABLE, max_queue=1) as stalled,
         api.channels(kernel, DURABLE) as watcher,
@@ -219,7 +220,7 @@ async def test_garbage_closes_the_socket_and_nothing_else(api: Any, kernel: str,
 
 
 async def test_a_revoked_key_closes_its_sockets(api: Any, api_for: Any, gateway: Any) -> None:
-    doomed = api_for("jupyter-user")
+    doomed = api_for("jupyter-user", "developer", "default", "--expires", "1d")
     kernel = (await api.start())["id"]
     async with doomed.channels(kernel, V1) as channels, api.channels(kernel, V1) as other:
         await channels.run("1")

@@ -51,7 +51,9 @@ async def test_interrupt_keeps_the_shell(bash: Any) -> None:
 async def test_env_of_one_cell(bash: Any) -> None:
     inside = await bash.run("echo $WHO $ONCE; sh -c 'echo $ONCE'", env={"WHO": "bob", "ONCE": "$(id)'; x"})
     assert inside.text() == "bob $(id)'; x\n$(id)'; x\n"
-    assert (await bash.run("echo $WHO ${ONCE-unset}; env | grep -c __llmsafespace")).text() == "ann unset\n0\n"
+    assert (
+        await bash.run("echo $WHO ${ONCE-unset}; env | grep -c __llmsafespace")
+    ).text() == "ann unset\n0\n"
 
 
 async def test_much_output_is_complete(bash: Any) -> None:

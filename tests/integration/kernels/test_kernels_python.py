@@ -25,7 +25,9 @@ async def test_parked_kernel_is_bound_to_env_folder_and_zone(start: Any, take: A
     first = await client.run(code)
     assert first.result == f"('ann', '{tmp_path}', 'JST')"
     assert first.reply["execution_count"] == 1
-    inherited = await client.run("print(subprocess.check_output('echo $WHO; pwd; date +%Z', shell=True, text=True))")
+    inherited = await client.run(
+        "print(subprocess.check_output('echo $WHO; pwd; date +%Z', shell=True, text=True))"
+    )
     assert inherited.text().split() == ["ann", str(tmp_path), "JST"]
 
 
@@ -64,7 +66,9 @@ async def test_threads_left_by_preloading_mean_exec(start: Any, take: Any) -> No
     assert (await client.run("import os, threading\nos.environ['A']")).result == "'1'"
 
 
-async def test_env_that_cannot_be_bound_late_is_there_from_the_start(start: Any, take: Any, tmp_path: Path) -> None:
+async def test_env_that_cannot_be_bound_late_is_there_from_the_start(
+    start: Any, take: Any, tmp_path: Path
+) -> None:
     kernels = await start()
     env = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     client = await take(kernels, env=env, cwd=str(tmp_path), timezone="Asia/Tokyo")
@@ -92,7 +96,9 @@ async def test_interrupt_keeps_variables(start: Any, take: Any) -> None:
     ("code", "returncode"),
     [("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9), ("import os; os._exit(3)", 3)],
 )
-async def test_death_is_told_after_the_last_message(start: Any, take: Any, code: str, returncode: int) -> None:
+async def test_death_is_told_after_the_last_message(
+    start: Any, take: Any, code: str, returncode: int
+) -> None:
     client = await take(await start())
     client.begin_run(f"for i in range(2000): print(i, flush=True)\n{code}")
     outcome = await client.end()
@@ -129,7 +135,11 @@ async def test_output_of_commands_is_complete_before_idle(start: Any, take: Any)
         outcome = await client.run("import os; os.system('printf é%.0s $(seq 5000); echo done >&2')")
         assert outcome.text() == "é" * 5000
         assert outcome.text("stderr") == "done\n"
-        kinds = [(kind, content.get("execution_state")) for channel, kind, content in outcome.messages if channel == "iopub"]
+        kinds = [
+            (kind, content.get("execution_state"))
+            for channel, kind, content in outcome.messages
+            if channel == "iopub"
+        ]
         assert kinds[-1] == ("status", "idle")
 
 
@@ -177,7 +187,9 @@ async def test_comms_carry_binary_buffers_both_ways(start: Any, take: Any) -> No
     client.begin("comm_msg", {"comm_id": "c1", "data": {}})
     await client.end()
     client.begin("comm_close", {"comm_id": "other", "data": {}})
-    client.kernel.send("shell", [*request("comm_msg", {"comm_id": "c1", "data": {}}), b"\x00\x01", b"abc" * 1000])
+    client.kernel.send(
+        "shell", [*request("comm_msg", {"comm_id": "c1", "data": {}}), b"\x00\x01", b"abc" * 1000]
+    )
     outcome = await client.end()
     async with asyncio.timeout(10):
         while len(outcome.buffers) < 2:
@@ -197,7 +209,9 @@ async def test_the_stock_requests_answer(start: Any, take: Any) -> None:
     assert inspected.reply["found"]
     checked = await client.ask("is_complete_request", {"code": "for x in y:"})
     assert checked.reply["status"] == "incomplete"
-    history = await client.ask("history_request", {"hist_access_type": "tail", "output": False, "raw": True, "n": 1})
+    history = await client.ask(
+        "history_request", {"hist_access_type": "tail", "output": False, "raw": True, "n": 1}
+    )
     assert history.reply["status"] == "ok"
     subshell = await client.ask("create_subshell_request", {}, channel="control")
     assert subshell.reply["status"] == "ok"

@@ -11,7 +11,13 @@ from contextlib import suppress
 from llmsafespace_agent.kernels.binding import cannot_bind_late
 from llmsafespace_agent.kernels.process import KernelProcess
 from llmsafespace_agent.kernels.reaper import Reaper
-from llmsafespace_agent.kernels.starting import KernelStartError, Parked, Starter, start_by_exec, start_foreign
+from llmsafespace_agent.kernels.starting import (
+    KernelStartError,
+    Parked,
+    Starter,
+    start_by_exec,
+    start_foreign,
+)
 from llmsafespace_agent.kernels.template import Template
 from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind
 

@@ -38,7 +38,9 @@ class Starter:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)
 
-    def environment(self, kind: KernelKind, env: dict[str, str], timezone: str | None = None) -> dict[str, str]:
+    def environment(
+        self, kind: KernelKind, env: dict[str, str], timezone: str | None = None
+    ) -> dict[str, str]:
         """The whole environment of a process that is started for `kind`."""
         merged = {**self.config.env, **kind.env, **env}
         if timezone:
@@ -123,7 +125,11 @@ class Parked:
 
 
 async def park(
-    starter: Starter, kernel: KernelProcess, connection_file: Path, link: Link, launched: Callable[[int], None]
+    starter: Starter,
+    kernel: KernelProcess,
+    connection_file: Path,
+    link: Link,
+    launched: Callable[[int], None],
 ) -> Parked:
     """Follow a launched kernel of ours until it is warm. Raises KernelStartError."""
     log = connection_file.parent / "kernel.log"
@@ -220,4 +226,3 @@ def log_tail(log: Path) -> str:
     except OSError:
         return ""
     return f"; its last words: {lines[-1]}" if lines else ""
-

@@ -83,7 +83,7 @@ def import_ahead() -> None:
     """Import what children use, so that they share it."""
     for name in (".python_kernel", ".bash_kernel", ".child"):
         importlib.import_module(name, __package__)
-    for name in ("IPython.core.completerlib", "IPython.core.magics", "jedi", "pdb", "matplotlib_inline.config"):
+    for name in ("IPython.core.completerlib", "IPython.core.magics", "jedi", "pdb"):
         _try_import(name)
 
 
@@ -99,7 +99,9 @@ def make(connection_file: str, language: str, namespace: dict[str, Any]) -> Any:
     asyncio.set_event_loop(asyncio.new_event_loop())
     module, _, name = _KERNELS[language].partition(":")
     kernel_class = getattr(importlib.import_module(module, __package__), name)
-    app = SandboxKernelApp.instance(config=_config(), connection_file=connection_file, kernel_class=kernel_class)
+    app = SandboxKernelApp.instance(
+        config=_config(), connection_file=connection_file, kernel_class=kernel_class
+    )
     app.initialize([])
     if namespace and app.shell is not None:
         app.shell.push(namespace)

@@ -136,7 +136,7 @@ class BashKernel(Kernel):
         text = ""
         if word:
             quoted = shlex.quote(word)
-            text = await self._ask(f"{{ type -- {quoted}; help -- {quoted}; }}")
+            text = await self._ask(f"type -- {quoted}; help -- {quoted}")
         data = {"text/plain": text} if text else {}
         return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
 
@@ -144,7 +144,11 @@ class BashKernel(Kernel):
         """`bash -n` reads the cell without running it."""
         try:
             checked = subprocess.run(
-                ["bash", "-n"], input=code.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=2
+                ["bash", "-n"],
+                input=code.encode(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=2,
             )
         except (OSError, subprocess.TimeoutExpired):
             return {"status": "unknown"}

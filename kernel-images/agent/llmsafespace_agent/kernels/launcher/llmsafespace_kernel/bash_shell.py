@@ -57,27 +57,27 @@ class BashShell:
 
     def _write(self, text: str) -> None:
         data = memoryview(text.replace("\0", "").encode("utf-8", "surrogateescape"))
-        while data:
-            data = data[os.write(self._commands, data) :]
+        try:
+            while data:
+                data = data[os.write(self._commands, data) :]
+        except BrokenPipeError:
+            raise ShellEnded(self._process.wait()) from None
 
     async def run(self, code: str, env: dict[str, str]) -> int:
         """Run a cell, with `env` for it alone. Returns its status; raises ShellEnded."""
         before, after = environment_lines(env)
-        self._write(f"{before}eval {shlex.quote(code)} </dev/null\n")
-        return int(await self._end(after))
-
-    async def _end(self, after: str) -> str:
         token = uuid.uuid4().hex
         if after:
-            self._write(f"__llmsafespace_status=$?\n{after}{_END} {token} $__llmsafespace_status\n")
+            end = f"__llmsafespace_status=$?\n{after}{_END} {token} $__llmsafespace_status\n"
         else:
-            self._write(f"{_END} {token} $?\n")
-        return await self._answer(token)
+            end = f"{_END} {token} $?\n"
+        self._write(f"{before}eval {shlex.quote(code)} </dev/null\n{end}")
+        return int(await self._answer(token))
 
     async def ask(self, command: str) -> str:
         """The output of a command, asked between cells; `$?` stays. Raises ShellEnded."""
         token = uuid.uuid4().hex
-        self._write(f'{_END} {token} "$({command} 2>/dev/null </dev/null)" "$?"\n')
+        self._write(f'{_END} {token} "$({{ {command}; }} 2>/dev/null </dev/null)" "$?"\n')
         return await self._answer(token)
 
     async def _answer(self, token: str) -> str:
@@ -129,5 +129,7 @@ def environment_lines(env: dict[str, str]) -> tuple[str, str]:
             continue
         had, old = f"__llmsafespace_had_{index}", f"__llmsafespace_old_{index}"
         before += f"{had}=${{{name}+x}} {old}=${{{name}-}}; export {name}={shlex.quote(value)}\n"
-        after += f'if [ -n "${had}" ]; then export {name}="${old}"; else unset {name}; fi; unset {had} {old}\n'
+        after += (
+            f'if [ -n "${had}" ]; then export {name}="${old}"; else unset {name}; fi; unset {had} {old}\n'
+        )
     return before, after

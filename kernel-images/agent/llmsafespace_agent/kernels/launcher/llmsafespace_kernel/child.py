@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sys
 import time
 from typing import Any
@@ -32,18 +33,19 @@ def run_started(link: Link) -> None:
 def run(link: Link, order: dict[str, Any], namespace: dict[str, Any]) -> int:
     """Initialize, tell the agent, and run until shutdown. Returns the exit status."""
     link.send({"pid": os.getpid()})
+    drawn = random.getstate()
     _prefer_me_to_the_agent()
     from . import app
 
     kernel = app.make(order["connection_file"], order["language"], namespace)
     link.send({"listening": True})
     kernel.iopub_thread.wait_for_subscriber(30.0)
-    kernel.io_loop_add_reader(link.fileno(), lambda: _bind(kernel, link))
+    kernel.io_loop_add_reader(link.fileno(), lambda: _bind(kernel, link, drawn))
     kernel.start()
     return 0
 
 
-def _bind(kernel: Any, link: Link) -> None:
+def _bind(kernel: Any, link: Link, drawn: Any) -> None:
     """Called by the loop: the agent's one message has come, or the agent has gone without it."""
     binding = link.receive()
     if binding is None:
@@ -51,6 +53,7 @@ def _bind(kernel: Any, link: Link) -> None:
     kernel.io_loop_remove_reader(link.fileno())
     answer: dict[str, Any] = {"bound": True}
     try:
+        random.setstate(drawn)  # what a preload script has seeded must not depend on our start
         apply(binding)
         kernel.bound()
     except Exception as error:

@@ -39,6 +39,7 @@ def preload(packages: list[str], scripts: list[dict[str, str]]) -> Preloaded:
     threads = _native_threads()
     for script in scripts:
         _run(script, outcome)
+    outcome.randomness.settle()
     outcome.unforkable = _unforkable(threads, sockets)
     return outcome
 
@@ -75,7 +76,9 @@ def _silence() -> Any:
 
 def _unforkable(threads: int, sockets: set[str]) -> str | None:
     """Why this process must not be forked. Native threads of imports (BLAS pools) survive a fork by design."""
-    python_threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    python_threads = [
+        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
+    ]
     if python_threads:
         return f"preloading left threads behind ({', '.join(python_threads)}): kernels start by exec"
     if _native_threads() > threads:

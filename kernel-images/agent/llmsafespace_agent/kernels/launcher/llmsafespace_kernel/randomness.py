@@ -8,21 +8,29 @@ from typing import Any
 
 
 class Randomness:
-    """The state of the global generators as their import left it."""
+    """The state of the global generators as their import left it, and as the preload scripts left it.
+
+    Python itself seeds `random` anew in each forked child, a script's seed included; numpy never does.
+    """
 
     def __init__(self) -> None:
-        self._random: Any = None
+        self._fresh: Any = None
+        self._left: Any = None
         self._numpy: str | None = None
 
     def record(self) -> None:
         """Call after the imports and before the preload scripts."""
-        self._random = random.getstate()
+        self._fresh = random.getstate()
         self._numpy = _numpy_state()
 
-    def reseed(self) -> None:
+    def settle(self) -> None:
+        """Call after the preload scripts."""
+        self._left = random.getstate()
+
+    def renew(self) -> None:
         """Call in a child: new seeds where nobody has touched the state; a script's own seed survives."""
-        if random.getstate() == self._random:
-            random.seed()
+        if self._left != self._fresh:
+            random.setstate(self._left)
         if self._numpy is not None and _numpy_state() == self._numpy:
             sys.modules["numpy.random"].seed()
 

@@ -65,7 +65,9 @@ class IOPub(IOPubThread):
     def _forked_endpoint(self) -> str:
         return f"ipc://{self._folder}/forked"
 
-    def send_multipart(self, msg: Any, flags: int = 0, copy: bool = True, track: bool = False, **_: Any) -> None:
+    def send_multipart(
+        self, msg: Any, flags: int = 0, copy: bool = True, track: bool = False, **_: Any
+    ) -> None:
         if self._check_mp_mode() or self.closed:
             self._really_send(msg, flags, copy, track)
             return

@@ -56,7 +56,7 @@ def _fork(link: Link, order: dict[str, Any], passed: socket.socket | None, outco
     try:
         link.close()
         os.setsid()
-        outcome.randomness.reseed()
+        outcome.randomness.renew()
         from .child import run
 
         status = run(Link(passed), order, outcome.namespace)
