@@ -19,6 +19,8 @@ _CODES = {status: code for code, status in STATUS.items() if code != "quota_exce
 class Answers(RequestHandler):
     """A handler whose errors, whatever they are, have the API's shape."""
 
+    body_read = False  # until then tornado closes the connection after an answer
+
     def set_default_headers(self) -> None:
         """The headers of every answer. Called by tornado, also before `initialize`."""
         self.request_id = getattr(self, "request_id", None) or request_id(
@@ -51,6 +53,8 @@ class Answers(RequestHandler):
         self.clear()
         self.set_status(error.status)
         self.set_header("Content-Type", JSON)
+        if not self.body_read:
+            self.set_header("Connection", "close")
         if error.retry_after is not None:
             self.set_header("Retry-After", str(max(1, math.ceil(error.retry_after))))
         if error.status == 416 and "size" in error.details:

@@ -32,10 +32,8 @@ _TIMEOUT = 60.0
 _PIECE = 256 * 1024
 
 
-class _Written(msgspec.Struct):
-    """The agent's answer to an upload: its refusal, or a FileInfo."""
-
-    error: Error | None = None
+_written = msgspec.json.Decoder(FileInfo)
+_refused = msgspec.json.Decoder(Error)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -184,10 +182,7 @@ class FileUpload:
             kind, body = await asyncio.wait_for(self._answer, _TIMEOUT)
             if kind != FrameKind.JSON:
                 raise unreachable()
-            refusal = msgspec.json.decode(body, type=_Written).error
-            if refusal is not None:
-                raise as_api_error(refusal)
-            return msgspec.json.decode(body, type=FileInfo)
+            return written(body)
         except (TimeoutError, ConnectionError, msgspec.DecodeError) as error:
             raise unreachable() from error
         finally:
@@ -198,6 +193,14 @@ class FileUpload:
         self._answer.cancel()
         if not self._stream.closed:
             self._stream.abort()
+
+
+def written(body: bytes) -> FileInfo:
+    """The agent's answer to an upload. Raises ApiError for its refusal, msgspec.DecodeError for nonsense."""
+    try:
+        return _written.decode(body)
+    except msgspec.ValidationError:
+        raise as_api_error(_refused.decode(body)) from None
 
 
 async def begin_write(call: RestHandler) -> FileUpload | None:

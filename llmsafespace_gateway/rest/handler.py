@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmsafespace_gateway.requests")
 BODY_TIMEOUT = 60.0
+MAX_DISCARDED = 64 * 1024 * 1024
 _T = TypeVar("_T")
 
 
@@ -59,6 +60,7 @@ class RestHandler(Answers):
         self._principal: Principal | None = None
         self._body = bytearray()
         self._too_large = False
+        self._failure: Exception | None = None
         self._gone = asyncio.Event()
         self._began = time.monotonic()
 
@@ -140,9 +142,23 @@ class RestHandler(Answers):
     # -- the request's way ---------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Find the route, authenticate, authorize and check the query, before any of the body is read."""
+        """Check what can be checked before any of the body is read.
+
+        What is wrong is said after the body has been read and thrown away: a client that still sends would
+        not hear it, and its connection could not serve the next request. Only very long bodies are cut off.
+        """
         connection: Any = self.request.connection
         connection.set_body_timeout(BODY_TIMEOUT)
+        try:
+            await self._check(connection)
+        except Exception as error:
+            if self._announced() > MAX_DISCARDED:
+                raise
+            connection.set_body_timeout(BODY_TIMEOUT)
+            self._failure = error
+
+    async def _check(self, connection: Any) -> None:
+        """Find the route, authenticate, authorize, check the query, and begin an upload."""
         route, self.path_values = self.router.match(
             self.request.method or "", self.request.path[len(self.prefix) :]
         )
@@ -160,7 +176,7 @@ class RestHandler(Answers):
 
     async def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body. What is over the limit is counted and thrown away."""
-        if self.route is None:
+        if self.route is None or self._failure is not None:
             return
         if self.upload is not None:
             await self.upload.write(chunk)
@@ -171,6 +187,9 @@ class RestHandler(Answers):
             self._body += chunk
 
     async def _serve(self) -> None:
+        self.body_read = True
+        if self._failure is not None:
+            raise self._failure
         route = self.route
         if route is None:
             raise ApiError("not_found", "no such path")

@@ -38,6 +38,7 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 log = logging.getLogger(__name__)
 
 WRITE_BACK = 2.0
+RETENTION = 30 * 86400.0  # how long ended sandboxes still answer
 _CHUNK = 256 * 1024
 
 
@@ -57,6 +58,7 @@ class Sandboxes:
     async def start(self) -> None:
         """Bring records and living sandboxes together, then follow ends in the background."""
         await self._reconcile()
+        await sandboxes.forget_ended(self._store, time.time() - RETENTION)
         self._tasks = [asyncio.create_task(self._follow_ends()), asyncio.create_task(self._write_back())]
 
     async def stop(self) -> None:

@@ -77,7 +77,11 @@ def test_events_are_streamed_and_taken_up_again(client: Client, sandbox: str, ki
     with client.stream("POST", path, json=body, headers={"Accept": kind}) as answer:
         assert answer.headers["content-type"] == kind
         text = answer.read().decode()
-    data = [line.removeprefix("data: ") for line in text.splitlines() if line and not line.startswith(("id", "ev"))]
+    data = [
+        line.removeprefix("data: ")
+        for line in text.splitlines()
+        if line and not line.startswith(("id", "ev"))
+    ]
     found = [json.loads(line) for line in data]
     assert "".join(event["text"] for event in found if event["type"] == "stdout") == "0\n1\n2\n3\n4\n"
     assert found[-1]["type"] == "end"
@@ -91,7 +95,10 @@ def test_events_are_streamed_and_taken_up_again(client: Client, sandbox: str, ki
 
 
 def test_events_come_while_it_runs_and_interrupt_ends_it(client: Client, sandbox: str) -> None:
-    body = {"content": "import time\nprint('up', flush=True)\ntime.sleep(120)", "executionId": uuid.uuid4().hex}
+    body = {
+        "content": "import time\nprint('up', flush=True)\ntime.sleep(120)",
+        "executionId": uuid.uuid4().hex,
+    }
     path = f"/sandboxes/{sandbox}/executions/{body['executionId']}"
     with client.stream(
         "POST", f"/sandboxes/{sandbox}/execute", json=body, headers={"Accept": "application/x-ndjson"}
@@ -197,7 +204,10 @@ def test_commands_in_the_background(client: Client, sandbox: str) -> None:
 
 def test_a_client_that_leaves_changes_nothing(client: Client, sandbox: str) -> None:
     execution = uuid.uuid4().hex
-    body = {"content": "import time\nprint(1, flush=True)\ntime.sleep(0.5)\nprint(2)", "executionId": execution}
+    body = {
+        "content": "import time\nprint(1, flush=True)\ntime.sleep(0.5)\nprint(2)",
+        "executionId": execution,
+    }
     with client.stream(
         "POST", f"/sandboxes/{sandbox}/execute", json=body, headers={"Accept": "application/x-ndjson"}
     ) as answer:
@@ -254,7 +264,9 @@ def test_requests_side_by_side(client: Client, sandbox: str) -> None:
     context = client.post(f"/sandboxes/{sandbox}/contexts").json()["id"]
     execution = uuid.uuid4().hex
     body = {"content": "import time; time.sleep(120)", "executionId": execution}
-    running = threading.Thread(target=client.post, args=(f"/sandboxes/{sandbox}/execute",), kwargs={"json": body})
+    running = threading.Thread(
+        target=client.post, args=(f"/sandboxes/{sandbox}/execute",), kwargs={"json": body}
+    )
     running.start()
     deadline = time.monotonic() + 30
     path = f"/sandboxes/{sandbox}/executions/{execution}"

@@ -133,7 +133,9 @@ def test_who_may(gateway: Any, client: Client) -> None:
 
 
 def test_keys_of_ones_own(gateway: Any, client: Client) -> None:
-    made = client.post("/user/apikeys", json={"name": "second", "scopes": ["sandboxes:read"], "expiresIn": 600})
+    made = client.post(
+        "/user/apikeys", json={"name": "second", "scopes": ["sandboxes:read"], "expiresIn": 600}
+    )
     assert made.status_code == 201, made.text
     key = made.json()
     assert key["key"].startswith("lsp_")

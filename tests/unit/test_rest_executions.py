@@ -82,7 +82,9 @@ async def test_everything_that_an_execution_can_put_out(tmp_path: Path) -> None:
             1,
         ):
             stream.send(FrameKind.KERNEL, message(seq, kind, content))
-        stream.send(FrameKind.KERNEL, message(10, "execute_reply", {"status": "error", "ename": "E"}, "shell"))
+        stream.send(
+            FrameKind.KERNEL, message(10, "execute_reply", {"status": "error", "ename": "E"}, "shell")
+        )
         send_info(stream, end="error", execution_count=3)
 
     async with agent_stream(tmp_path, agent) as stream:

@@ -9,7 +9,16 @@ from llmsafespace_gateway.rest import quantities
 
 @pytest.mark.parametrize(
     ("text", "cores"),
-    [("500m", 0.5), ("1", 1.0), (2, 2.0), (0.25, 0.25), ("1.5", 1.5), ("0.1", 0.1), ("1e1", 10.0), (".5", 0.5)],
+    [
+        ("500m", 0.5),
+        ("1", 1.0),
+        (2, 2.0),
+        (0.25, 0.25),
+        ("1.5", 1.5),
+        ("0.1", 0.1),
+        ("1e1", 10.0),
+        (".5", 0.5),
+    ],
 )
 def test_cores(text: str | float, cores: float) -> None:
     assert quantities.cores(text) == cores
@@ -31,7 +40,9 @@ def test_sizes(text: str | float, size: int) -> None:
     assert quantities.size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "m", "1 Gi", "-1", "1mi", "Gi", "0x10", "1e999", "٣", "nan", "1Gi\n", 0, -1])
+@pytest.mark.parametrize(
+    "text", ["", "m", "1 Gi", "-1", "1mi", "Gi", "0x10", "1e999", "٣", "nan", "1Gi\n", 0, -1]
+)
 def test_no_cores(text: str | float) -> None:
     with pytest.raises(ValueError, match="expected"):
         quantities.cores(text)

@@ -24,8 +24,11 @@ def refused(body: bytes) -> str:
         (b'{"runtime":3}', "body.runtime: expected str, got int"),
         (b"{}", "body.runtime: is required"),
         (b"[]", "body: expected object, got array"),
-        (b'{"runtime":"x","resources":{"cpu":[]}}', 'body.resources.cpu: expected "500m" or a number of cores'),
-        (b'{"runtime":"x","resources":{"cpu":"abc"}}', "body.resources.cpu: expected \"500m\""),
+        (
+            b'{"runtime":"x","resources":{"cpu":[]}}',
+            'body.resources.cpu: expected "500m" or a number of cores',
+        ),
+        (b'{"runtime":"x","resources":{"cpu":"abc"}}', 'body.resources.cpu: expected "500m"'),
         (b'{"runtime":"x","resources":{"memory":"5"}}', "body.resources.memory: expected between 1Mi"),
         (b'{"runtime":"x","resources":{"cpu":1,"gpu":2}}', "body.resources.gpu: is not a field"),
         (b'{"runtime":"x","foo":1}', "body.foo: is not a field"),

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from llmsafespace import events, messages
@@ -49,16 +50,15 @@ class FakeKernel:
     def refuse_upgrade(self, connection: ServerConnection, request: Request) -> Response | None:
         if self.status is None:
             return None
-        response = connection.respond(self.status, "")
-        response.body = json.dumps({"error": {"code": "", "message": "no"}}).encode()
-        return response
+        return connection.respond(self.status, json.dumps({"error": {"code": "", "message": "no"}}))
 
     async def serve(self, connection: ServerConnection) -> None:
         assert connection.request is not None
         query = parse_qs(urlsplit(connection.request.path).query)
         after = query.get("after", [None])[0]
         self.afters.append(after)
-        reader = asyncio.ensure_future(self._read(connection))
+        gone = asyncio.Event()
+        reader = asyncio.ensure_future(self._read(connection, gone))
         budget = self.drop_after.pop(0) if self.drop_after else 10**9
         place = len(self.journal) if after is None else int(after)
         try:
@@ -66,8 +66,9 @@ class FakeKernel:
                 await connection.send(self.gap)
             while True:
                 async with self._more:
-                    await self._more.wait_for(lambda: len(self.journal) > place or reader.done())
-                if reader.done():
+                    while len(self.journal) <= place and not gone.is_set():
+                        await self._more.wait()
+                if gone.is_set():
                     return
                 while place < len(self.journal):
                     if budget == 0:
@@ -85,17 +86,20 @@ class FakeKernel:
         data = messages.build(channel, header, content, parent=json.dumps(parent).encode())
         return struct.pack(">Q", 0 if self.refuse else seq) + data
 
-    async def _read(self, connection: ServerConnection) -> None:
-        async for data in connection:
-            assert isinstance(data, bytes)
-            if self.close_code is not None:
-                await connection.close(self.close_code, "no")
-                continue
-            message = messages.unpack(data)
-            header = json.loads(bytes(message.parts[0]))
-            async with self._more:
-                self._take(header, message.content())
-                self._more.notify_all()
+    async def _read(self, connection: ServerConnection, gone: asyncio.Event) -> None:
+        try:
+            async for data in connection:
+                assert isinstance(data, bytes)
+                if self.close_code is not None:
+                    await connection.close(self.close_code, "no")
+                    continue
+                message = messages.unpack(data)
+                async with self._more:
+                    self._take(json.loads(bytes(message.parts[0])), message.content())
+                    self._more.notify_all()
+        except ConnectionClosed:
+            pass
+        gone.set()
         async with self._more:
             self._more.notify_all()
 

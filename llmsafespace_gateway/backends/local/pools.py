@@ -167,9 +167,11 @@ class Pools:
         )
 
     async def _woken(self, pool: Pool, until: float | None) -> None:
-        timeout = None if until is None else max(0.01, until - time.time())
+        delay = None if until is None else max(0.01, until - time.time())
+        # Not wait_for: of Python 3.11 it swallows a cancellation that comes together with the wake.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(pool.wake.wait(), timeout)
+            async with asyncio.timeout(delay):
+                await pool.wake.wait()
 
     def _end_later(self, entry: Entry) -> None:
         async def end() -> None:

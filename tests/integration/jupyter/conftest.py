@@ -191,18 +191,29 @@ def keys(gateway: Any) -> Callable[..., str]:
 
 
 @pytest.fixture
-async def api_for(gateway: Any, keys: Callable[..., str]) -> AsyncIterator[Callable[..., Api]]:
-    """`api_for(user, role, tenant)`: the API with a key of that user."""
+async def make_api() -> AsyncIterator[Callable[[str, str], Api]]:
+    """`make_api(url, key)`: the API of a gateway."""
     made: list[Api] = []
 
-    def make(user: str, role: str = "developer", tenant: str = "default", *options: str) -> Api:
-        api = Api(gateway.url, keys(user, role, tenant, *options))
-        made.append(api)
-        return api
+    def make(url: str, key: str) -> Api:
+        made.append(Api(url, key))
+        return made[-1]
 
     yield make
     for api in made:
         await api.close()
+
+
+@pytest.fixture
+def api_for(
+    gateway: Any, keys: Callable[..., str], make_api: Callable[[str, str], Api]
+) -> Callable[..., Api]:
+    """`api_for(user, role, tenant)`: the API of the shared gateway with a key of that user."""
+
+    def make(user: str, role: str = "developer", tenant: str = "default", *options: str) -> Api:
+        return make_api(gateway.url, keys(user, role, tenant, *options))
+
+    return make
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,21 +83,33 @@ class Client:
             self._done.set()
 
     def begin(
-        self, msg_type: str, content: dict[str, Any], *, channel: str = "shell", metadata: Any = None
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        channel: str = "shell",
+        metadata: Any = None,
+        buffers: Sequence[bytes] = (),
     ) -> None:
         self._outcome, self._seen = Outcome(), set()
         self._done.clear()
         self.busy.clear()
         self._reply_type = msg_type.replace("_request", "_reply")
-        if msg_type.startswith("comm_"):
+        if msg_type in ("comm_open", "comm_msg", "comm_close"):
             self._seen.add("reply")
         parts = request(msg_type, content)
         parts[2] = json.dumps(metadata or {}).encode()
-        self.kernel.send(channel, parts)
+        self.kernel.send(channel, [*parts, *buffers])
 
     async def end(self) -> Outcome:
         await asyncio.wait_for(self._done.wait(), _DEADLINE)
         return self._outcome
+
+    async def until(self, condition: Callable[[Outcome], bool]) -> None:
+        """Wait until something that no message tells of."""
+        async with asyncio.timeout(_DEADLINE):
+            while not condition(self._outcome):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     async def ask(self, msg_type: str, content: dict[str, Any], *, channel: str = "shell") -> Outcome:
         self.begin(msg_type, content, channel=channel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,7 @@ async def test_exit_status_decides(bash: Any) -> None:
 
 async def test_interrupt_keeps_the_shell(bash: Any) -> None:
     bash.begin_run("x=7; f() { while true; do sleep 0.1; done; }; echo on; f; echo never")
-    async with asyncio.timeout(30):
-        while "on" not in bash._outcome.text():
-            await asyncio.sleep(0.01)
+    await bash.until(lambda outcome: "on" in outcome.text())
     bash.kernel.interrupt()
     stopped = await bash.end()
     assert stopped.reply["ename"] == "KeyboardInterrupt"

@@ -27,7 +27,7 @@ Receive = Callable[[str, list[bytes]], None]
 
 @functools.cache
 def zmq_context() -> zmq.Context[zmq.Socket[bytes]]:
-    """The process's one ZMQ context. Never terminated: that would wait for sockets of kernels still in use."""
+    """The process's one ZMQ context. Never terminated: that would wait for kernels still in use."""
     return zmq.Context()
 
 
@@ -137,7 +137,7 @@ class Channels:
         ended = self._loop.create_future()
 
         def look() -> None:
-            if not ended.done() and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not ended.done() and _readable(self._monitor):
                 ended.set_result(None)
 
         self._loop.add_reader(self._monitor.fileno(), look)
@@ -146,7 +146,7 @@ class Channels:
             await asyncio.wait([ended], timeout=timeout)
         finally:
             self._loop.remove_reader(self._monitor.fileno())
-        while any(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN for socket in self._sockets.values()):
+        while any(map(_readable, self._sockets.values())):
             for channel in PORTS:
                 self._drain(channel)
             await asyncio.sleep(0)
@@ -162,3 +162,7 @@ class Channels:
         self._monitor.close(0)
         for socket in sockets.values():
             socket.close(0)
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -75,8 +75,7 @@ class Kernels:
         KernelStartError when the kernel does not start.
         """
         kind = self._kind(language)
-        if cwd is not None and not os.path.isdir(cwd):
-            raise ValueError(f"the working directory {cwd} does not exist")
+        _check_folder(cwd)
         if not kind.template:
             return await start_foreign(self._starter, kind, env, cwd, timezone)
         if cannot_bind_late(env):
@@ -186,6 +185,11 @@ class Kernels:
         line = self._parked[kind.language]
         while len(line) < self._config.parked and not self._closed:
             line.append(await self._fresh(kind))
+
+
+def _check_folder(cwd: str | None) -> None:
+    if cwd is not None and not os.path.isdir(cwd):
+        raise ValueError(f"the working directory {cwd} does not exist")
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -123,7 +123,7 @@ class KernelProcess:
             self._signal_group(signal.SIGKILL)
 
     async def shutdown(self, grace: float = 2.0) -> int:
-        """Ask to end (shutdown_request), kill after `grace` seconds; returns the returncode when all is gone."""
+        """Ask to end (shutdown_request), kill after `grace` seconds; returns the returncode at the end."""
         if self.alive and grace > 0:
             self.send("control", request("shutdown_request", {"restart": False}))
             with contextlib.suppress(TimeoutError):

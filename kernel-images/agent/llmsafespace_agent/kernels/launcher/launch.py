@@ -1,4 +1,4 @@
-"""Entry point in the runtime's interpreter: `python launch.py template FD` or `python launch.py kernel FD`."""
+"""Entry point in the runtime's interpreter: `python launch.py template FD`, or `kernel FD`."""
 
 import importlib
 import os

@@ -28,6 +28,8 @@ class SandboxKernelApp(IPKernelApp):
     def init_heartbeat(self) -> None:
         """The agent sees the process end; nobody listens to heartbeats."""
 
+    iopub_port: Any
+
     def init_iopub(self, context: Any) -> None:
         socket = context.socket(zmq.XPUB)
         socket.linger = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import signal
@@ -20,7 +21,7 @@ _MANY = 500
 
 
 class BashKernel(Kernel):
-    """Output of the shell and its commands is what arrives at descriptors 1 and 2, which the streams capture."""
+    """The output of the shell and its commands arrives at descriptors 1 and 2, which the streams capture."""
 
     implementation = "llmsafespace_bash"
     implementation_version = "1"
@@ -52,8 +53,9 @@ class BashKernel(Kernel):
     def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
         super().set_parent(ident, parent, channel)
         if channel == "shell":
-            for stream in (sys.stdout, sys.stderr):
-                stream.set_parent(parent)  # type: ignore[attr-defined]
+            streams: list[Any] = [sys.stdout, sys.stderr]
+            for stream in streams:
+                stream.set_parent(parent)
 
     async def do_execute(
         self,
@@ -66,7 +68,7 @@ class BashKernel(Kernel):
         cell_meta: Any = None,
         cell_id: Any = None,
     ) -> dict[str, Any]:
-        """The cell's exit status decides: 0 is ok; 130 after SIGINT is KeyboardInterrupt; others are ExitStatus."""
+        """The exit status decides: 0 is ok, 130 (SIGINT) is KeyboardInterrupt, others are ExitStatus."""
         status = 0
         if code.strip():
             status = await self._run(code, cell_env(cell_meta))
@@ -142,19 +144,13 @@ class BashKernel(Kernel):
 
     async def do_is_complete(self, code: str) -> dict[str, Any]:
         """`bash -n` reads the cell without running it."""
-        try:
-            checked = subprocess.run(
-                ["bash", "-n"],
-                input=code.encode(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=2,
-            )
-        except (OSError, subprocess.TimeoutExpired):
+        checked = await asyncio.to_thread(_check_syntax, code)
+        if checked is None:
             return {"status": "unknown"}
-        if b"unexpected end of file" in checked.stderr or b"unexpected EOF" in checked.stderr:
+        returncode, errors = checked
+        if b"unexpected end of file" in errors or b"unexpected EOF" in errors:
             return {"status": "incomplete", "indent": ""}
-        return {"status": "invalid" if checked.returncode else "complete"}
+        return {"status": "invalid" if returncode else "complete"}
 
     async def do_shutdown(self, restart: bool) -> dict[str, Any]:
         if self._shell is not None:
@@ -165,6 +161,17 @@ class BashKernel(Kernel):
 
 def _leave_to_the_shell(_number: int, _frame: Any) -> None:
     """A handler, not SIG_IGN, which the shell and its commands would inherit."""
+
+
+def _check_syntax(code: str) -> tuple[int, bytes] | None:
+    """What `bash -n` says of a cell, None when it cannot say."""
+    try:
+        checked = subprocess.run(
+            ["bash", "-n"], input=code.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=2
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return checked.returncode, checked.stderr
 
 
 def _error(status: int) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _resolve(future: Any) -> None:
 
 
 def environment_lines(env: dict[str, str]) -> tuple[str, str]:
-    """Commands that set `env`, and commands that put back what was there; names bash cannot have are left out."""
+    """Commands that set `env`, and commands that put back what was there; other names are left out."""
     before, after = "", ""
     for index, (name, value) in enumerate(sorted(env.items())):
         if not _NAME.match(name):

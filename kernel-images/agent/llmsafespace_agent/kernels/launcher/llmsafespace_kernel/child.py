@@ -64,7 +64,7 @@ def _bind(kernel: Any, link: Link, drawn: Any) -> None:
 
 
 def apply(binding: dict[str, Any]) -> None:
-    """Set env, working folder and time zone of this process. Raises OSError when the folder cannot be entered."""
+    """Set env, folder and time zone of this process. Raises OSError when the folder cannot be entered."""
     os.environ.update(binding["env"])
     if binding["timezone"]:
         os.environ["TZ"] = binding["timezone"]

@@ -1,4 +1,4 @@
-"""What a template does ahead of need: import packages, run scripts, and see whether it may still be forked."""
+"""What a template does ahead of need: import, run scripts, and see whether it may still be forked."""
 
 from __future__ import annotations
 
@@ -75,10 +75,9 @@ def _silence() -> Any:
 
 
 def _unforkable(threads: int, sockets: set[str]) -> str | None:
-    """Why this process must not be forked. Native threads of imports (BLAS pools) survive a fork by design."""
-    python_threads = [
-        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
-    ]
+    """Why this process must not be forked. Native threads of imports (BLAS pools) are made for a fork."""
+    main = threading.main_thread()
+    python_threads = [thread.name for thread in threading.enumerate() if thread is not main]
     if python_threads:
         return f"preloading left threads behind ({', '.join(python_threads)}): kernels start by exec"
     if _native_threads() > threads:

@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 from ipykernel.iostream import IOPubThread, OutStream
 from zmq.backend import Socket as BackendSocket
+from zmq.eventloop.zmqstream import ZMQStream
 
 _PIPE_CAPACITY = 65536
 
@@ -51,7 +52,7 @@ class IOPub(IOPubThread):
         pipe_in.linger = 0
         pipe_in.rcvhwm = 0
         pipe_in.bind(self._forked_endpoint)
-        self._pipe_in = zmq.eventloop.zmqstream.ZMQStream(pipe_in, self.io_loop)
+        self._pipe_in = ZMQStream(pipe_in, self.io_loop)
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
     def _setup_pipe_out(self) -> tuple[Any, Any]:
@@ -110,12 +111,11 @@ class Out(OutStream):
 
     def _take_pipe(self) -> None:
         """One read takes all that the pipe held when it was called, as it cannot hold more."""
-        with self._pipe_lock:
-            with contextlib.suppress(BlockingIOError):
-                data = os.read(self._fid, _PIPE_CAPACITY)
-                text = self._decoder.decode(data)
-                if text:
-                    self.write(text)
+        with self._pipe_lock, contextlib.suppress(BlockingIOError):
+            data = os.read(self._fid, _PIPE_CAPACITY)
+            text = self._decoder.decode(data)
+            if text:
+                self.write(text)
 
     def flush(self) -> None:
         """Send what was written so far, in order; returns when it is handed to the socket."""
