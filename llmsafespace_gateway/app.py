@@ -140,9 +140,7 @@ class GatewayApp(JupyterApp):
             await services.close(end_sandboxes=self.embedded)
 
     async def _listen(self, services: wiring.Services, stop: asyncio.Event) -> None:
-        server = HTTPServer(
-            services.application(), max_buffer_size=128 * 1024**2, max_body_size=1024**4, xheaders=False
-        )
+        server = HTTPServer(services.application(), max_buffer_size=128 * 1024**2, max_body_size=64 * 1024**2)
         if self.socket:
             server.add_socket(bind_unix_socket(self.socket, mode=0o600))
         else:

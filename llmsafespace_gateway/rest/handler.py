@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmsafespace_gateway.requests")
 BODY_TIMEOUT = 60.0
 MAX_DISCARDED = 64 * 1024 * 1024
+MAX_UPLOAD = 1024**4  # it is streamed: the sandbox's own limit is what counts
 _T = TypeVar("_T")
 
 
@@ -170,6 +171,7 @@ class RestHandler(Answers):
         self.query_values = self._query(route)
         if route.upload and route.begin is not None:
             connection.set_body_timeout(24 * 3600.0)
+            connection.set_max_body_size(MAX_UPLOAD)
             self.upload = await route.begin(self)
         elif self._announced() > route.max_body:
             raise self._over(route)
@@ -214,7 +216,7 @@ class RestHandler(Answers):
         self.set_header("Content-Type", JSON)
         self.finish(msgspec.json.encode(answer))
 
-    get = head = post = put = patch = delete = _serve
+    get = head = post = put = patch = delete = options = _serve
 
     def _query(self, route: Route) -> dict[str, Any]:
         known = {query.name: query for query in route.query}

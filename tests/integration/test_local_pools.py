@@ -135,4 +135,4 @@ async def test_warm_sandboxes_give_way_and_claimed_ones_do_not() -> None:
         controls = [Path(path) / file for path in entry.state.cgroups if (Path(path) / file).exists()]
         least = int(controls[0].read_text())
         await backend.claim(support.spec("sb-a"))
-        assert int(controls[0].read_text()) > 10 * least
+        assert int(controls[0].read_text()) >= 10 * least

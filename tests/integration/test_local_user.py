@@ -43,9 +43,8 @@ def test_as_an_ordinary_user(file: str) -> None:
     with tempfile.TemporaryDirectory(prefix="lsp-home-") as home:
         os.chown(home, USER, USER)
         paths = ["/mnt/site", "/mnt/project", "/mnt/project/kernel-images/agent"]
-        libraries = {"LD_LIBRARY_PATH": "/mnt/python/lib"}
         pytest_argv = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=/mnt/project"]
-        pytest_argv += ["-c", "/mnt/project/pyproject.toml", f"/mnt/project/tests/integration/{file}"]
+        pytest_argv += ["-c", "/mnt/project/pyproject.toml", f"/mnt/project/tests/integration/{file}", "--timeout=60"]
         ran = subprocess.run(
             [sys.executable, "-c", BECOME_USER, str(USER), str(site), str(ROOT), *pytest_argv],
             env={
@@ -54,7 +53,8 @@ def test_as_an_ordinary_user(file: str) -> None:
                 "TMPDIR": home,
                 "PYTHONPATH": ":".join(paths),
                 "PYTHONDONTWRITEBYTECODE": "1",
-                **libraries,
+                "LD_LIBRARY_PATH": "/mnt/python/lib",
+                "LOCAL_TEST_PREFIX": sys.base_prefix,
             },
             capture_output=True,
             text=True,

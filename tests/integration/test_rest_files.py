@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -140,8 +141,6 @@ def test_names_that_are_not_plain(client: Client, files: str) -> None:
         "#hash?",
         "100%",
     ):
-        from urllib.parse import quote
-
         address = f"{files}/{quote(name, safe='')}"
         assert client.put(address, content=name.encode()).status_code == 200
         read = client.get(address)

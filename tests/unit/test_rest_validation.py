@@ -58,10 +58,13 @@ def test_what_is_wrong_is_said(body: bytes, message: str) -> None:
 
 
 def test_a_whole_request() -> None:
-    body = b"""{"runtime": "python:3.11", "securityLevel": "high", "timeout": 5, "resources": {"cpu": "2", "memory": "1Gi"},
-        "networkAccess": {"egress": [{"domain": "PyPI.org.", "ports": [443, {"port": 80, "protocol": "TCP"}]}]},
-        "files": {"a.txt": "x", "/workspace/b": {"content": "AAE=", "encoding": "base64"}}, "cwd": "sub",
-        "idleTimeout": null, "timezone": "Europe/Berlin"}"""
+    body = b"""{
+        "runtime": "python:3.11", "securityLevel": "high", "timeout": 5,
+        "resources": {"cpu": "2", "memory": "1Gi"},
+        "networkAccess": {"egress": [{"domain": "PyPI.org.", "ports": [443, {"port": 80}]}]},
+        "files": {"a.txt": "x", "/workspace/b": {"content": "AAE=", "encoding": "base64"}},
+        "cwd": "sub", "idleTimeout": null, "timezone": "Europe/Berlin"
+    }"""
     wanted = conversions.create_request(decode(body, SandboxCreate), "key")
     assert wanted.resources.cpu == 2.0
     assert wanted.egress[0].domain == "pypi.org"

@@ -170,8 +170,8 @@ class LocalBackend:
         try:
             status = await launch.ready(entry.folder, state.token)
         except BaseException as error:
-            await self._registry.end(entry, "terminated")
-            record = self._registry.forget(state.name)
+            record = await self._registry.end(entry, "terminated")
+            self._registry.forget(state.name)
             if isinstance(error, ApiError) and record is not None and record.message:
                 raise launch.unavailable(f"{error.message} ({record.message})") from error
             raise

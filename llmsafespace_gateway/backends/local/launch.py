@@ -30,6 +30,7 @@ START_TIMEOUT = 60.0  # for a keeper's answer
 READY_TIMEOUT = 120.0  # for a parked kernel
 DIAL_TIMEOUT = 10.0
 _BACKLOG = 128
+_FOR_PYTHON = ("LD_LIBRARY_PATH",)  # what the gateway's interpreter may need, its keepers' needs too
 _ADDRESS = 100  # bytes of a path that surely fit into a unix socket's address
 
 
@@ -64,7 +65,15 @@ def start(
     config = plans.agent_config(host, recipe, name, token, egress)
     listening = _listen(folder)
     try:
-        plan = plans.plan(host, recipe, name, config, listening.fileno(), lifeline)
+        plan = plans.plan(
+            host,
+            recipe,
+            name,
+            config,
+            warm=claimed is None,
+            listen=listening.fileno(),
+            lifeline=lifeline,
+        )
         uid = spawn(host.python, plan, (listening.fileno(), lifeline))
     finally:
         listening.close()
@@ -132,7 +141,7 @@ def spawn(python: str, plan: dict[str, Any], inherited: tuple[int, ...]) -> int:
         stderr=subprocess.STDOUT,
         pass_fds=inherited,
         cwd="/",
-        env={},
+        env={name: os.environ[name] for name in _FOR_PYTHON if name in os.environ},
     )
     try:
         said = process.communicate(marshal.dumps(plan), START_TIMEOUT)[0].decode("utf-8", "replace")

@@ -16,6 +16,7 @@ PROCESSES = 512  # processes and threads of one sandbox
 OPEN_FILES = 4096
 SLACK = 32 * 1024**2  # page tables, sockets and the like, charged to a cgroup but nobody's data
 _PERIOD = 100_000  # microseconds
+_WARM_SHARE = 0.05  # of its full share of the processor, for a sandbox that nobody waits for
 _V1 = ("memory", "pids", "cpu")
 
 
@@ -119,14 +120,15 @@ def weight(cpu: float) -> int:
     return max(1, min(10_000, int(100 * cpu)))
 
 
-def cgroups(hierarchy: Hierarchy, name: str, resources: Resources) -> list[dict[str, Any]]:
+def cgroups(hierarchy: Hierarchy, name: str, resources: Resources, warm: bool) -> list[dict[str, Any]]:
     """The cgroups of one sandbox as the keeper makes them: path, and (file, value, needed) to write.
 
     Memory is limited to memory and storage together, as pages of memory file systems are charged too; the
-    agent's watchdog holds memory alone. The share of the processor is the least: `raise_share` gives more.
+    agent's watchdog holds memory alone. A `warm` sandbox gives way to all others until `raise_share`.
     """
     memory = resources.memory + resources.storage + SLACK
     quota = max(1000, int(resources.cpu * _PERIOD))
+    cpu = resources.cpu * (_WARM_SHARE if warm else 1.0)
     if hierarchy.version == 2:
         files: list[tuple[str, str, bool]] = []
         if "memory" in hierarchy.folders:
@@ -134,7 +136,7 @@ def cgroups(hierarchy: Hierarchy, name: str, resources: Resources) -> list[dict[
         if "pids" in hierarchy.folders:
             files.append(("pids.max", str(PROCESSES), True))
         if "cpu" in hierarchy.folders:
-            files += [("cpu.max", f"{quota} {_PERIOD}", True), ("cpu.weight", "1", False)]
+            files += [("cpu.max", f"{quota} {_PERIOD}", True), ("cpu.weight", str(weight(cpu)), False)]
         return [{"path": f"{next(iter(hierarchy.folders.values()))}/{name}", "files": files}]
     by_controller: dict[str, list[tuple[str, str, bool]]] = {
         "memory": [
@@ -145,7 +147,7 @@ def cgroups(hierarchy: Hierarchy, name: str, resources: Resources) -> list[dict[
         "cpu": [
             ("cpu.cfs_period_us", str(_PERIOD), False),
             ("cpu.cfs_quota_us", str(quota), False),
-            ("cpu.shares", "2", False),
+            ("cpu.shares", str(shares(cpu)), False),
         ],
     }
     merged: dict[str, list[tuple[str, str, bool]]] = {}
@@ -168,7 +170,7 @@ def oom_file(hierarchy: Hierarchy, name: str) -> str | None:
 
 
 def raise_share(hierarchy: Hierarchy, name: str, cpu: float) -> None:
-    """Give a claimed sandbox its full share of the processor; warm ones give way to everybody."""
+    """Give a sandbox that was warm and is claimed now its full share of the processor."""
     if "cpu" not in hierarchy.folders:
         return
     folder = f"{hierarchy.folders['cpu']}/{name}"

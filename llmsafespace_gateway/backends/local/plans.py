@@ -126,14 +126,17 @@ def _room(host: Host, recipe: Recipe) -> root.Sizes:
 
 
 def plan(
-    host: Host, recipe: Recipe, name: str, config: AgentConfig, listen: int, lifeline: int
+    host: Host, recipe: Recipe, name: str, config: AgentConfig, *, warm: bool, listen: int, lifeline: int
 ) -> dict[str, Any]:
-    """The keeper's plan; `listen` and `lifeline` are the numbers of descriptors that it inherits."""
+    """The keeper's plan; `listen` and `lifeline` are the numbers of descriptors that it inherits.
+
+    `warm`: nobody waits for this sandbox, so that it gives way to others.
+    """
     folder = host.data_dir / "sandboxes" / name
     group = cgroup_name(name)
     built = _common(host, folder, listen, lifeline) | {
         "config": msgspec.json.encode(config),
-        "cgroups": limits.cgroups(host.hierarchy, group, recipe.resources),
+        "cgroups": limits.cgroups(host.hierarchy, group, recipe.resources, warm),
         "oom_file": limits.oom_file(host.hierarchy, group),
     }
     if host.bwrap is None:

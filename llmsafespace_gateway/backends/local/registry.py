@@ -30,6 +30,7 @@ class Entry:
         self.state = state
         self.folder = folder
         self.claimed = claimed
+        self.record: EndRecord | None = None  # how it ended
 
     @property
     def egress_key(self) -> str:
@@ -52,7 +53,7 @@ class Registry:
         self._more = asyncio.Event()
         self._notices: socket.socket | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, asyncio.Task[EndRecord | None]] = {}
 
     # -- start and stop ----------------------------------------------------------------------------
 
@@ -143,18 +144,15 @@ class Registry:
 
     # -- ends --------------------------------------------------------------------------------------
 
-    async def end(self, entry: Entry, word: str) -> None:
-        """End a sandbox; returns when nothing of it is left and the end is noted."""
+    async def end(self, entry: Entry, word: str) -> EndRecord | None:
+        """End a sandbox; returns when nothing of it is left and the end is noted, with how it really ended."""
         await launch.end(entry.folder, word)
-        await self.ended(entry.state.name)
+        self._conclude_later(entry.state.name)
+        if entry.state.name in self._ending:
+            return await asyncio.shield(self._ending[entry.state.name])
+        return entry.record
 
-    async def ended(self, name: str) -> None:
-        """Note the end of a sandbox whose keeper is gone or going; once, however often it is called."""
-        self._conclude_later(name)
-        if name in self._ending:
-            await asyncio.shield(self._ending[name])
-
-    async def _conclude(self, name: str) -> None:
+    async def _conclude(self, name: str) -> EndRecord | None:
         entry = self.entries[name]
         await launch.gone(entry.folder)
         if entry.folder.exists():  # its keeper was killed
@@ -164,8 +162,9 @@ class Registry:
             self._by_id.pop(entry.claimed.sandbox_id, None)
             if self._egress is not None:
                 await self._egress.close(entry.egress_key)
-        self._note(self._ended / f"{name}.json")
+        entry.record = self._note(self._ended / f"{name}.json")
         self._on_end(entry)
+        return entry.record
 
     def _noticed(self, notices: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -185,22 +184,21 @@ class Registry:
             self._ending[name] = task
             task.add_done_callback(lambda _: self._ending.pop(name, None))
 
-    def _note(self, path: Path) -> None:
+    def _note(self, path: Path) -> EndRecord | None:
         """Queue the record of an end for `news`, or drop it when nobody had claimed the sandbox."""
         record = records.read(path, EndRecord)
         if record is None or record.sandbox_id is None:
             records.remove(path)
-            return
+            return record
         self._news.append((path, Ended(sandbox_id=record.sandbox_id, end=record.end, message=record.message)))
         self._more.set()
+        return record
 
-    def forget(self, name: str) -> EndRecord | None:
-        """Take back the record of a sandbox that failed while it started, before anybody heard of it."""
+    def forget(self, name: str) -> None:
+        """Take back the news of a sandbox that failed while it started: who asked for it hears that instead."""
         path = self._ended / f"{name}.json"
-        record = records.read(path, EndRecord)
         records.remove(path)
         self._news = deque(each for each in self._news if each[0] != path)
-        return record
 
     async def news(self) -> AsyncIterator[Ended]:
         """Every end of a claimed sandbox; its record is removed when the next one is asked for."""

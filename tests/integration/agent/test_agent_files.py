@@ -70,9 +70,9 @@ async def test_a_file_appears_whole_or_not_at_all(agent: Any) -> None:
 
 async def test_a_changed_file_is_not_overwritten(agent: Any) -> None:
     first = await write(agent, "f", b"one")
-    second = await write(agent, "f", b"two", if_match=first["etag"])
+    second = await write(agent, "f", b"two", ifMatch=first["etag"])
     assert second["etag"] != first["etag"]
-    for fields in ({"if_match": first["etag"]}, {"path": "gone", "if_match": "*"}):
+    for fields in ({"ifMatch": first["etag"]}, {"path": "gone", "ifMatch": "*"}):
         with pytest.raises(Refused) as caught:
             await agent.open("file_write", **{"path": "f", **fields})
         assert caught.value.error.code == "conflict"

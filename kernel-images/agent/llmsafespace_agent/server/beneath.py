@@ -25,6 +25,9 @@ _syscall.restype = ctypes.c_long
 _syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
+WORKSPACE = "/workspace"  # what clients call the root, wherever it really is
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = [
         ("flags", ctypes.c_uint64),
@@ -38,6 +41,7 @@ class Beneath:
 
     def __init__(self, root: str, openat2: bool = True) -> None:
         self.root = root.rstrip("/") or "/"
+        self._names = (self.root, WORKSPACE)
         self._openat2 = openat2
         self._handle: int | None = None
 
@@ -50,9 +54,10 @@ class Beneath:
             raise invalid("a path must have at most 4096 characters and no NUL")
         inside = path
         if path.startswith("/"):
-            if path != self.root and not path.startswith(self.root + "/"):
+            name = next((name for name in self._names if f"{path}/".startswith(f"{name}/")), None)
+            if name is None:
                 raise invalid(f"{path[:200]} is not beneath {self.root}", path=path[:200])
-            inside = path[len(self.root) :].lstrip("/")
+            inside = path[len(name) :].lstrip("/")
         inside = posixpath.normpath(inside or ".")
         if inside == ".." or inside.startswith("../"):
             raise invalid(f"{path[:200]} is not beneath {self.root}", path=path[:200])

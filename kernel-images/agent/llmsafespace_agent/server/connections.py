@@ -110,12 +110,12 @@ class Connections:
         if self._unproved >= _UNPROVED or len(self._streams) >= _STREAMS:
             stream.abort()
             return
+        self._unproved += 1
         task = asyncio.ensure_future(self._serve(stream))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
     async def _serve(self, stream: FrameStream) -> None:
-        self._unproved += 1
         try:
             wanted = await prove_as_agent(stream, self._token, self._fingerprint)
         except ProofError as error:

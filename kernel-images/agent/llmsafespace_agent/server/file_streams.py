@@ -71,43 +71,54 @@ async def write_file(agent: Agent, stream: FrameStream, open_: OpenFileWrite) ->
     upload = Upload(agent.files, open_.path, open_.mode, open_.if_match)
     try:
         _send(stream, Opened())
+        transfer = _Transfer(stream, upload, open_.size)
         try:
-            _send(stream, await _receive(stream, upload, open_.size))
+            _send(stream, await transfer.receive())
         except AgentError as error:
             _send(stream, error.on_wire())
-            await _discard(stream)
+            await transfer.discard()
     finally:
         upload.close()
 
 
-async def _receive(stream: FrameStream, upload: Upload, size: int | None) -> FileInfo:
-    loop = asyncio.get_running_loop()
-    received = 0
-    while True:
-        kind, data = await stream.next_frame()
+class _Transfer:
+    """The frames of one upload."""
+
+    def __init__(self, stream: FrameStream, upload: Upload, size: int | None) -> None:
+        self._stream = stream
+        self._upload = upload
+        self._size = size
+        self._received = 0
+        self._whole = False
+
+    async def receive(self) -> FileInfo:
+        """Take the file up to its END. Raises AgentError, ConnectionError."""
+        loop = asyncio.get_running_loop()
+        while (data := await self._next()) is not None:
+            if self._size is not None and self._received > self._size:
+                raise invalid(f"more than the announced {self._size} bytes were sent")
+            await loop.run_in_executor(DISK, self._upload.write, data)
+        if self._size is not None and self._received != self._size:
+            raise invalid(f"{self._received} of the announced {self._size} bytes were sent")
+        return await loop.run_in_executor(DISK, self._upload.commit)
+
+    async def discard(self) -> None:
+        """Read on, within bounds: a stream closed with unread data loses the refusal on its way."""
+        limit = self._received + _REST
+        with contextlib.suppress(TimeoutError, ConnectionError, AgentError):
+            async with asyncio.timeout(_PATIENCE):
+                while not self._whole and self._received < limit:
+                    await self._next()
+
+    async def _next(self) -> bytes | None:
+        kind, data = await self._stream.next_frame()
         if kind == FrameKind.END:
-            break
+            self._whole = True
+            return None
         if kind != FrameKind.DATA:
             raise invalid(f"a file is sent in DATA frames and one END (got kind {kind})")
-        received += len(data)
-        if size is not None and received > size:
-            raise invalid(f"more than the announced {size} bytes were sent")
-        await loop.run_in_executor(DISK, upload.write, data)
-    if size is not None and received != size:
-        raise invalid(f"{received} of the announced {size} bytes were sent")
-    return await loop.run_in_executor(DISK, upload.commit)
-
-
-async def _discard(stream: FrameStream) -> None:
-    """Read on, within bounds: a stream closed with unread data loses the refusal on its way."""
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        async with asyncio.timeout(_PATIENCE):
-            seen = 0
-            while seen < _REST:
-                kind, data = await stream.next_frame()
-                seen += len(data)
-                if kind == FrameKind.END:
-                    return
+        self._received += len(data)
+        return data
 
 
 async def watch_files(agent: Agent, stream: FrameStream, open_: OpenFileWatch) -> None:

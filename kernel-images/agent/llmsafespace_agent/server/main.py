@@ -33,7 +33,8 @@ def _protect() -> None:
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is the kernels' business
+    # A terminal's interrupt is the kernels' business. A handler, unlike SIG_IGN, is not passed on to commands.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     os.umask(0o022)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 

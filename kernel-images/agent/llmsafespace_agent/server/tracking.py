@@ -12,6 +12,7 @@ from llmsafespace_agent.server.executions import ENAMES, Execution
 from llmsafespace_agent.server.messages import Parts
 
 INTERRUPT_GRACE = 5.0
+_INTERRUPT_FIRST = 0.1  # the kernel has said that it begins, but must have reached the code itself
 _INTERRUPT_AGAIN = 0.5
 
 
@@ -65,7 +66,9 @@ class Tracker:
         execution.status = "running"
         execution.started_at = time.time()
         if execution.stop == "interrupted":  # asked for while it was queued
-            self._interrupt_until_ended(execution, attempts=6)
+            execution.timer = asyncio.get_running_loop().call_later(
+                _INTERRUPT_FIRST, self._interrupt_until_ended, execution, 6
+            )
         elif execution.timeout is not None:
             execution.timer = asyncio.get_running_loop().call_later(
                 execution.timeout, self._timed_out, execution
@@ -176,7 +179,7 @@ class Tracker:
             )
 
     def _interrupt_until_ended(self, execution: Execution, attempts: int) -> None:
-        """An interrupt that arrives before the code itself runs is lost, so it is sent again."""
+        """An interrupt that arrives before the code itself runs can be lost, so it is sent again."""
         if execution.ended or execution.replies or attempts == 0:
             return
         self._voice.signal_interrupt()
