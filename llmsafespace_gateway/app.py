@@ -26,6 +26,10 @@ EXAMPLE = """Try it:
     export LLMSAFESPACE_API_URL={where} LLMSAFESPACE_API_KEY={key}
     .venv/bin/llmsafespace run - <<< 'import sys; print("hello from", sys.version)'
     open {where}/api/v1/docs"""
+DEFAULT_POOLS = (
+    {"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},
+    {"name": "sdk-default", "runtime": "python:3.10", "minSize": 1, "maxSize": 4},
+)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -58,6 +62,12 @@ class GatewayApp(JupyterApp):
     warm_pools = List(
         Dict(), help="Warm pools that always exist, in the shape of POST /api/v1/warmpools."
     ).tag(config=True)
+
+    @default("warm_pools")
+    def _default_warm_pools(self) -> list[dict[str, Any]]:
+        # One process that makes a sandbox or two gains nothing from a pool that fills beside them.
+        return [] if self.embedded else [dict(pool) for pool in DEFAULT_POOLS]
+
     quotas = Dict({}, help="Quota per tenant: sandboxes, cpu (cores), memory (bytes).").tag(config=True)
     rate_limit = Float(100.0, help="Requests per second that one key may make for long.").tag(config=True)
     rate_burst = Int(400, help="Requests that one key may make at once.").tag(config=True)

@@ -226,10 +226,15 @@ class Administration:
 
     async def revoke_grant(self, principal: Principal, grant_id: str) -> None:
         """Take a grant back; what the guest has open closes. Raises ApiError: not_found, forbidden."""
+        unknown = ApiError("not_found", f"there is no grant {grant_id[:64]!r} that you can see")
         found = await grants.get(self._store, grant_id)
         if found is None:
-            raise ApiError("not_found", f"there is no grant {grant_id[:64]!r} that you can see")
-        await self._shareable(principal, found.sandbox_id)
+            raise unknown
+        try:
+            await self._shareable(principal, found.sandbox_id)
+        except ApiError as error:
+            # The id of a sandbox that is not theirs to see would tell that the grant exists.
+            raise unknown if error.code == "not_found" else error from None
         await grants.delete(self._store, grant_id)
         self.audit(principal, "grants.delete", grant_id, "ok", sandbox=found.sandbox_id, user=found.user_id)
 

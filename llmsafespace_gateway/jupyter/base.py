@@ -33,10 +33,22 @@ class JupyterHandler(AuthenticatedHandler):
         self._too_large = False
 
     async def prepare(self) -> None:
-        """Authenticate, before any of the body is read. Raises ApiError."""
+        """Authenticate, before any of the body is read.
+
+        A refusal is said after the body has been read and thrown away: tornado closes the connection of an
+        answer that comes before, and the client's next request would be lost with it.
+        """
         connection: Any = self.request.connection
         connection.set_body_timeout(BODY_TIMEOUT)
-        await super().prepare()
+        try:
+            await super().prepare()
+        except ApiError as error:
+            refusal = error
+
+            def refuse(*args: str, **kwargs: str) -> None:
+                raise refusal
+
+            setattr(self, (self.request.method or "").lower(), refuse)
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body. What is over the limit is thrown away."""

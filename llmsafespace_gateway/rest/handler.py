@@ -63,6 +63,7 @@ class RestHandler(Answers):
         self._too_large = False
         self._failure: Exception | None = None
         self._gone = asyncio.Event()
+        self._key_ended = False
         self._began = time.monotonic()
 
     # -- what routes use ---------------------------------------------------------------------------
@@ -113,20 +114,31 @@ class RestHandler(Answers):
         return self.query_values[name]
 
     async def while_connected(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`, which is cancelled when the client goes away (StreamClosedError then)."""
+        """The result of `work`, which is cancelled when the client goes away (StreamClosedError then).
+
+        It is cancelled as well when the client's key is revoked or expires: ApiError(unauthorized).
+        """
+        undo = self.access.on_revoked(self.principal.key_id, self._end_of_key)
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._gone.wait())
         waiting: set[asyncio.Future[Any]] = {task, gone}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and self._key_ended:
+                raise ApiError("unauthorized", "this API key is no longer valid")
             if not task.done():
                 raise StreamClosedError
             return task.result()
         finally:
+            undo()
             gone.cancel()
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+
+    def _end_of_key(self) -> None:
+        self._key_ended = True
+        self._gone.set()
 
     async def send(self, pieces: AsyncGenerator[bytes]) -> None:
         """Send pieces as they come, never more than the client takes; ends when the client goes away."""

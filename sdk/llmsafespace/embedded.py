@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from llmsafespace.errors import GatewayUnavailable
 from llmsafespace.settings import Endpoint
 
+_PREFIX = "llmsafespace-"
+_LOCK = "lock"
 _STOP_TIMEOUT = 20.0  # seconds for the private gateway to end its sandboxes
 
 
@@ -26,7 +29,11 @@ class EmbeddedGateway:
     def __init__(self) -> None:
         self.pid = os.getpid()
         # Short, since a unix socket's path may have some 100 bytes at most.
-        self.folder = Path(tempfile.mkdtemp(prefix="llmsafespace-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Held by this process and by the gateway: whoever gets the lock knows that both are dead.
+        self._lock = os.open(self.folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (self.folder / "new").rename(self.folder / _LOCK)
         self.socket = str(self.folder / "gateway.sock")
         self._told: deque[str] = deque(maxlen=20)
         arguments = ("--socket", self.socket, "--embedded", "--data-dir", str(self.folder / "data"))
@@ -36,6 +43,7 @@ class EmbeddedGateway:
             stdout=subprocess.PIPE,
             stderr=None if _shows_progress() else subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal is for this process; it tells the gateway itself
+            pass_fds=(self._lock,),
             text=True,
         )
         threading.Thread(target=self._listen, daemon=True).start()
@@ -74,6 +82,8 @@ class EmbeddedGateway:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_TIMEOUT)
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
 
     def _listen(self) -> None:
         """Keep the last lines of its log, and never let the pipe fill."""
@@ -83,6 +93,20 @@ class EmbeddedGateway:
     def _drain(self) -> None:
         for _ in self._process.stdout or ():
             pass
+
+
+def sweep() -> None:
+    """Remove the folders of this user's private gateways whose processes were killed."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError):
+            if lock.stat().st_uid != os.getuid():
+                continue
+            handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def _shows_progress() -> bool:
@@ -102,6 +126,7 @@ def endpoint() -> Endpoint:
     with _lock:
         if _gateway is None or not _gateway.alive:
             stop()
+            sweep()
             gateway = EmbeddedGateway()
             atexit.register(gateway.stop)
             try:

@@ -6,13 +6,12 @@ import asyncio
 import io
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import httpx
-import msgspec
 
 from llmsafespace import models
 from llmsafespace.errors import InvalidRequest, SandboxTimeout
@@ -23,6 +22,8 @@ Progress = Callable[[int], Any]
 FileList = list[FileInfo]
 _PIECE = 256 * 1024
 _MOST = 50_000  # entries of one listing
+_DEEP = 64
+_LOOK_EVERY = 0.5  # seconds between two looks of a watch
 _WORKSPACE = PurePosixPath("/workspace")
 
 
@@ -83,14 +84,18 @@ class AsyncFiles:
         return models.file_info(document)
 
     async def watch(self, path: str = "/workspace", *, recursive: bool = False) -> AsyncIterator[FileEvent]:
-        """What changes beneath a path, from now until the iteration is left."""
-        params = {"watch": "true", "recursive": "true" if recursive else "false"}
-        headers = {"Accept": "application/x-ndjson"}
-        async with self._transport.stream("GET", self._url(path), params=params, headers=headers) as response:
-            async for line in response.aiter_lines():
-                if line.strip():
-                    document = msgspec.json.decode(line)
-                    yield FileEvent(document["event"], document["path"])
+        """What changes beneath a path, from the first look until the iteration is left.
+
+        It looks twice a second; what comes and goes between two looks is not seen.
+        """
+        depth = _DEEP if recursive else 1
+        before = await self.list(path, depth=depth)
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            after = await self.list(path, depth=depth)
+            for event in changes(before, after):
+                yield event
+            before = after
 
     async def upload(
         self,
@@ -176,6 +181,27 @@ class AsyncFiles:
                     return
             except httpx.TransportError as error:
                 await patience.wait(error)
+
+
+def changes(before: Iterable[FileInfo], after: Iterable[FileInfo]) -> list[FileEvent]:
+    """What happened between two listings, by path: created, modified, deleted, or moved (to that path)."""
+    old, new = ({info.path: info for info in listing} for listing in (before, after))
+    gone = {_content(info): path for path, info in old.items() if path not in new and not info.is_directory}
+    told: dict[str, str] = {}
+    for path, info in new.items():
+        if path not in old:
+            source = gone.get(_content(info)) if not info.is_directory else None
+            told[path] = "created" if source is None else "moved"
+            if source is not None:
+                told[source] = ""
+        elif not info.is_directory and info.etag != old[path].etag:
+            told[path] = "modified"
+    told = {**{path: "deleted" for path in old if path not in new}, **told}
+    return [FileEvent(event, path) for path, event in sorted(told.items()) if event]
+
+
+def _content(info: FileInfo) -> tuple[str, int]:
+    return info.etag, info.size
 
 
 def _target(local: Path, remote: str) -> Path:

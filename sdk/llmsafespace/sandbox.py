@@ -161,12 +161,14 @@ class AsyncSandbox:
         if self._client is None:
             return False
         try:
-            await self.transport.request("DELETE", self._path)
+            known = await self.transport.request("GET", self._path)
+            if known["status"] != "ended":
+                await self.transport.request("DELETE", self._path)
         except (NotFound, SandboxEnded):
             return False
         finally:
             await self.close()
-        return True
+        return bool(known["status"] != "ended")
 
     async def close(self) -> None:
         """Let go of the sandbox without ending it; `connect(id)` finds it again."""

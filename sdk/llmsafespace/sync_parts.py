@@ -128,7 +128,10 @@ class Files:
         return self._portal.run(self._files.mkdir(path))
 
     def watch(self, path: str = "/workspace", *, recursive: bool = False) -> SyncIterator[FileEvent]:
-        """What changes beneath a path, from now until the iteration is left."""
+        """What changes beneath a path, from the first look until the iteration is left.
+
+        It looks twice a second; what comes and goes between two looks is not seen.
+        """
         return SyncIterator(self._portal, self._files.watch(path, recursive=recursive))
 
     def upload(

@@ -44,9 +44,8 @@ def probe_runtime(name: str = "probe") -> PreparedRuntime:
         "/opt/probe.py": str(PROBE),
     }
     library = PREFIX / "lib" / f"lib{PYTHON}.so.1.0"
-    if library.exists():  # it is looked for where the interpreter was installed
-        installed = Path(os.environ.get("LOCAL_TEST_PREFIX", PREFIX))
-        binds[f"{installed}/lib/{library.name}"] = str(library)
+    if library.exists():
+        binds[str(library)] = str(library)
     interpreter = str(PREFIX / "bin" / PYTHON)
     return PreparedRuntime(
         id=name,

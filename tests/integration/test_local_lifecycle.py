@@ -242,7 +242,9 @@ async def test_without_isolation_it_says_so_and_leaves_nothing(caplog: pytest.Lo
 
 async def test_resources_are_the_requests_own_when_cold() -> None:
     async with support.fresh() as backend:
-        claim = await backend.claim(support.spec("sb-a", resources=Resources(memory=96 * MIB, storage=32 * MIB)))
+        claim = await backend.claim(
+            support.spec("sb-a", resources=Resources(memory=96 * MIB, storage=32 * MIB))
+        )
         assert claim.isolation["limits"]["memory"]["bytes"] == 96 * MIB
         size = "import os; s = os.statvfs('/workspace'); print(s.f_blocks * s.f_frsize)"
         assert int(await support.run(backend, "sb-a", size)) <= 32 * MIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class FakeExecutor:
 
 
 @pytest.fixture(autouse=True)
-def place(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def place(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLMSAFESPACE_API_URL", gateway.url)
     monkeypatch.setenv("LLMSAFESPACE_API_KEY", gateway.admin_key)
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,6 @@ def place(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    yield
 
 
 def run(code: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from llmsafespace import (
     AsyncSandbox,
     AuthenticationError,
+    FileEvent,
     GatewayUnavailable,
     InvalidRequest,
     NotFound,
@@ -251,6 +252,11 @@ def test_files(sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.files.read("deep/er/data.bin")
     with pytest.raises(InvalidRequest):
         sandbox.upload_file("x")
+    with sandbox.files.watch() as changes:
+        writer = threading.Timer(0.1, sandbox.files.write, ("watched", "1"))
+        writer.start()
+        assert next(changes) == FileEvent("created", "/workspace/watched")
+        writer.join()
     with pytest.raises(NotFound):
         sandbox.download_file("nothing", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
@@ -312,9 +318,10 @@ async def test_async_twins() -> None:
         assert "".join(heard).endswith("async\n")
         assert (await sandbox.run_command("echo 1")).stdout == "1\n"
         assert (await sandbox.contexts.list())[0].is_default
-        running = asyncio.create_task(sandbox.run_code("while True: pass"))
-        while not any(context.state == "busy" for context in await sandbox.contexts.list()):
-            await asyncio.sleep(0.02)
+        started = asyncio.Event()
+        code = "print('on', flush=True)\nwhile True: pass"
+        running = asyncio.create_task(sandbox.run_code(code, on_stdout=lambda text: started.set()))
+        await started.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -120,8 +120,8 @@ JUPYTER = [
     Case("GET", "/api/status", "caller", READ, reads=True),
     Case("GET", "/api/kernelspecs", "nobody", READ, reads=True),
     Case("GET", "/api/kernelspecs/python3", "nobody", READ, reads=True),
-    Case("GET", "/kernelspecs/python3/logo-64x64.png", "nobody", READ, reads=True),
-    Case("HEAD", "/kernelspecs/python3/logo-64x64.png", "nobody", READ, reads=True),
+    Case("GET", "/kernelspecs/python3/{logo}", "nobody", READ, reads=True),
+    Case("HEAD", "/kernelspecs/python3/{logo}", "nobody", READ, reads=True),
     Case("GET", "/api/kernels", "caller", READ, reads=True),
     Case("POST", "/api/kernels", "caller", WRITE, body={"name": "python3"}),
     Case("GET", KERNEL, "sandbox", READ, reads=True),
@@ -138,7 +138,7 @@ JUPYTER_PUBLIC = {("GET", r"/api/?")}
 SOCKETS = {"/api/kernels/{kernel_id}/channels": "the channels", "/api/v1/sandboxes/{sandbox_id}/stream": "the stream"}
 
 CASES = [*REST, *JUPYTER]
-OTHERS = {"runtime_id": "python", "profile_id": "standard"}
+OTHERS = {"runtime_id": "bash", "profile_id": "standard", "logo": "logo-svg.svg"}
 NEVER_MADE = {
     "sandbox_id": f"sb-{uuid.uuid4().hex}",
     "kernel_id": str(uuid.uuid4()),
@@ -189,7 +189,7 @@ def test_every_jupyter_route_has_a_case() -> None:
         for method in ("get", "head", "post", "put", "patch", "delete")
         if getattr(handler, method) is not never
     ]
-    example = {name: str(uuid.uuid4()) for name in ("kernel_id", "session_id")}
+    example = {name: str(uuid.uuid4()) for name in ("kernel_id", "session_id", "logo")}
     calls = {(case.method, case.url(example)) for case in JUPYTER}
     calls |= {("GET", path.format(**example, sandbox_id="x")) for path in SOCKETS}
     for method, pattern in served:

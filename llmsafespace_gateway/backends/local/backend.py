@@ -99,12 +99,11 @@ class LocalBackend:
         self._filling = asyncio.create_task(self._fill(), name="configured warm pools")
 
     async def stop(self) -> None:
-        """See SandboxBackend."""
-        tasks = [*self._claiming.values()]
-        if self._filling is not None:
-            self._filling.cancel()
-            tasks_all: list[asyncio.Task[object]] = [*tasks, self._filling]
-            await asyncio.gather(*tasks_all, return_exceptions=True)
+        """See SandboxBackend. Nothing to do when `start` failed."""
+        if self._filling is None:
+            return
+        self._filling.cancel()
+        await asyncio.gather(self._filling, *self._claiming.values(), return_exceptions=True)
         await self._pools.stop()
         await self._registry.stop()
         for descriptor in self._lifeline:

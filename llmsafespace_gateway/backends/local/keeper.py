@@ -406,20 +406,27 @@ def remove_cgroup(path: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder with everything in it; links are not followed."""
+    """Remove a folder with everything in it; links are not followed.
+
+    A file called lock goes last, as it tells others that somebody is at it. What another process removes or
+    adds meanwhile does no harm: the next sweep takes what is left.
+    """
     try:
-        entries = list(os.scandir(path))
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name == "lock")
     except OSError:
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             remove_tree(entry.path)
         else:
-            os.unlink(entry.path)
+            try:
+                os.unlink(entry.path)
+            except OSError:
+                pass
     try:
         os.rmdir(path)
     except OSError:
-        pass  # something was added meanwhile: the gateway's next sweep takes it
+        pass
 
 
 def main() -> None:

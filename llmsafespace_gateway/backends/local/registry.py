@@ -145,7 +145,7 @@ class Registry:
     # -- ends --------------------------------------------------------------------------------------
 
     async def end(self, entry: Entry, word: str) -> EndRecord | None:
-        """End a sandbox; returns when nothing of it is left and the end is noted, with how it really ended."""
+        """End a sandbox; returns how it really ended when nothing of it is left and the end is noted."""
         await launch.end(entry.folder, word)
         self._conclude_later(entry.state.name)
         if entry.state.name in self._ending:
@@ -195,7 +195,7 @@ class Registry:
         return record
 
     def forget(self, name: str) -> None:
-        """Take back the news of a sandbox that failed while it started: who asked for it hears that instead."""
+        """Take back the news of a sandbox that failed while it started: who asked for it hears the error."""
         path = self._ended / f"{name}.json"
         records.remove(path)
         self._news = deque(each for each in self._news if each[0] != path)

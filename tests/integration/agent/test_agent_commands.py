@@ -33,7 +33,9 @@ async def run(agent: Any, **wish: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 async def test_shell_line_and_program(agent: Any) -> None:
-    out, err, info = await run(agent, command="echo é; pwd; echo $A $HOME; echo no >&2; exit 3", env={"A": "1 2"})
+    out, err, info = await run(
+        agent, command="echo é; pwd; echo $A $HOME; echo no >&2; exit 3", env={"A": "1 2"}
+    )
     assert out == f"é\n{agent.workspace}\n1 2 {agent.folder}\n"
     assert err == "no\n"
     assert (info["exitCode"], info["end"]) == (3, "error")

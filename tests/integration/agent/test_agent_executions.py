@@ -226,7 +226,9 @@ async def test_queued_execution_can_be_interrupted(agent: Any) -> None:
 
 async def test_kernel_death_ends_everything_and_is_told(agent: Any) -> None:
     session = await agent.session()
-    first = session.execute("import os, time; print('on', flush=True); time.sleep(0.2); os.kill(os.getpid(), 9)")
+    first = session.execute(
+        "import os, time; print('on', flush=True); time.sleep(0.2); os.kill(os.getpid(), 9)"
+    )
     second = session.execute("1")
     got: dict[str, list[Got]] = {first: [], second: []}
     dead = None
@@ -261,7 +263,9 @@ async def test_dead_kernel_answers_at_once_and_restart_revives_it(agent: Any) ->
 async def test_memory_ends_the_kernel_with_its_word(launch: Any) -> None:
     agent = await launch(limits={"memoryBytes": 400 * 1024**2}, parked=0)
     await agent.bind(await agent.rpc())
-    code = "import time\nhog = []\nwhile True:\n    hog.append(bytearray(b'x' * 5_000_000)); time.sleep(0.005)"
+    code = (
+        "import time\nhog = []\nwhile True:\n    hog.append(bytearray(b'x' * 5_000_000)); time.sleep(0.005)"
+    )
     got, info = await agent.execution(uuid.uuid4().hex, code=code)
     assert info["end"] == "oom"
     assert reply(got).content["ename"] == "OutOfMemory"

@@ -194,6 +194,7 @@ class Agent:
             self._forwarder.close()
         self.commands.close()
         await self._kernels.close()
+        processes.kill_descendants(os.getpid())  # what code has detached from its kernel or command
         for context in self.contexts:
             context.removed()
 

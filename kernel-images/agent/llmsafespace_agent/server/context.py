@@ -241,21 +241,22 @@ class Context:
         """Run an execute_request, or queue it until the kernel and the gate are ready."""
         if len(self.tracker) >= _IN_FLIGHT:
             raise AgentError("rate_limited", f"{_IN_FLIGHT} executions are waiting already; try again later")
+        pending = _Pending("shell", parts, execution)
+        self._check_room(pending)
         self._touch()
         self._count += 1
         self._executions.add(execution)
-        execution = self.tracker.add(execution)
+        pending.execution = execution = self.tracker.add(execution)
         if self.state == "dead":
             self.tracker.fail(
                 execution, "kernel_died", "This context's kernel is dead; restart the context to go on"
             )
             return
-        self._send(_Pending("shell", parts, execution))
+        self._send(pending)
 
     def _send(self, pending: _Pending) -> None:
         if self._kernel is None or self._pending or (pending.execution is not None and not self._gate.open):
-            if self._pending_bytes + pending.size > _PENDING_BYTES:
-                raise AgentError("rate_limited", "too much is waiting for this kernel; try again later")
+            self._check_room(pending)
             self._pending.append(pending)
             self._pending_bytes += pending.size
             return
@@ -264,6 +265,10 @@ class Context:
                 return
             pending.execution.sent = True
         self._kernel.send(pending.channel, pending.parts)
+
+    def _check_room(self, pending: _Pending) -> None:
+        if self._pending_bytes + pending.size > _PENDING_BYTES:
+            raise AgentError("rate_limited", "too much is waiting for this kernel; try again later")
 
     def _flush(self) -> None:
         if self._kernel is None or not self._gate.open:

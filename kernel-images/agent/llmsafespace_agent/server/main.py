@@ -33,7 +33,7 @@ def _protect() -> None:
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # A terminal's interrupt is the kernels' business. A handler, unlike SIG_IGN, is not passed on to commands.
+    # A terminal's interrupt is the kernels' business. Unlike SIG_IGN, a handler is not passed on to commands.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     os.umask(0o022)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

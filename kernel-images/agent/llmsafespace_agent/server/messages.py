@@ -164,7 +164,7 @@ def as_failure(parts: Parts, end: str, name: str, text: str) -> Parts:
     if "execution_count" in kernels:
         content["execution_count"] = kernels["execution_count"]
     content["status"] = "error"
-    return [parts[0], parts[1], _with_end(parts[2], end), msgspec.json.encode(content)]
+    return [parts[0], parts[1], _with_end(parts[2], end), msgspec.json.encode(content), *parts[4:]]
 
 
 def _with_end(metadata: bytes, end: str) -> bytes:

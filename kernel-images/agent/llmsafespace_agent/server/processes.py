@@ -8,6 +8,7 @@ import signal
 from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_ROUNDS = 100
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,6 +57,17 @@ def anonymous_memory(pid: int) -> int:
         return 0
 
 
+def exact_memory(pid: int) -> int:
+    """As `anonymous_memory`, but what forked processes still share counts once in all. Costs milliseconds."""
+    try:
+        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+            if line.startswith(b"Pss_Anon:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass  # not ours to read, or an older kernel: an upper bound is better than nothing
+    return anonymous_memory(pid)
+
+
 def tree_memory(pid: int) -> int:
     """`anonymous_memory` of `pid` and everything below it."""
     return sum(anonymous_memory(one) for one in (pid, *descendants(pid)))
@@ -68,7 +80,7 @@ def use(pid: int) -> Use:
         cpu = (int(fields[11]) + int(fields[12])) / _TICK
     except (OSError, IndexError, ValueError):
         return Use(0, 0.0)
-    return Use(anonymous_memory(pid), cpu)
+    return Use(exact_memory(pid), cpu)
 
 
 def signal_tree(pid: int, number: signal.Signals) -> None:
@@ -80,6 +92,17 @@ def signal_tree(pid: int, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(one) != pid:
                 os.kill(one, number)
+
+
+def kill_descendants(pid: int) -> None:
+    """Kill everything below `pid`, also what is forked meanwhile."""
+    for _ in range(_ROUNDS):
+        below = descendants(pid)
+        if not below:
+            return
+        for one in below:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(one, signal.SIGKILL)
 
 
 def raise_oom_score(pid: int, score: int = 800) -> None:

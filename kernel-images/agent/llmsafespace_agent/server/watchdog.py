@@ -16,6 +16,7 @@ from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.wire.configuration import SandboxLimits
 
 _PERIOD = 0.1
+_SELDOM = 0.3  # seconds between exact counts while there is much room, for they cost time
 _NEAR = 0.8  # below this share of the limit nothing is looked at more closely
 
 
@@ -34,6 +35,8 @@ class Watchdog:
         self._group = MemoryGroup.at(limits.cgroup)
         self._suspects = suspects
         self._kills = self._group.kills() if self._group is not None else 0
+        self._last = 0
+        self._exact_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.problems: list[str] = []
         if limits.cgroup is not None and self._group is None:
@@ -50,27 +53,41 @@ class Watchdog:
             self._timer.cancel()
 
     def killed(self, returncode: int) -> bool:
-        """Whether a process that just ended so was killed by the kernel for lack of memory."""
-        if returncode != -signal.SIGKILL or self._group is None:
+        """Whether a process that just ended so was killed by the kernel for lack of memory.
+
+        Where no cgroup can be asked, one that used nearly everything when it was killed counts as such.
+        """
+        if returncode != -signal.SIGKILL:
             return False
+        if self._group is None:
+            return self._limit is not None and self._last >= _NEAR * self._limit
         kills = self._group.kills()
         before, self._kills = self._kills, kills
         return kills > before
 
-    def memory(self) -> int:
-        """The private memory of the whole sandbox now, in bytes."""
+    def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_PERIOD, self._poll)
+        if self._limit is None or not self._near():
+            return
+        self._last = self._memory(loop.time())
+        if self._last >= self._limit:
+            self._end_the_largest()
+
+    def _memory(self, now: float) -> int:
+        """The private memory of the whole sandbox, in bytes."""
         if self._group is not None:
             known = self._group.anonymous()
             if known is not None:
                 return known
-        return processes.tree_memory(os.getpid())
-
-    def _poll(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_PERIOD, self._poll)
-        if self._limit is None or not self._near():
-            return
-        if self.memory() >= self._limit:
-            self._end_the_largest()
+        bound = processes.tree_memory(os.getpid())  # too much, because forked processes share
+        if bound < (self._limit or 0):
+            return bound
+        if now < self._exact_after:
+            return self._last
+        exact = sum(map(processes.exact_memory, (os.getpid(), *processes.descendants(os.getpid()))))
+        self._exact_after = now + (0.0 if exact >= _NEAR * (self._limit or 0) else _SELDOM)
+        return exact
 
     def _near(self) -> bool:
         """A cheap look first: all that is charged, where a cgroup knows it."""

@@ -148,7 +148,13 @@ def etc(folder: Path, resolve: Callable[[str], str] = os.path.realpath) -> list[
                 Link("certs/ca-certificates.crt", "/etc/ssl/cert.pem"),
             ]
             break
-    for name in ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives", "/etc/ssl/openssl.cnf"):
+    for name in (
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+        "/etc/alternatives",
+        "/etc/fonts",
+        "/etc/ssl/openssl.cnf",
+    ):
         if os.path.exists(name):
             steps.append(Bind(resolve(name), name))
     steps.append(Link("/proc/self/mounts", "/etc/mtab"))

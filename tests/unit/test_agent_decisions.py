@@ -1,0 +1,161 @@
+"""The agent's decisions that need no kernel: limits, ends, digests, memory figures, environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmsafespace_agent.server import messages, validation
+from llmsafespace_agent.server.binding import proxies_with_token
+from llmsafespace_agent.server.cgroup import MemoryGroup
+from llmsafespace_agent.server.command import end_of
+from llmsafespace_agent.server.commands import installation
+from llmsafespace_agent.server.errors import AgentError
+from llmsafespace_agent.server.executions import Execution, Executions
+from llmsafespace_agent.server.limits import due
+from llmsafespace_agent.server.messages import Options
+from llmsafespace_agent.wire.requests import Limits, PackagesInstall
+
+LIMITS = Limits(timeout=None, idle_timeout=10.0, max_lifetime=100.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "idle_since", "bound", "left"),
+    [
+        (50.0, 45.0, True, 5.0),
+        (50.0, 40.0, True, 0.0),
+        (50.0, None, True, 10.0),  # busy: it cannot be idle for long enough before that
+        (95.0, None, True, 5.0),
+        (50.0, 0.0, False, 50.0),  # nobody's sandbox may be idle
+        (200.0, None, True, 0.0),
+    ],
+)
+def test_when_a_sandbox_is_due(now: float, idle_since: float | None, bound: bool, left: float) -> None:
+    assert due(now, idle_since, 0.0, LIMITS, bound)[0] == left
+
+
+def test_why_a_sandbox_is_due() -> None:
+    assert "idle" in due(60.0, 45.0, 0.0, LIMITS, True)[1]
+    assert "lifetime" in due(160.0, 155.0, 0.0, LIMITS, True)[1]
+    never_idle = Limits(timeout=None, idle_timeout=None, max_lifetime=100.0)
+    assert due(60.0, 0.0, 0.0, never_idle, True)[0] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "end"),
+    [
+        (None, 0, "ok"),
+        (None, 1, "error"),
+        (None, -9, "error"),
+        ("timeout", -15, "timeout"),
+        ("timeout", 0, "timeout"),
+        ("interrupted", 0, "ok"),
+        ("interrupted", -2, "interrupted"),
+        ("oom", -9, "oom"),
+    ],
+)
+def test_how_a_command_ended(stop: str | None, code: int, end: str) -> None:
+    assert end_of(stop, code) == end
+
+
+def test_digests_know_content_from_spelling() -> None:
+    one = messages.digest_of(b'{"code": "1", "silent": false}', Options(), "c")
+    assert messages.digest_of(b'{"silent":false,"code":"1"}', Options(), "c") == one
+    assert messages.digest_of(b'{"silent":false,"code":"2"}', Options(), "c") != one
+    assert messages.digest_of(b'{"silent":false,"code":"1"}', Options(timeout=1.0), "c") != one
+    assert messages.digest_of(b'{"silent":false,"code":"1"}', Options(), "d") != one
+
+
+def test_a_reply_is_rewritten_only_where_it_must_be() -> None:
+    content = {"status": "error", "execution_count": 4, "ename": "E", "evalue": "v", "traceback": ["t"]}
+    parts = [b"h", b"p", b'{"started": "x"}', json.dumps(content).encode(), b"buffer"]
+    told = messages.annotated(parts, "interrupted")
+    assert told[:2] + told[3:] == parts[:2] + parts[3:]
+    assert json.loads(told[2]) == {"started": "x", "llmsafespace": {"end": "interrupted"}}
+    failed = messages.as_failure(parts, "timeout", "ExecutionTimeout", "too long")
+    assert json.loads(failed[3]) == {**content, "ename": "ExecutionTimeout", "evalue": "too long"}
+    assert failed[4] == b"buffer"
+
+
+def test_the_table_of_executions_is_bounded_and_keeps_what_runs() -> None:
+    table = Executions(kept=3)
+    first = Execution("0", "c", "s", b"{}", 0, digest=b"d", durable=True)
+    table.add(first)
+    for number in range(1, 6):
+        execution = Execution(str(number), "c", "s", b"{}", 0)
+        execution.status = "ended"
+        table.add(execution)
+    assert [one.id for one in table] == ["0", "4", "5"]
+    assert table.repeated("0", b"d") is first
+    assert table.repeated("9", b"d") is None
+    with pytest.raises(AgentError):
+        table.repeated("0", b"other")
+    table.add(Execution("0", "c", "other", b"{}", 0))
+    assert table.get("0") is first
+
+
+@pytest.mark.parametrize(
+    ("files", "charged", "anonymous", "kills"),
+    [
+        (
+            {
+                "memory.usage_in_bytes": "900\n",
+                "memory.stat": "cache 500\nrss 300\ntotal_rss 400\n",
+                "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+            },
+            900,
+            400,
+            2,
+        ),
+        (
+            {
+                "memory.current": "900\n",
+                "memory.stat": "anon 400\nfile 500\n",
+                "memory.events": "low 0\noom 1\noom_kill 1\n",
+            },
+            900,
+            400,
+            1,
+        ),
+    ],
+    ids=["v1", "v2"],
+)
+def test_memory_figures(
+    tmp_path: Path, files: dict[str, str], charged: int, anonymous: int, kills: int
+) -> None:
+    assert MemoryGroup.at(str(tmp_path)) is None
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    group = MemoryGroup.at(str(tmp_path))
+    assert group is not None
+    assert (group.charged(), group.anonymous(), group.kills()) == (charged, anonymous, kills)
+
+
+def test_installations() -> None:
+    pip = ["python", "-m", "pip", "install"]
+    assert installation(pip, PackagesInstall("i", ["a", "b==1"])) == [*pip, "a", "b==1"]
+    assert installation(pip, PackagesInstall("i", ["a"], manager="pip")) == [*pip, "a"]
+    assert installation(pip, PackagesInstall("i", ["a"], manager="npm")) == ["npm", "install", "a"]
+
+
+def test_the_token_goes_into_proxy_urls_only() -> None:
+    env = {
+        "http_proxy": "http://127.0.0.1:3128",
+        "HTTPS_PROXY": "http://u:p@h:1/",
+        "NO_PROXY": "x",
+        "A": "http://h",
+    }
+    assert proxies_with_token(env, "t") == {
+        "http_proxy": "http://sandbox:t@127.0.0.1:3128",
+        "HTTPS_PROXY": "http://sandbox:t@h:1/",
+    }
+
+
+def test_durations() -> None:
+    assert validation.duration(None, "x") is None
+    assert validation.duration(0.5, "x") == 0.5
+    for wrong in (0, -1, float("nan"), float("inf"), 1e12):
+        with pytest.raises(AgentError):
+            validation.duration(wrong, "x")
