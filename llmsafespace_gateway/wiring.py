@@ -56,6 +56,8 @@ class Services:
             "metrics": Metrics(),
             "default_runtime": self._app.default_runtime,
             "log_function": lambda handler: None,
+            "default_handler_class": rest.RestHandler,
+            "default_handler_args": {"router": rest.Router(()), "prefix": ""},
         }
         return Application([*rest.routes(), *jupyter.routes()], **settings)
 
@@ -77,11 +79,16 @@ class Services:
         await self._store.close()
 
 
+def _data_dir(name: str) -> Path:
+    data_dir = Path(name).expanduser().absolute()
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+    return data_dir
+
+
 async def build(app: GatewayApp) -> Services:
     """Make and start every part. Raises ApiError with what to do when one cannot."""
     _log_as_json(app.log_level)
-    data_dir = Path(app.data_dir).expanduser().absolute()
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+    data_dir = _data_dir(app.data_dir)
     store = await Store.open(app.database_url or sqlite_url(data_dir))
     access = Access(
         store,
@@ -92,9 +99,7 @@ async def build(app: GatewayApp) -> Services:
     )
     first_key = await access.first_run()
     await access.start()
-    runtimes = Runtimes(
-        Path(app.runtimes_dir), packages=app.runtime_packages, strict=app.strict_runtimes
-    )
+    runtimes = Runtimes(Path(app.runtimes_dir), packages=app.runtime_packages, strict=app.strict_runtimes)
     await runtimes.start()
     egress = EgressProxy(await runtimes.egress_rules(), on_decision=_audited(access))
     pools = [rest.pool_spec(pool) for pool in app.warm_pools]

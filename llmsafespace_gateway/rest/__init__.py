@@ -1,5 +1,7 @@
 """The REST API under /api/v1, its websocket, and the health and metrics endpoints."""
 
+from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.routing import Router
 from llmsafespace_gateway.rest.table import API, pool_spec, restore_pools, routes
 
-__all__ = ["API", "pool_spec", "restore_pools", "routes"]
+__all__ = ["API", "RestHandler", "Router", "pool_spec", "restore_pools", "routes"]

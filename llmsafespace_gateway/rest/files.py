@@ -12,7 +12,6 @@ import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.requests import (
-    Error,
     FileInfo,
     FileList,
     FileMove,
@@ -26,14 +25,10 @@ from llmsafespace_gateway.rest.conversions import WORKSPACE, file_answer, url_pa
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import BYTES, Query, Route
 from llmsafespace_gateway.rest.types import FileAnswer, FileListAnswer, FileMoveBody
-from llmsafespace_gateway.sandboxes.agent_client import as_api_error, unreachable
+from llmsafespace_gateway.sandboxes.agent_client import unreachable, written
 
 _TIMEOUT = 60.0
 _PIECE = 256 * 1024
-
-
-_written = msgspec.json.Decoder(FileInfo)
-_refused = msgspec.json.Decoder(Error)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -193,14 +188,6 @@ class FileUpload:
         self._answer.cancel()
         if not self._stream.closed:
             self._stream.abort()
-
-
-def written(body: bytes) -> FileInfo:
-    """The agent's answer to an upload. Raises ApiError for its refusal, msgspec.DecodeError for nonsense."""
-    try:
-        return _written.decode(body)
-    except msgspec.ValidationError:
-        raise as_api_error(_refused.decode(body)) from None
 
 
 async def begin_write(call: RestHandler) -> FileUpload | None:

@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import METHODS, Answer, Error, Opened, Request
+from llmsafespace_agent.wire.requests import METHODS, Answer, Error, FileInfo, Opened, Request
 from llmsafespace_gateway.errors import STATUS, ApiError
 
 CALL_TIMEOUT = 60.0
 _answers = msgspec.json.Decoder(Answer)
+_written = msgspec.json.Decoder(FileInfo)
+_refused = msgspec.json.Decoder(Error)
 _MAX_MESSAGE = 2000
 
 
@@ -32,7 +34,8 @@ def unreachable(message: str = "the sandbox's agent did not answer; try again") 
 async def opened(stream: FrameStream, timeout: float = CALL_TIMEOUT) -> Opened:
     """Read the agent's answer to an open. Raises ApiError when it refuses, and then closes the stream."""
     try:
-        kind, body = await asyncio.wait_for(stream.next_frame(), timeout)
+        async with asyncio.timeout(timeout):
+            kind, body = await stream.next_frame()
         if kind != FrameKind.JSON:
             raise unreachable()
         answer = msgspec.json.decode(body, type=Opened)
@@ -46,6 +49,14 @@ async def opened(stream: FrameStream, timeout: float = CALL_TIMEOUT) -> Opened:
         stream.close()
         raise as_api_error(answer.error)
     return answer
+
+
+def written(body: bytes) -> FileInfo:
+    """The agent's answer to an upload. Raises ApiError for its refusal, msgspec.DecodeError for nonsense."""
+    try:
+        return _written.decode(body)
+    except msgspec.ValidationError:
+        raise as_api_error(_refused.decode(body)) from None
 
 
 class AgentClient:
@@ -84,7 +95,8 @@ class AgentClient:
         try:
             request = Request(number, method, msgspec.Raw(msgspec.json.encode(params)))
             self._stream.send(FrameKind.JSON, msgspec.json.encode(request))
-            got = await asyncio.wait_for(answer, timeout)
+            async with asyncio.timeout(timeout):
+                got = await answer
         except (TimeoutError, ConnectionError) as error:
             raise unreachable() from error
         finally:

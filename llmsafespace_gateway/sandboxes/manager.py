@@ -19,7 +19,6 @@ from llmsafespace_agent.wire.requests import (
     BindRequest,
     ById,
     ContextCreate,
-    Error,
     FileInfo,
     Limits,
     Open,
@@ -29,7 +28,7 @@ from llmsafespace_agent.wire.requests import (
 from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.activity import Activity
-from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, as_api_error, unreachable
+from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, unreachable, written
 from llmsafespace_gateway.sandboxes.agents import Agents
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.store import Store, kernels, sandboxes
@@ -133,7 +132,7 @@ class Sandboxes:
                 stream.send(FrameKind.DATA, content[start : start + _CHUNK])
                 await stream.drain()
             stream.send(FrameKind.END)
-            return await file_written(stream)
+            return await _file_written(stream)
         finally:
             stream.close()
 
@@ -278,16 +277,14 @@ class Sandboxes:
             await kernels.note_activity(self._store, dirty)
 
 
-async def file_written(stream: FrameStream) -> FileInfo:
+async def _file_written(stream: FrameStream) -> FileInfo:
     """The agent's answer to a whole written file. Raises ApiError: its refusal, or service_unavailable."""
     try:
-        kind, body = await asyncio.wait_for(stream.next_frame(), CALL_TIMEOUT)
+        async with asyncio.timeout(CALL_TIMEOUT):
+            kind, body = await stream.next_frame()
         if kind != FrameKind.JSON:
             raise unreachable()
-        answer = msgspec.json.decode(body)
-        if isinstance(answer, dict) and "error" in answer:
-            raise as_api_error(msgspec.convert(answer["error"], Error))
-        return msgspec.convert(answer, FileInfo)
+        return written(body)
     except (TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
         raise unreachable() from error
 

@@ -55,7 +55,11 @@ def rest(method: str, path: str, about: About, scope: str, **more: Any) -> Case:
 
 
 BOX = "/sandboxes/{sandbox_id}"
-RUN, COMMAND, CONTEXT = f"{BOX}/executions/{{execution_id}}", f"{BOX}/commands/{{command_id}}", f"{BOX}/contexts"
+RUN, COMMAND, CONTEXT = (
+    f"{BOX}/executions/{{execution_id}}",
+    f"{BOX}/commands/{{command_id}}",
+    f"{BOX}/contexts",
+)
 READ, WRITE, EXECUTE, ADMIN = "sandboxes:read", "sandboxes:write", "execute", "admin"
 
 REST = [
@@ -135,7 +139,10 @@ JUPYTER = [
     Case("DELETE", SESSION, "sandbox", WRITE),
 ]
 JUPYTER_PUBLIC = {("GET", r"/api/?")}
-SOCKETS = {"/api/kernels/{kernel_id}/channels": "the channels", "/api/v1/sandboxes/{sandbox_id}/stream": "the stream"}
+SOCKETS = {
+    "/api/kernels/{kernel_id}/channels": "the channels",
+    "/api/v1/sandboxes/{sandbox_id}/stream": "the stream",
+}
 
 CASES = [*REST, *JUPYTER]
 OTHERS = {"runtime_id": "bash", "profile_id": "standard", "logo": "logo-svg.svg"}
@@ -210,7 +217,9 @@ def test_without_a_valid_key_nothing_is_served(case: Case, world: World, strange
 
 
 @every_route
-def test_a_key_in_the_query_of_a_plain_request_is_none(case: Case, world: World, strangers: Strangers) -> None:
+def test_a_key_in_the_query_of_a_plain_request_is_none(
+    case: Case, world: World, strangers: Strangers
+) -> None:
     url = case.url(values(world))
     url += ("&" if "?" in url else "?") + f"token={world.tenant.owner.key}"
     in_shape(strangers.request(case.method, url, None, json=case.body), 401, "unauthorized")
@@ -230,7 +239,10 @@ def test_unknown_paths_and_methods_tell_nothing(world: World, strangers: Strange
 def test_another_tenant_cannot_tell_whether_it_exists(case: Case, world: World) -> None:
     """Its developer and its admin get 404, the same as for what never was; never 403, never any data."""
     for person in (world.foreigner, world.foreign_admin):
-        if case.scope != "any" and case.scope not in ROLES["admin" if person is world.foreign_admin else "developer"]:
+        if (
+            case.scope != "any"
+            and case.scope not in ROLES["admin" if person is world.foreign_admin else "developer"]
+        ):
             continue
         answer = case.ask(person.client, values(world))
         in_shape(answer, 404, "not_found")

@@ -140,10 +140,20 @@ def test_version_2_cgroup() -> None:
     (group,) = limits.cgroups(hierarchy, "x", Resources(cpu=0.5, memory=GIB, storage=GIB), warm=True)
     files = {name: value for name, value, _ in group["files"]}
     assert group["path"] == "/cg/x"
-    assert files["cpu.max"] == "50000 100000"
+    assert files["cpu.max"] == "200000 100000"  # until it is claimed
     assert int(files["memory.max"]) == 2 * GIB + limits.SLACK
     assert files["pids.max"] == str(limits.PROCESSES)
     assert limits.oom_file(hierarchy, "x") == "/cg/x/memory.events"
+
+
+def test_a_claimed_sandbox_gets_its_own_share_of_the_processor_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    limits.settle_cpu(limits.Hierarchy(2, {"cpu": str(tmp_path)}), "x", 0.5)
+    assert (tmp_path / "x" / "cpu.max").read_text() == "50000 100000"
+    assert (tmp_path / "x" / "cpu.weight").read_text() == "50"
+    limits.settle_cpu(limits.Hierarchy(1, {"cpu": str(tmp_path)}), "x", 0.5)
+    assert (tmp_path / "x" / "cpu.cfs_quota_us").read_text() == "50000"
+    limits.settle_cpu(limits.Hierarchy(1, {"cpu": str(tmp_path)}), "gone", 0.5)
 
 
 def test_version_1_cgroups_that_share_a_folder() -> None:

@@ -16,6 +16,7 @@ PROCESSES = 512  # processes and threads of one sandbox
 OPEN_FILES = 4096
 SLACK = 32 * 1024**2  # page tables, sockets and the like, charged to a cgroup but nobody's data
 _PERIOD = 100_000  # microseconds
+_START_CORES = 2.0  # an interpreter's start is ours, not its owner's
 _WARM_SHARE = 0.05  # of its full share of the processor, for a sandbox that nobody waits for
 _V1 = ("memory", "pids", "cpu")
 
@@ -120,14 +121,19 @@ def weight(cpu: float) -> int:
     return max(1, min(10_000, int(100 * cpu)))
 
 
+def _quota(cpu: float) -> int:
+    return max(1000, int(cpu * _PERIOD))
+
+
 def cgroups(hierarchy: Hierarchy, name: str, resources: Resources, warm: bool) -> list[dict[str, Any]]:
     """The cgroups of one sandbox as the keeper makes them: path, and (file, value, needed) to write.
 
     Memory is limited to memory and storage together, as pages of memory file systems are charged too; the
-    agent's watchdog holds memory alone. A `warm` sandbox gives way to all others until `raise_share`.
+    agent's watchdog holds memory alone. A sandbox starts with at least `_START_CORES`, a `warm` one giving way
+    to all others; `settle_cpu` sets what it was promised before any of its owner's code runs.
     """
     memory = resources.memory + resources.storage + SLACK
-    quota = max(1000, int(resources.cpu * _PERIOD))
+    quota = _quota(max(resources.cpu, _START_CORES))
     cpu = resources.cpu * (_WARM_SHARE if warm else 1.0)
     if hierarchy.version == 2:
         files: list[tuple[str, str, bool]] = []
@@ -169,16 +175,19 @@ def oom_file(hierarchy: Hierarchy, name: str) -> str | None:
     return f"{folder}/memory.events" if hierarchy.version == 2 else f"{folder}/memory.oom_control"
 
 
-def raise_share(hierarchy: Hierarchy, name: str, cpu: float) -> None:
-    """Give a sandbox that was warm and is claimed now its full share of the processor."""
+def settle_cpu(hierarchy: Hierarchy, name: str, cpu: float) -> None:
+    """Give a sandbox that is claimed now its share of the processor, and no more. Raises OSError."""
     if "cpu" not in hierarchy.folders:
         return
     folder = f"{hierarchy.folders['cpu']}/{name}"
-    file, value = ("cpu.weight", weight(cpu)) if hierarchy.version == 2 else ("cpu.shares", shares(cpu))
+    values = [("cpu.cfs_quota_us", str(_quota(cpu))), ("cpu.shares", str(shares(cpu)))]
+    if hierarchy.version == 2:
+        values = [("cpu.max", f"{_quota(cpu)} {_PERIOD}"), ("cpu.weight", str(weight(cpu)))]
     try:
-        with open(f"{folder}/{file}", "w") as control:
-            control.write(str(value))
-    except OSError:
+        for file, value in values:
+            with open(f"{folder}/{file}", "w") as control:
+                control.write(value)
+    except FileNotFoundError:
         return  # the sandbox has just ended
 
 

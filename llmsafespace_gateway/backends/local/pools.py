@@ -16,6 +16,8 @@ from llmsafespace_gateway.errors import ApiError
 
 log = logging.getLogger("llmsafespace.pools")
 
+REFILL_DELAY = 0.2  # seconds; a replacement must not take the processor from the first result
+
 
 class Pool:
     """One pool's state."""
@@ -111,7 +113,7 @@ class Pools:
             for name, entry in list(pool.ready.items()):
                 if entry.state.recipe == pool.digest:
                     del pool.ready[name]
-                    pool.wake.set()
+                    asyncio.get_running_loop().call_later(REFILL_DELAY, pool.wake.set)
                     return entry, ""
         return None, f"the warm pool {fitting[0].spec.name} was empty"
 

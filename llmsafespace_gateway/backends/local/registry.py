@@ -131,7 +131,7 @@ class Registry:
 
     async def settle(self, entry: Entry) -> None:
         """Give a claimed sandbox its way out and its full share of the processor."""
-        limits.raise_share(
+        limits.settle_cpu(
             self._host.hierarchy, plans.cgroup_name(entry.state.name), entry.state.resources.cpu
         )
         await self._open_egress(entry)

@@ -67,7 +67,8 @@ def peer_fingerprint(stream: FrameStream) -> str:
 
 async def _receive(stream: FrameStream, kind: type[T]) -> T:
     try:
-        frame, body = await asyncio.wait_for(stream.next_frame(), PROOF_TIMEOUT)
+        async with asyncio.timeout(PROOF_TIMEOUT):
+            frame, body = await stream.next_frame()
     except (TimeoutError, ConnectionError) as error:
         raise ProofError("the peer did not answer the proof") from error
     if frame != FrameKind.JSON or len(body) > (_MAX_HELLO if kind is not Answer else 256 * 1024):

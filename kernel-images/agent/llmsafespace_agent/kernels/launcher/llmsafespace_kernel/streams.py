@@ -121,8 +121,9 @@ class Out(OutStream):
         """Send what was written so far, in order; returns when it is handed to the socket."""
         if self._fid is not None and self._is_master_process():
             self._take_pipe()
-        if self._buffers:
-            self._flush()
+        with self._flush_lock:  # a timer's flush may have taken the text and not yet sent it
+            if self._buffers:
+                self._flush()
 
     def _flush(self) -> None:
         with self._flush_lock:  # else text of a slower thread would be overtaken
