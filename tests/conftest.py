@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,16 +27,16 @@ POOL = {"name": "default", "runtime": "python", "minSize": 2, "maxSize": 4}
 class Gateway:
     """A gateway process. `start()` after `kill()` is the same gateway again: same port, same data."""
 
-    def __init__(self, data_dir: Path, pools: list[dict[str, object]], *options: str) -> None:
+    def __init__(self, data_dir: Path, *options: str, **settings: object) -> None:
         self.data_dir = data_dir
         self.port = 0
         self.admin_key = ""
         self.output: list[str] = []
         self._options = options
         self._process: subprocess.Popen[str] | None = None
-        config = {"GatewayApp": {"warm_pools": pools, "rate_limit": 10_000.0, "rate_burst": 20_000}}
+        config = {"warm_pools": [POOL], "rate_limit": 10_000.0, "rate_burst": 20_000, **settings}
         self._config = data_dir / "config.json"
-        self._config.write_text(json.dumps(config))
+        self._config.write_text(json.dumps({"GatewayApp": config}))
 
     @property
     def url(self) -> str:
@@ -106,8 +108,8 @@ class Gateway:
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
 
-    def _call(self, method: str, path: str) -> dict[str, list[dict[str, str]]]:
-        headers = {"Authorization": f"Bearer {self.admin_key}"}
+    def _call(self, key: str, method: str, path: str) -> dict[str, list[dict[str, str]]]:
+        headers = {"Authorization": f"Bearer {key}"}
         request = urllib.request.Request(self.url + path, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -117,15 +119,19 @@ class Gateway:
         return json.loads(body) if body else {}
 
     def end_all(self) -> None:
-        """Delete every sandbox that is left, as the admin, then stop."""
-        for sandbox in self._call("GET", "/api/v1/sandboxes").get("items", []):
-            self._call("DELETE", f"/api/v1/sandboxes/{sandbox['id']}")
+        """Delete every sandbox that is left, as an admin of its tenant, then stop."""
+        with contextlib.closing(sqlite3.connect(self.data_dir / "db.sqlite")) as store:
+            left = store.execute("SELECT DISTINCT tenant FROM sandboxes WHERE state != 'ended'").fetchall()
+        for (tenant,) in left:
+            key = self.key("cleaner", "admin", tenant)
+            for sandbox in self._call(key, "GET", "/api/v1/sandboxes?status=running").get("items", []):
+                self._call(key, "DELETE", f"/api/v1/sandboxes/{sandbox['id']}")
         self.stop()
 
 
-def make_gateway(folder: Path, *options: str, pools: list[dict[str, object]] | None = None) -> Gateway:
-    """A started gateway in `folder`."""
-    gateway = Gateway(folder, [POOL] if pools is None else pools, *options)
+def make_gateway(folder: Path, *options: str, **settings: object) -> Gateway:
+    """A started gateway in `folder`; `settings` are GatewayApp's."""
+    gateway = Gateway(folder, *options, **settings)
     gateway.start()
     return gateway
 

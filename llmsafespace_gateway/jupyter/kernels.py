@@ -51,10 +51,12 @@ class KernelsHandler(JupyterHandler):
             path=path,
         )
         owner = Owner(self.principal.user_id, self.principal.tenant)
-        with self.access.reserve(self.principal, request.resources) as room:
-            row = await self.sandboxes.create(owner, request)
-            room.commit(row.id)
-        self.access.audit(self.principal, "sandbox.create", row.id, "allowed", kernel=kernel.name)
+        row = await self.sandboxes.existing(owner, request)
+        if row is None:
+            with self.access.reserve(self.principal, request.resources) as room:
+                row = await self.sandboxes.create(owner, request)
+                room.commit(row.id)
+            self.access.audit(self.principal, "sandbox.create", row.id, "allowed", kernel=kernel.name)
         found = await kernels.of_sandbox(self.store, row.id)
         if not found:
             raise ApiError("service_unavailable", "the sandbox ended while it started; try again")

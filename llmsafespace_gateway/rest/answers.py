@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import msgspec
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
 from llmsafespace_gateway.errors import STATUS, ApiError
@@ -13,6 +15,7 @@ from llmsafespace_gateway.logs import request_id
 from llmsafespace_gateway.rest.routing import JSON
 from llmsafespace_gateway.rest.types import ErrorAnswer, ErrorBody
 
+log = logging.getLogger("llmsafespace_gateway.requests")
 _CODES = {status: code for code, status in STATUS.items() if code != "quota_exceeded"}
 
 
@@ -39,6 +42,12 @@ class Answers(RequestHandler):
     def compute_etag(self) -> str | None:
         """Only files have one, and set it themselves."""
         return None
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what is our own fault, by its request id: tornado would log the URL, which may hold a key."""
+        if not isinstance(value, ApiError | HTTPError | StreamClosedError):
+            fields = {"request_id": self.request_id}
+            log.error("a request failed", exc_info=(typ, value, tb), extra={"fields": fields})
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answer an exception in the API's error shape."""

@@ -22,7 +22,7 @@ from llmsafespace_gateway.rest.types import (
 )
 from llmsafespace_gateway.rest.validation import invalid
 from llmsafespace_gateway.sandboxes.executions import moment
-from llmsafespace_gateway.sandboxes.requests import Owner
+from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.store import kernels, sandboxes
 from llmsafespace_gateway.store.rows import SandboxRow
 
@@ -61,6 +61,13 @@ async def create_sandbox(call: RestHandler) -> SandboxAnswer:
         raise invalid("header.Idempotency-Key", "expected 1 to 200 printable ASCII characters, no spaces")
     wanted = conversions.create_request(body, key)
     owner = Owner(call.principal.user_id, call.principal.tenant)
+    known = await call.sandboxes.existing(owner, wanted)
+    row = known if known is not None else await _create(call, owner, wanted)
+    call.set_header("Location", f"/api/v1/sandboxes/{row.id}")
+    return conversions.sandbox_answer(row, await call.default_kernel(row.id))
+
+
+async def _create(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> SandboxRow:
     with call.access.reserve(call.principal, wanted.resources) as room:
         try:
             row = await call.sandboxes.create(owner, wanted)
@@ -73,8 +80,7 @@ async def create_sandbox(call: RestHandler) -> SandboxAnswer:
             room.commit(row.id)
     call.metrics.starts.labels(row.start_kind).inc()
     call.audit("sandbox.create", row.id, runtime=row.runtime, start=row.start_kind)
-    call.set_header("Location", f"/api/v1/sandboxes/{row.id}")
-    return conversions.sandbox_answer(row, await call.default_kernel(row.id))
+    return row
 
 
 async def get_sandbox(call: RestHandler) -> SandboxAnswer:

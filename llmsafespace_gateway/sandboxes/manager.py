@@ -24,6 +24,7 @@ from llmsafespace_agent.wire.requests import (
     Open,
     OpenFileWrite,
     PackagesInstall,
+    Shutdown,
 )
 from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
 from llmsafespace_gateway.errors import ApiError
@@ -36,6 +37,7 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 
 log = logging.getLogger(__name__)
 
+SHUTDOWN_TIMEOUT = 2.0
 WRITE_BACK = 2.0
 RETENTION = 30 * 86400.0  # how long ended sandboxes still answer
 _CHUNK = 256 * 1024
@@ -87,8 +89,19 @@ class Sandboxes:
         row = await asyncio.shield(task)
         return _same_wish(row, request)
 
+    async def existing(self, owner: Owner, request: CreateSandbox) -> SandboxRow | None:
+        """What a repeated wish made the first time; None for a new one, or one without a key of its own.
+
+        Raises ApiError(conflict), as `create`.
+        """
+        row = await self._existing(owner, request)
+        return _same_wish(row, request) if row is not None else None
+
     async def delete(self, sandbox_id: str, end: str = "terminated") -> bool:
         """End a sandbox. False when it had ended already."""
+        if end == "terminated":  # the agent tells whoever waits for an execution
+            with contextlib.suppress(ApiError):
+                await self._agents.call(sandbox_id, "shutdown", Shutdown(end=end), SHUTDOWN_TIMEOUT)
         self._agents.forget(sandbox_id)
         destroyed = await self._backend.destroy(sandbox_id, end)
         await self._record_end(Ended(sandbox_id=sandbox_id, end=end))
@@ -176,17 +189,17 @@ class Sandboxes:
     # -- inside ----------------------------------------------------------------------------------------
 
     async def _create_once(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
-        existing = None
+        return await self._existing(owner, request) or await self._create(owner, request)
+
+    async def _existing(self, owner: Owner, request: CreateSandbox) -> SandboxRow | None:
         if request.idempotency_key is not None:
-            existing = await sandboxes.by_idempotency_key(self._store, owner.user_id, request.idempotency_key)
-        elif request.kernel_id is not None:
-            kernel = await kernels.get(self._store, request.kernel_id)
-            existing = await sandboxes.get(self._store, kernel.sandbox_id) if kernel is not None else None
-            if existing is not None and existing.owner != owner.user_id:
-                raise ApiError("conflict", "this kernel_id is in use; send another, or none")
-        if existing is None or (request.kernel_id is not None and existing.state == "ended"):
-            return await self._create(owner, request)
-        return existing
+            return await sandboxes.by_idempotency_key(self._store, owner.user_id, request.idempotency_key)
+        if request.kernel_id is None:
+            return None
+        found = await kernels.with_sandbox(self._store, request.kernel_id)
+        if found is not None and (found[0].owner != owner.user_id or found[0].state == "ended"):
+            raise ApiError("conflict", "this kernel_id has been used; send another, or none")
+        return found[0] if found is not None else None
 
     async def _create(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
         sandbox_id = f"sb-{secrets.token_hex(10)}"

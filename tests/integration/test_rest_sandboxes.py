@@ -7,10 +7,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import make_gateway
 from tests.integration.rest_support import Client, is_error
 
 
@@ -234,3 +236,19 @@ def test_logs_are_json_without_secrets(gateway: Any, client: Client) -> None:
     assert client.headers["authorization"].split()[-1] not in output
     lines = [json.loads(line) for line in gateway.output if line.startswith("{")]
     assert any(line.get("request_id") == "my-request-1" and line["sandbox"] == sandbox for line in lines)
+
+
+def test_a_repeated_request_is_answered_even_when_the_quota_is_used_up(data_root: Path) -> None:
+    folder = data_root / "quota"
+    folder.mkdir()
+    small = make_gateway(folder, warm_pools=[], quotas={"sandboxes": 1})
+    try:
+        client = Client(small.url, small.admin_key)
+        headers = {"Idempotency-Key": "once"}
+        first = client.post("/sandboxes", json={"runtime": "python"}, headers=headers)
+        again = client.post("/sandboxes", json={"runtime": "python"}, headers=headers)
+        assert (first.status_code, again.status_code) == (201, 201), again.text
+        assert first.json()["id"] == again.json()["id"]
+        is_error(client.post("/sandboxes", json={"runtime": "python"}), 429, "quota_exceeded")
+    finally:
+        small.end_all()

@@ -108,10 +108,9 @@ async def test_a_lowered_role_closes_what_the_higher_one_had_open(gateway: Any, 
 
 @pytest.fixture
 def running(world: World) -> Iterator[str]:
-    """An execution that goes on until it is interrupted."""
-    code = "import time\nwhile True:\n    print('tick', flush=True); time.sleep(0.05)"
+    """A command that goes on until it is killed."""
     base = f"/api/v1/sandboxes/{world.tenant.sandbox}"
-    body = {"command": f"python3 -u -c '{code}'", "background": True}
+    body = {"command": "while sleep 0.05; do echo tick; done", "background": True}
     made = world.tenant.owner.client.made("POST", f"{base}/commands", body)
     yield made["id"]
     world.tenant.owner.client.delete(f"{base}/commands/{made['id']}")

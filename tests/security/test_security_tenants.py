@@ -41,9 +41,7 @@ def boxes(operator: Operator) -> Iterator[list[Box]]:
             assert person.client.put(path, content=mark.encode()).is_success
         else:
             body = {"runtime": "python", "env": env, "files": {"mark.txt": mark}, "metadata": {"mark": mark}}
-            box = person.client.made(
-                "POST", "/api/v1/sandboxes", body | {"useWarmPool": number % 4 != 3}
-            )
+            box = person.client.made("POST", "/api/v1/sandboxes", body | {"useWarmPool": number % 4 != 3})
         return Box(box["id"], box["kernelId"], person, mark, box["start"]["kind"])
 
     with ThreadPoolExecutor(COUNT) as pool:
@@ -122,7 +120,9 @@ def test_a_warm_start_carries_nothing_over(boxes: list[Box], operator: Operator)
     person = operator.person("overlap-c")
     body = {"runtime": "python", "files": {"left.txt": "left"}, "env": {"LEFT": "left"}}
     first = person.client.made("POST", "/api/v1/sandboxes", body)["id"]
-    person.client.output(first, "left = 1; open('/tmp/left', 'w').write('left'); open('/home/sandbox/left', 'w')")
+    person.client.output(
+        first, "left = 1; open('/tmp/left', 'w').write('left'); open('/home/sandbox/left', 'w')"
+    )
     assert person.client.delete(f"/api/v1/sandboxes/{first}").status_code == 204
     second = person.client.made("POST", "/api/v1/sandboxes", {"runtime": "python"})["id"]
     code = (

@@ -6,9 +6,10 @@ import sys
 import threading
 from pathlib import Path
 
-import llmsafespace_agent
 import pytest
 from ipykernel.iostream import OutStream
+
+import llmsafespace_agent
 
 LAUNCHER = Path(llmsafespace_agent.__file__).parent / "kernels" / "launcher"
 

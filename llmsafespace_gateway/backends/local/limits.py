@@ -129,8 +129,8 @@ def cgroups(hierarchy: Hierarchy, name: str, resources: Resources, warm: bool) -
     """The cgroups of one sandbox as the keeper makes them: path, and (file, value, needed) to write.
 
     Memory is limited to memory and storage together, as pages of memory file systems are charged too; the
-    agent's watchdog holds memory alone. A sandbox starts with at least `_START_CORES`, a `warm` one giving way
-    to all others; `settle_cpu` sets what it was promised before any of its owner's code runs.
+    agent's watchdog holds memory alone. A sandbox starts with at least `_START_CORES`, a `warm` one giving
+    way to all others; `settle_cpu` sets what it was promised before any of its owner's code runs.
     """
     memory = resources.memory + resources.storage + SLACK
     quota = _quota(max(resources.cpu, _START_CORES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -57,7 +58,10 @@ async def _serve(config: AgentConfig, pending: int | None) -> int:
     from llmsafespace_agent.server.agent import Agent
 
     agent = Agent(config, kernels, reaper)
-    loop.add_signal_handler(signal.SIGTERM, agent.end, "terminated", "The sandbox was terminated.")
+    if os.getpid() != 1:
+        # As the first process of a pid namespace it is beyond every signal that code in it can send, as long
+        # as it handles none. Who runs the sandbox ends it by a request, or by SIGKILL from outside.
+        loop.add_signal_handler(signal.SIGTERM, agent.end, "terminated", "The sandbox was terminated.")
     try:
         return await agent.run(pending)
     except (OSError, RuntimeError) as error:

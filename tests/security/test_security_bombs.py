@@ -1,0 +1,176 @@
+"""Code that takes all it can get: it is limited or ended, honestly, and its neighbours keep working."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.security.support import DEADLINE, Operator, Person, until
+
+ENDS = ("ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired")
+
+
+@pytest.fixture(scope="module")
+def person(operator: Operator) -> Person:
+    """Whose sandboxes they are."""
+    return operator.person("bombs")
+
+
+def create(person: Person, **wanted: Any) -> str:
+    made = person.client.made("POST", "/api/v1/sandboxes", {"runtime": "python", **wanted})
+    return str(made["id"])
+
+
+@pytest.fixture(scope="module")
+def neighbour(person: Person) -> Iterator[str]:
+    """A sandbox that minds its own business."""
+    box = create(person)
+    person.client.output(box, "kept = 42")
+    yield box
+    person.client.delete(f"/api/v1/sandboxes/{box}")
+
+
+@pytest.fixture
+def box(person: Person) -> Iterator[str]:
+    """The sandbox that misbehaves."""
+    made = create(person, resources={"memory": "384Mi", "cpu": "500m", "ephemeralStorage": "64Mi"})
+    yield made
+    person.client.delete(f"/api/v1/sandboxes/{made}")
+
+
+def meanwhile(person: Person, box: str, neighbour: str, code: str, **more: Any) -> dict[str, Any]:
+    """Run `code` in `box`; while it runs, and afterwards, the neighbour answers. Its execution's answer."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(person.client.run, box, code, **more)
+        while True:
+            assert person.client.output(neighbour, "print(kept)") == "42\n"
+            if running.done():
+                break
+    assert person.client.output(neighbour, "print(kept)") == "42\n"
+    return running.result()
+
+
+def ends_honestly(person: Person, box: str, answer: dict[str, Any], *ends: str) -> None:
+    """The execution's end is one of `ends` and is explained; the sandbox answers, or says how it ended."""
+    assert answer["end"] in ends, answer
+    assert answer["end"] in ENDS
+    if answer["end"] != "ok" and answer["type"] == "code":
+        assert answer["message"] or answer["error"]["value"], answer
+    answers_or_says_why(person, box)
+
+
+def answers_or_says_why(person: Person, box: str) -> None:
+    base = f"/api/v1/sandboxes/{box}"
+
+    def settled() -> bool:
+        status = person.client.made("GET", f"{base}/status")
+        if status["status"] == "ended":
+            assert status["end"] in ("oom", "kernel_died", "lost", "terminated"), status
+            return True
+        (context,) = status["contexts"]
+        if context["state"] == "dead":
+            assert context["end"], status
+            person.client.made("POST", f"{base}/contexts/{context['id']}/restart")
+        answer = person.client.post(f"{base}/execute", json={"content": "print(6 * 7)"}, timeout=DEADLINE)
+        return answer.status_code == 200 and answer.json()["stdout"] == "42\n"
+
+    until(settled, "the sandbox answers again, or says how it ended")
+
+
+def test_a_fork_bomb(person: Person, box: str, neighbour: str) -> None:
+    code = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    answer = meanwhile(person, box, neighbour, code, timeout=3)
+    ends_honestly(person, box, answer, "timeout", "oom", "kernel_died", "error")
+
+
+def test_a_fork_bomb_of_the_shell(person: Person, box: str, neighbour: str) -> None:
+    code = "bomb() { bomb | bomb & }; bomb; sleep 60"
+    answer = meanwhile(person, box, neighbour, code, type="command", timeout=3)
+    ends_honestly(person, box, answer, "timeout", "oom", "error", "ok")
+
+
+def test_a_memory_bomb(person: Person, box: str, neighbour: str) -> None:
+    code = "held = []\nwhile True: held.append(bytearray(2**24))"
+    answer = meanwhile(person, box, neighbour, code, timeout=40)
+    assert answer["end"] == "oom", answer
+    assert "memory" in answer["error"]["value"].lower(), answer
+    ends_honestly(person, box, answer, "oom")
+
+
+def test_a_memory_bomb_of_many_processes(person: Person, box: str, neighbour: str) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "hold = 'held = bytearray(2**26)\\nimport time; time.sleep(30)'\n"
+        "each = [subprocess.Popen([sys.executable, '-c', hold]) for _ in range(12)]\n"
+        "print([process.wait() for process in each])"
+    )
+    answer = meanwhile(person, box, neighbour, code, timeout=6)
+    ends_honestly(person, box, answer, "oom", "timeout", "ok", "kernel_died")
+
+
+@pytest.mark.parametrize("folder", ["/workspace", "/tmp", "/home/sandbox", "/dev/shm"])
+def test_a_disk_filled(folder: str, person: Person, box: str, neighbour: str) -> None:
+    """It is refused to the code that fills it, at a limit; nobody else notices, and it can be cleared."""
+    code = f"""
+import errno, os
+written = 0
+try:
+    with open("{folder}/fill", "wb", buffering=0) as file:
+        while written < 4096: written += file.write(bytes(2**20)) // 2**20
+except OSError as error:
+    print("refused", written, errno.errorcode[error.errno])
+os.unlink("{folder}/fill")
+"""
+    answer = meanwhile(person, box, neighbour, code, timeout=40)
+    if answer["end"] == "ok":
+        word, written, error = answer["stdout"].split()
+        assert (word, error) in (("refused", "ENOSPC"), ("refused", "EFBIG"), ("refused", "EDQUOT"))
+        assert int(written) <= 384
+    ends_honestly(person, box, answer, "ok", "oom")
+
+
+def test_a_full_workspace_is_told_to_the_files_api(person: Person, box: str, neighbour: str) -> None:
+    path = f"/api/v1/sandboxes/{box}/files/big"
+    answer = person.client.put(path, content=bytes(96 * 2**20), timeout=DEADLINE)
+    assert 400 <= answer.status_code < 500 or answer.status_code == 507, answer.text
+    assert answer.json()["error"]["message"]
+    assert person.client.get(path).status_code == 404
+    assert person.client.output(neighbour, "print(kept)") == "42\n"
+    answers_or_says_why(person, box)
+
+
+def test_many_descriptors_threads_and_files(person: Person, box: str, neighbour: str) -> None:
+    code = """
+import threading
+held = []
+try:
+    while True: held.append(open("/dev/null"))
+except OSError as error:
+    print("descriptors", error.errno)
+held.clear()
+stop = threading.Event()
+try:
+    for _ in range(20000): threading.Thread(target=stop.wait, daemon=True).start()
+except RuntimeError:
+    print("threads")
+stop.set()
+"""
+    answer = meanwhile(person, box, neighbour, code, timeout=40)
+    assert answer["stdout"] == "descriptors 24\nthreads\n", answer
+    ends_honestly(person, box, answer, "ok")
+
+
+def test_endless_output(person: Person, box: str, neighbour: str) -> None:
+    answer = meanwhile(person, box, neighbour, "while True: print('x' * 10000)", timeout=2)
+    assert answer["end"] == "timeout"
+    assert answer["truncated"] or answer["missed"]
+    answers_or_says_why(person, box)
+
+
+def test_code_that_will_not_be_interrupted(person: Person, box: str, neighbour: str) -> None:
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+    answer = meanwhile(person, box, neighbour, code, timeout=1)
+    ends_honestly(person, box, answer, "timeout")
