@@ -58,6 +58,8 @@ def wish(body: bytes, kind: type[Any]) -> Any:
         return msgspec.json.decode(body, type=kind)
     except UnicodeDecodeError as error:
         raise ApiError("invalid_request", "the body is not UTF-8") from error
+    except RecursionError as error:
+        raise ApiError("invalid_request", "the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise ApiError("invalid_request", f"the body is not valid: {error}") from error
 

@@ -199,8 +199,11 @@ class Upload:
     def _check(self) -> bool:
         """Whether the place is taken, and by what the caller thinks. Raises AgentError."""
         try:
-            status = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
-        except FileNotFoundError:
+            with refusals(self._path):
+                status = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
+        except AgentError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             if self._if_match is not None:
                 raise conflict(f"{self._path[:200]} does not exist any more", path=self._path[:200]) from None
             return False
