@@ -28,7 +28,7 @@ EXAMPLE = """Try it:
     open {where}/api/v1/docs"""
 DEFAULT_POOLS = (
     {"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},
-    {"name": "sdk-default", "runtime": "python:3.10", "minSize": 1, "maxSize": 4},
+    {"name": "sdk-default", "runtime": "python:3.10", "minSize": 2, "maxSize": 4},
 )
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -225,7 +225,7 @@ def test_paths_that_lead_out_of_the_workspace_lead_nowhere(tenant: Tenant) -> No
             ("GET", f"{base}?path={wrong}", {}),
         ):
             status = no_fault(client, method, path, **more)
-            if any(part in wrong for part in ("etc", "proc", "..", "%2e", "%00")):
+            if any(part in wrong for part in ("etc", "proc", "..", "%2e%2e", "%00")):
                 assert 400 <= status < 500, (method, path, status)
     for target in ("../x", "/etc/x", "/workspace/../x", "", "\0", "x" * 5000, "/proc/1/mem"):
         refused(client, "POST", f"{base}/secret.txt/move", json={"target": target})
