@@ -31,6 +31,7 @@ class JupyterHandler(AuthenticatedHandler):
         """Called by tornado for each request."""
         self._received = bytearray()
         self._too_large = False
+        self._reads_body = False
 
     async def prepare(self) -> None:
         """Authenticate, before any of the body is read.
@@ -49,6 +50,7 @@ class JupyterHandler(AuthenticatedHandler):
                 raise refusal
 
             setattr(self, (self.request.method or "").lower(), refuse)
+        self._reads_body = True
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body. What is over the limit is thrown away."""
@@ -117,6 +119,8 @@ class JupyterHandler(AuthenticatedHandler):
         """Answer an exception as `{message, reason}`, and as `error` in the words of `/api/v1`."""
         error = as_error(status_code, kwargs.get("exc_info"))
         self.set_status(error.status)
+        if not self._reads_body:  # a path that is no UTF-8: tornado closes the connection
+            self.set_header("Connection", "close")
         document = {
             "message": error.message,
             "reason": responses.get(error.status),

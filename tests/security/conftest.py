@@ -67,3 +67,15 @@ def strangers(gateway: Any) -> Iterator[Strangers]:
     made = Strangers(gateway.url)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def harassed(operator: Operator) -> Iterator[Tenant]:
+    """Somebody with one of everything, all of whose requests are wrong."""
+    yield from populate(operator, "bad-input", operator.person("bad-input", "viewer"))
+
+
+@pytest.fixture(scope="session")
+def meddler(harassed: Tenant, operator: Operator) -> Person:
+    """An admin of the same tenant: nothing is refused for a lack of rights."""
+    return operator.person("bad-input", "admin")

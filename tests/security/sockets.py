@@ -1,4 +1,4 @@
-"""Websockets of the security tests: kernel channels in their three subprotocols, and the REST API's stream."""
+"""Websockets of the security tests: kernel channels in three subprotocols, and the REST API's stream."""
 
 from __future__ import annotations
 

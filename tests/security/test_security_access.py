@@ -83,7 +83,7 @@ REST = [
     rest("POST", f"{BOX}/commands", "sandbox", EXECUTE, body={"command": "echo stolen > secret.txt"}),
     rest("GET", COMMAND, "sandbox", READ, reads=True),
     rest("DELETE", COMMAND, "sandbox", EXECUTE),
-    rest("GET", f"{COMMAND}/events?after=1", "sandbox", READ),  # it follows a living command: no end to wait for
+    rest("GET", f"{COMMAND}/events?after=1", "sandbox", READ),  # it lives: there is no end to wait for
     rest("POST", f"{COMMAND}/stdin", "sandbox", EXECUTE, body={"data": "stolen", "eof": True}),
     rest("POST", f"{COMMAND}/signal", "sandbox", EXECUTE, body={"signal": "SIGKILL"}),
     rest("GET", f"{BOX}/files", "sandbox", "files:read", reads=True),

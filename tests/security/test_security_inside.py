@@ -104,7 +104,15 @@ def test_no_environment_of_the_host(person: Person, box: str) -> None:
     assert env["HOME"] == "/home/sandbox"
     assert set(env) <= {
         *("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_CTYPE", "TERM", "TMPDIR", "PWD", "TZ"),
-        *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "PIP_CONFIG_FILE"),
+        *(
+            "http_proxy",
+            "https_proxy",
+            "no_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "NO_PROXY",
+            "PIP_CONFIG_FILE",
+        ),
         *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
         *("CLICOLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PAGER", "GIT_PAGER", "MPLBACKEND"),
     }
@@ -149,15 +157,16 @@ def opens(path):
             return len(file.read(1)) > 0
     except OSError:
         return False
-names = ("environ", "mem", "maps", "smaps", "fd", "fdinfo", "map_files", "auxv", "stack", "syscall", "pagemap",
-         "personality", "cwd/.", "root/.", "exe", "io", "task/1/mem", "task/1/environ", "task/1/fd")
+names = ("environ", "mem", "maps", "smaps", "fd", "fdinfo", "map_files", "auxv", "stack",
+         "syscall", "pagemap", "personality", "cwd/.", "root/.", "exe", "io",
+         "task/1/mem", "task/1/environ", "task/1/fd")
 print(json.dumps([name for name in names if opens(f"/proc/1/{name}")]))
 """
     assert seen(person, box, code) == []
 
 
 def test_the_agents_token_is_nowhere(gateway: Any, person: Person, box: str) -> None:
-    """It is looked for by its hash, in every file, argument, variable and byte of memory that code can read."""
+    """Looked for by its hash, in every file, argument, variable and byte of memory that code can read."""
     token = json.loads((folder_of(gateway, box) / "state.json").read_text())["token"]
     code = f"""
 import hashlib, re
@@ -242,7 +251,8 @@ def writes(path):
     except OSError:
         return False
 found = [path for top in ("/opt", "/run/llmsafespace/agent", "/run/llmsafespace/egress")
-         for folder, _, names in os.walk(top) for path in [folder, *(os.path.join(folder, n) for n in names[:50])]
+         for folder, _, names in os.walk(top)
+         for path in [folder, *(os.path.join(folder, n) for n in names[:50])]
          if writes(path)]
 print(json.dumps(found))
 """
@@ -295,7 +305,8 @@ def reaches(host, port, kind):
             return True
     except OSError:
         return False
-print(json.dumps([[h, p, k] for h in {hosts!r} for p in {ports!r} for k in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+print(json.dumps([[h, p, k] for h in {hosts!r} for p in {ports!r}
+                  for k in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
                   if reaches(h, p, k) and not (h.startswith("127.") and k == socket.SOCK_DGRAM)]))
 """
         assert seen(person, box, code) == []

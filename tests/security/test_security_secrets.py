@@ -1,4 +1,4 @@
-"""The original's known failures: keys in clear, secrets in logs. Everything here is marked, then looked for."""
+"""The original's known failures: keys in clear, secrets in logs. All is marked, then looked for."""
 
 from __future__ import annotations
 

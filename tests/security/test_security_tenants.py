@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.security.support import Operator, Person, in_shape
+from tests.security.support import Operator, Person, in_shape, until
 
 COUNT = 12
 
@@ -28,7 +28,7 @@ class Box:
 
 @pytest.fixture(scope="module")
 def boxes(operator: Operator) -> Iterator[list[Box]]:
-    """Created at the same time by two tenants in turn: warm ones, cold ones, and some over the Jupyter API."""
+    """Created at the same time by two tenants in turn: warm ones, cold ones, some over the Jupyter API."""
     people = [operator.person("overlap-a"), operator.person("overlap-b")]
 
     def create(number: int) -> Box:
@@ -44,6 +44,8 @@ def boxes(operator: Operator) -> Iterator[list[Box]]:
             box = person.client.made("POST", "/api/v1/sandboxes", body | {"useWarmPool": number % 4 != 3})
         return Box(box["id"], box["kernelId"], person, mark, box["start"]["kind"])
 
+    pool_path = "/api/v1/warmpools/default/status"
+    until(lambda: people[0].client.made("GET", pool_path)["availablePods"] > 0, "a sandbox is warm")
     with ThreadPoolExecutor(COUNT) as pool:
         made = list(pool.map(create, range(COUNT)))
     yield made
@@ -55,7 +57,8 @@ LOOK = """
 import json, os, glob
 print(json.dumps({
     "env": {name: value for name, value in os.environ.items() if "mark-" in value},
-    "files": {path: open(path).read() for path in glob.glob("/workspace/**", recursive=True) if os.path.isfile(path)},
+    "files": {path: open(path).read() for path in glob.glob("/workspace/**", recursive=True)
+              if os.path.isfile(path)},
     "names": sorted(name for name in globals() if name.startswith("left_")),
 }))
 """

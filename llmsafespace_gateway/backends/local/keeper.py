@@ -233,6 +233,8 @@ class Keeper:
     def _kill(self) -> None:
         if self.first:
             kill(self.first)  # and the kernel ends its whole pid namespace
+        for group in self.plan["cgroups"]:
+            lift_cpu_limit(group["path"])  # dying takes processor time, and a fork bomb leaves none
         if self.plan["bwrap"] is None:
             kill_descendants()
         elif self.child:
@@ -389,6 +391,16 @@ def make_cgroup(group: dict[str, Any]) -> None:
         except OSError:
             if needed:
                 raise
+
+
+def lift_cpu_limit(path: str) -> None:
+    """Let the processes of a cgroup, which are about to die, do so at once."""
+    for name, unlimited in (("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")):
+        if os.path.exists(f"{path}/{name}"):
+            try:
+                write_file(f"{path}/{name}", unlimited)
+            except OSError:
+                pass
 
 
 def remove_cgroup(path: str) -> None:
