@@ -36,10 +36,12 @@ class RawKernel:
 
     @classmethod
     async def start(cls) -> RawKernel:
-        """Start a kernel, as `jupyter_client` does by default."""
+        """Start a kernel and wait until it is ready, as `jupyter_client` does by default."""
         manager = AsyncKernelManager(kernel_name="python3")
         await manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return cls(manager, cls._connect(manager))
+        kernel = cls(manager, cls._connect(manager))
+        await kernel.client.wait_for_ready(timeout=60)
+        return kernel
 
     @staticmethod
     def _connect(manager: Any) -> Any:
@@ -91,7 +93,7 @@ class HttpTarget:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
-        self.http = httpx.AsyncClient(timeout=120)
+        self.http = httpx.AsyncClient(timeout=30)
 
     def _spawn(self, command: Sequence[str], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         self.process = subprocess.Popen(
