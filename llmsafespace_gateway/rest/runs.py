@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from llmsafespace_agent.wire.requests import (
     ById,
     CommandInfo,
     CommandStart,
+    Empty,
     ExecutionInfo,
     OpenCommand,
     OpenExecution,
@@ -32,6 +33,8 @@ from llmsafespace_gateway.sandboxes.executions import Collected, command_events,
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 
 _ATTEMPTS = 6
+_SILENCE = 20.0  # seconds without an event after which the agent is asked for a sign of life
+_ANSWER = 10.0  # seconds that it has for it
 _ENDS = {"expired": "expired", "oom": "oom", "terminated": "aborted"}
 
 Kind = Literal["code", "command"]
@@ -96,7 +99,11 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
             if stream is None:
                 stream = await sandboxes.open(run.sandbox_id, msgspec.structs.replace(run.open, after=after))
             decoded = events(stream) if run.kind == "code" else command_events(stream)
-            async with contextlib.aclosing(decoded) as source:
+
+            async def alive() -> None:
+                await sandboxes.rpc(run.sandbox_id, "status", Empty(), _ANSWER)
+
+            async with contextlib.aclosing(heard(decoded, alive)) as source:
                 async for event in source:
                     failures = 0
                     after = max(after, event.seq)
@@ -112,6 +119,29 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
                 raise
         stream = None
         await asyncio.sleep(0.05 * 2**failures)
+
+
+async def heard(
+    source: AsyncGenerator[Event], alive: Callable[[], Awaitable[None]], silence: float = _SILENCE
+) -> AsyncGenerator[Event]:
+    """The events of `source`; whenever none has come for `silence` seconds, `alive` must not raise.
+
+    A sandbox that has used up its processor (a fork bomb) keeps its stream open and says nothing on it.
+    """
+    async with contextlib.aclosing(source):
+        while True:
+            following = asyncio.ensure_future(anext(source, None))
+            try:
+                while not (await asyncio.wait({following}, timeout=silence))[0]:
+                    await alive()
+            finally:
+                if not following.done():
+                    following.cancel()
+                    await asyncio.wait({following})
+            event = following.result()
+            if event is None:
+                return
+            yield event
 
 
 def _ended_with_sandbox(run: Run, error: ApiError) -> End:
