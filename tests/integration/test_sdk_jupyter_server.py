@@ -67,7 +67,7 @@ def execute(connection: ClientConnection, code: str) -> tuple[str, str]:
     header = messages.header("execute_request", "session")
     content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
     connection.send(messages.build("shell", header, content))
-    printed, status = "", ""
+    printed, status, idle = "", "", False
     while True:
         data = connection.recv(timeout=60)
         assert isinstance(data, bytes)
@@ -79,7 +79,9 @@ def execute(connection: ClientConnection, code: str) -> tuple[str, str]:
             printed += said["text"]
         elif kind == "execute_reply":
             status = said["status"]
-        if status and kind == "status" and said["execution_state"] == "idle":
+        elif kind == "status":
+            idle = said["execution_state"] == "idle"
+        if status and idle:  # they come over two sockets, in either order
             return status, printed
 
 

@@ -87,6 +87,17 @@ async def test_interrupt_keeps_variables(start: Any, take: Any) -> None:
     assert (await client.run("x")).result == "5"
 
 
+async def test_an_interrupt_while_a_request_is_prepared_never_costs_its_reply(start: Any, take: Any) -> None:
+    client = await take(await start())
+    for _ in range(40):
+        client.begin_run("1")
+        await client.busy.wait()
+        client.kernel.interrupt()
+        outcome = await client.end()
+        assert outcome.reply["status"] == "ok" or outcome.reply["ename"] == "KeyboardInterrupt"
+    assert (await client.run("2")).result == "2"
+
+
 @pytest.mark.parametrize(
     ("code", "returncode"),
     [("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9), ("import os; os._exit(3)", 3)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,24 @@ from ipykernel.ipkernel import IPythonKernel
 
 
 class PythonKernel(IPythonKernel):
-    """`metadata.llmsafespace.env` of an execute_request is set in `os.environ` while that cell runs."""
+    """`metadata.llmsafespace.env` of an execute_request is set in `os.environ` while that cell runs.
+
+    SIGINT interrupts a cell, and nothing else: an interrupt that comes while the request is still being
+    prepared waits for the cell. Raised earlier it would end the request without any reply.
+    """
+
+    _in_cell = False
+    _interrupted_early = False
+
+    def pre_handler_hook(self) -> None:
+        """Before each request on the shell channel."""
+        self._interrupted_early = False
+        self.saved_sigint_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self._in_cell:
+            raise KeyboardInterrupt
+        self._interrupted_early = True
 
     async def do_execute(
         self,
@@ -25,16 +43,32 @@ class PythonKernel(IPythonKernel):
         cell_meta: Any = None,
         cell_id: Any = None,
     ) -> Any:
-        with cell_environment(cell_env(cell_meta)):
-            return await super().do_execute(
-                code,
-                silent,
-                store_history,
-                user_expressions,
-                allow_stdin,
-                cell_meta=cell_meta,
-                cell_id=cell_id,
-            )
+        try:
+            with cell_environment(cell_env(cell_meta)):
+                self._in_cell = True
+                if self._interrupted_early:
+                    raise KeyboardInterrupt
+                return await super().do_execute(
+                    code,
+                    silent,
+                    store_history,
+                    user_expressions,
+                    allow_stdin,
+                    cell_meta=cell_meta,
+                    cell_id=cell_id,
+                )
+        except KeyboardInterrupt:  # before or after the code itself, where IPython does not catch it
+            return {
+                "status": "error",
+                "ename": "KeyboardInterrupt",
+                "evalue": "",
+                "traceback": [],
+                "execution_count": self.execution_count,
+                "user_expressions": {},
+                "payload": [],
+            }
+        finally:
+            self._in_cell = False
 
     async def poll_stopped_queue(self) -> None:
         """Only a debugger stops threads."""
