@@ -155,12 +155,17 @@ class Session:
 
     async def finish(self, msg_id: str) -> list[Got]:
         """Everything about an execution up to its reply and idle."""
-        mine: list[Got] = []
-        while not is_over(mine):
-            got = await self.next()
-            if isinstance(got, Got) and got.parent.get("msg_id") == msg_id:
-                mine.append(got)
+        (mine,) = await self.finish_all([msg_id])
         return mine
+
+    async def finish_all(self, msg_ids: list[str]) -> list[list[Got]]:
+        """The same for several at once: one's reply may come after the next one's idle."""
+        of: dict[str, list[Got]] = {msg_id: [] for msg_id in msg_ids}
+        while not all(is_over(messages) for messages in of.values()):
+            got = await self.next()
+            if isinstance(got, Got) and got.parent.get("msg_id") in of:
+                of[got.parent["msg_id"]].append(got)
+        return list(of.values())
 
     async def run_control(self) -> None:
         """Returns when the agent has read everything that was sent before."""

@@ -34,7 +34,7 @@ async def test_messages_sent_during_a_restart_are_not_lost(agent: Any) -> None:
     await session.run("1")
     number = agent.calls.ask("contexts.restart", id=agent.context)
     executions = [session.execute(f"print({i})") for i in range(5)]
-    ends = [end_of(await session.finish(one)) for one in executions]
+    ends = [end_of(messages) for messages in await session.finish_all(executions)]
     assert (await agent.calls.answer()).id == number
     assert set(ends) <= {"ok", "kernel_died"}
     assert text(await session.run("print('after')")) == "after\n"
