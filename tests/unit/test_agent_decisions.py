@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from llmsafespace_agent.server import messages, validation
-from llmsafespace_agent.server.binding import proxies_with_token
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.server.command import end_of
 from llmsafespace_agent.server.commands import installation
@@ -16,6 +15,8 @@ from llmsafespace_agent.server.errors import AgentError
 from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.limits import due
 from llmsafespace_agent.server.messages import Options
+from llmsafespace_agent.server.start import checked
+from llmsafespace_agent.wire.configuration import host_and_port
 from llmsafespace_agent.wire.requests import Limits, PackagesInstall
 
 LIMITS = Limits(timeout=None, idle_timeout=10.0, max_lifetime=100.0)
@@ -126,11 +127,14 @@ def test_memory_figures(
     tmp_path: Path, files: dict[str, str], charged: int, anonymous: int, kills: int
 ) -> None:
     assert MemoryGroup.at(str(tmp_path)) is None
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    group = MemoryGroup.at(str(tmp_path))
-    assert group is not None
-    assert (group.charged(), group.anonymous(), group.kills()) == (charged, anonymous, kills)
+    controller = tmp_path / "memory"  # where version 1 mounts it
+    controller.mkdir()
+    for folder in (controller, tmp_path):
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        group = MemoryGroup.at(str(tmp_path))
+        assert group is not None
+        assert (group.charged(), group.anonymous(), group.kills()) == (charged, anonymous, kills)
 
 
 def test_installations() -> None:
@@ -140,17 +144,37 @@ def test_installations() -> None:
     assert installation(pip, PackagesInstall("i", ["a"], manager="npm")) == ["npm", "install", "a"]
 
 
-def test_the_token_goes_into_proxy_urls_only() -> None:
-    env = {
-        "http_proxy": "http://127.0.0.1:3128",
-        "HTTPS_PROXY": "http://u:p@h:1/",
-        "NO_PROXY": "x",
-        "A": "http://h",
+def test_the_image_says_what_it_has(tmp_path: Path) -> None:
+    document = {"name": "n", "token": "5e" * 32, "listen": {"port": 1}, "env": {"B": "given", "C": "given"}}
+    runtime = {
+        "kernels": [{"language": "python", "argv": ["/python"], "template": True}],
+        "packageManager": ["/pip"],
+        "env": {"A": "image", "B": "image"},
+        "folders": ["/home"],
     }
-    assert proxies_with_token(env, "t") == {
-        "http_proxy": "http://sandbox:t@127.0.0.1:3128",
-        "HTTPS_PROXY": "http://sandbox:t@h:1/",
-    }
+    file = tmp_path / "runtime.json"
+    with pytest.raises(ValueError, match=r"names no kernels, and .*runtime.json cannot be read"):
+        checked(json.dumps(document).encode(), str(file))
+    file.write_text(json.dumps(runtime))
+    config = checked(json.dumps(document).encode(), str(file))
+    assert [kind.argv for kind in config.kernels] == [["/python"]]
+    assert (config.package_manager, config.folders) == (["/pip"], ["/home"])
+    assert config.env == {"A": "image", "B": "given", "C": "given"}
+    own = {**document, "kernels": [{"language": "r", "argv": ["R"]}]}
+    assert checked(json.dumps(own).encode(), str(file)).env == document["env"]
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="kernels"):
+        checked(json.dumps(document).encode(), str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [("10.0.0.1:443", ("10.0.0.1", 443)), ("[fd00::1]:80", ("fd00::1", 80))]
+)
+def test_addresses(text: str, parts: tuple[str, int]) -> None:
+    assert host_and_port(text) == parts
+    for wrong in ("", ":1", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:x", "a.b:1", "10.0.0.1:²"):
+        with pytest.raises(ValueError, match=r".+"):
+            host_and_port(wrong)
 
 
 def test_durations() -> None:

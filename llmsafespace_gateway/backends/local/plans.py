@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,6 @@ from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
 
 FIRST_UID = 1_900_000_000  # host uids of sandboxes, when the gateway runs as root
 UIDS = 65_536
-_EARLY = (
-    "PYTHON",
-    "LD_",
-    "LC_",
-    "OMP_",
-    "OPENBLAS_",
-    "MKL_",
-    "NUMEXPR_",
-    "BLIS_",
-    "MALLOC_",
-    "GLIBC_",
-    "MPL",
-)
-_EARLY_NAMES = frozenset({"LANG", "LANGUAGE", "PATH_LOCALE"})
 _RUN_RESERVE = 16 * 1024**2  # of the run file system, for everything but the journal
 
 
@@ -80,11 +66,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     def digest(self) -> str:
         """The same for the same recipe."""
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
-
-
-def early(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a process must have from its start and that cannot be bound to a warm kernel."""
-    return {name: value for name, value in env.items() if name in _EARLY_NAMES or name.startswith(_EARLY)}
 
 
 def cgroup_name(name: str) -> str:

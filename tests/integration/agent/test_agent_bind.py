@@ -109,11 +109,3 @@ async def test_what_cannot_be_bound_late_is_there_all_the_same(launch: Any) -> N
     await agent.bind(await agent.rpc(), env={"PYTHONHASHSEED": "7"})
     got, _ = await agent.execution(uuid.uuid4().hex, code="import os; print(os.environ['PYTHONHASHSEED'])")
     assert text(got) == "7\n"
-
-
-async def test_the_egress_token_is_in_the_proxy_variables(launch: Any) -> None:
-    proxy = {"HTTPS_PROXY": "http://127.0.0.1:3128", "PATH": "/usr/bin:/bin"}
-    agent = await launch(env=proxy)
-    await agent.bind(await agent.rpc(), egressToken="t0k3n")
-    got, _ = await agent.execution(uuid.uuid4().hex, code="import os; print(os.environ['HTTPS_PROXY'])")
-    assert text(got) == "http://sandbox:t0k3n@127.0.0.1:3128\n"

@@ -8,7 +8,6 @@ import shutil
 from collections import deque
 from contextlib import suppress
 
-from llmsafespace_agent.kernels.binding import cannot_bind_late
 from llmsafespace_agent.kernels.process import KernelProcess
 from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.kernels.starting import (
@@ -20,8 +19,9 @@ from llmsafespace_agent.kernels.starting import (
 )
 from llmsafespace_agent.kernels.template import Template
 from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind
+from llmsafespace_agent.wire.early_env import early
 
-__all__ = ["KernelStartError", "Kernels", "cannot_bind_late"]
+__all__ = ["KernelStartError", "Kernels"]
 
 _CONSIDERATE = 0.25  # seconds after a take before the next child is parked: the first execution goes first
 
@@ -78,7 +78,7 @@ class Kernels:
         _check_folder(cwd)
         if not kind.template:
             return await start_foreign(self._starter, kind, env, cwd, timezone)
-        if cannot_bind_late(env):
+        if early(env):
             parked = await start_by_exec(self._starter, kind, env, timezone)
             return await parked.bind(env, cwd, timezone)
         kernel = await self._bound(kind, env, cwd, timezone)

@@ -34,7 +34,9 @@ class Starter:
         self._count = 0
 
     def prepare(self) -> None:
-        """Make the folder for sockets. Raises OSError."""
+        """Make the folder for sockets, and those of the configuration. Raises OSError."""
+        for folder in self.config.folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)
 

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
 from llmsafespace_agent.kernels.reaper import Reaper
-from llmsafespace_agent.server import processes
+from llmsafespace_agent.server import network, processes
 from llmsafespace_agent.server.beneath import Beneath
 from llmsafespace_agent.server.binding import Binding
 from llmsafespace_agent.server.command import Command
@@ -58,23 +58,39 @@ class Agent:
         self._forwarder = Forwarder(config.egress) if config.egress is not None else None
         self._connections = Connections(self, config.listen, bytes.fromhex(config.token))
         self._problems = list(self._watchdog.problems)
+        self._parked = False
         self._started = self._active = time.time()
         self._active_monotonic = time.monotonic()
         self._ended: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
 
     async def run(self, pending_certificate: int | None) -> int:
-        """Serve until the end. Raises OSError when the address cannot be listened on."""
+        """Serve until the end. Raises OSError when an address cannot be listened on.
+
+        Also raises NetworkOpen, and, where readiness is to be told, KernelStartError.
+        """
         problems = [limit_processes(self.config.limits.processes)]
         if self._forwarder is not None:
             problems.append(await self._forwarder.start())
         self._problems += [problem for problem in problems if problem]
+        await self._unless_ended(network.shut(self.config.canaries))
         await self._connections.start(pending_certificate, self.config.run_dir)
         self._watchdog.start()
         self.limits.watch()
+        if self.config.ready_port is not None:
+            await self._unless_ended(self._park())
+            await network.listen_ready(self.config.listen.host, self.config.ready_port)
         end, reason = await self._ended
         _log.info("the sandbox ends: %s: %s", end, reason)
         await self._close(end, reason)
         return EXIT_STATUS[end]
+
+    async def _unless_ended(self, step: Coroutine[None, None, None]) -> None:
+        """Take a step of the start, or give it up when the sandbox ends meanwhile."""
+        task = asyncio.create_task(step)
+        await asyncio.wait((task, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        task.cancel()
 
     def end(self, end: str, reason: str) -> None:
         """End the sandbox, once; `end` is a key of EXIT_STATUS. Raises AgentError for another word."""
@@ -120,15 +136,17 @@ class Agent:
             raise invalid(f"timeout must be 0 to {_LONGEST_WAIT:g} seconds")
         if not self.binding.bound:
             try:
-                await asyncio.wait_for(self._kernels.ready(), timeout)
-                self._parked = True
+                async with asyncio.timeout(timeout):
+                    await self._park()
             except TimeoutError:
                 return self.status()
             except KernelStartError as error:
                 raise AgentError("service_unavailable", f"no kernel can be started: {error}") from error
         return self.status()
 
-    _parked = False
+    async def _park(self) -> None:
+        await self._kernels.ready()
+        self._parked = True
 
     def _state(self) -> str:
         if self._ended.done():
@@ -166,6 +184,11 @@ class Agent:
             command.on_end.append(self.gate.release)
         return command
 
+    def open_egress(self, token: str | None) -> None:
+        """From now on what code connects to the loopback port reaches the egress proxy, with this token."""
+        if self._forwarder is not None:
+            self._forwarder.token = token
+
     def ran_out_of_memory(self, pid: int, returncode: int) -> bool:
         """Whether a kernel that just died was killed for lack of memory."""
         return self._watchdog.killed(returncode)
@@ -200,9 +223,11 @@ class Agent:
 
 
 def used_disk(workspace: str) -> int:
-    """Bytes used on the workspace's own filesystem; 0 when it has none of its own."""
+    """Bytes used on the workspace's own filesystem; 0 when it has none of its own (as a volume on a node)."""
     try:
-        if os.stat(workspace).st_dev == os.stat("/").st_dev:
+        with open("/proc/self/mountinfo") as file:
+            mounts = [line.split(" ", 5) for line in file]
+        if not any(mount[3] == "/" and mount[4] == workspace for mount in mounts):
             return 0
         space = os.statvfs(workspace)
     except OSError:

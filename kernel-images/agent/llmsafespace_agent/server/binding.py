@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -19,9 +18,6 @@ from llmsafespace_agent.wire.requests import BindRequest, Status
 if TYPE_CHECKING:
     from llmsafespace_agent.server.agent import Agent
 
-_PROXY_VARIABLES = frozenset(
-    {"http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
-)
 _MAX_LABELS = 64
 
 
@@ -75,20 +71,18 @@ class Binding:
         validation.identifier(request.sandbox_id, "sandboxId")
         check_limits(request.limits)
         config = self._agent.config
-        env = validation.environment(request.env)
-        if request.egress_token is not None:
-            token = validation.identifier(request.egress_token, "egressToken")
-            env = {**proxies_with_token(config.env, token), **env}
+        validation.egress_token(request.egress_token)
         return Setting(
             id=validation.identifier(request.context_id, "contextId"),
             name="",
             language=self._agent.contexts.language(request.language),
             cwd=validation.working_folder(request.cwd, config.workspace),
-            env=env,
+            env=validation.environment(request.env),
             timezone=validation.timezone(request.timezone),
         )
 
     async def _bind(self, request: BindRequest, setting: Setting) -> None:
+        self._agent.open_egress(request.egress_token)
         await self._agent.contexts.default(setting)
         self.environment = dict(setting.env)
         if setting.timezone is not None:
@@ -97,14 +91,3 @@ class Binding:
         self.bound_at = time.time()
         self._agent.activity()
         self._agent.limits.bound(request.limits)
-
-
-def proxies_with_token(env: dict[str, str], token: str) -> dict[str, str]:
-    """The proxy variables of `env` with the token in them, by which the egress proxy knows the sandbox."""
-    return {name: _with_token(value, token) for name, value in env.items() if name in _PROXY_VARIABLES}
-
-
-def _with_token(url: str, token: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"sandbox:{token}@{host}"))

@@ -14,11 +14,11 @@ class MemoryGroup:
 
     @classmethod
     def at(cls, folder: str | None) -> MemoryGroup | None:
-        """The group in `folder`, or None when nothing can be read there."""
+        """The group in `folder` (or in its folder `memory`), or None when nothing can be read there."""
         if folder is None:
             return None
-        group = cls(Path(folder))
-        return group if group.charged() is not None else None
+        groups = (cls(Path(folder)), cls(Path(folder, "memory")))
+        return next((group for group in groups if group.charged() is not None), None)
 
     def charged(self) -> int | None:
         """Every byte that is charged to the group, files in memory included."""

@@ -1,11 +1,12 @@
-"""The way out of the sandbox: a loopback port whose connections are piped to the egress proxy's socket."""
+"""The way out of the sandbox: a loopback port whose connections are piped to the egress proxy."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import cast
 
-from llmsafespace_agent.wire.configuration import EgressForward
+from llmsafespace_agent.wire.configuration import EgressForward, host_and_port
+from llmsafespace_agent.wire.egress import preamble
 
 _AT_ONCE = 256
 _HIGH_WATER = 256 * 1024
@@ -62,7 +63,8 @@ class _Inbound(_Pipe):
         if not self._forward.enter(self):
             transport.close()
             return
-        cast(asyncio.Transport, transport).pause_reading()
+        # Not at once: some Pythons (as 3.11.2) begin to read after this method, whether it paused or not.
+        asyncio.get_running_loop().call_soon(cast(asyncio.Transport, transport).pause_reading)
         self._connecting = asyncio.ensure_future(self._connect())
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -71,7 +73,7 @@ class _Inbound(_Pipe):
 
     async def _connect(self) -> None:
         try:
-            _, other = await asyncio.get_running_loop().create_unix_connection(_Pipe, self._forward.path)
+            other = await self._forward.connect()
         except OSError:  # no proxy: the client sees its connection refused in mid-air
             if self.transport is not None:
                 self.transport.abort()
@@ -85,10 +87,15 @@ class _Inbound(_Pipe):
 
 
 class Forwarder:
-    """Listens on a loopback port while it is open; at most 256 connections at once."""
+    """Listens on a loopback port while it is open; at most 256 connections at once.
+
+    `token` is what a proxy behind TCP knows the sandbox by; without one it is not even connected to.
+    """
 
     def __init__(self, config: EgressForward) -> None:
-        self.path = config.unix
+        self.token: str | None = None
+        self._path = config.unix
+        self._proxy = host_and_port(config.proxy) if config.proxy is not None else None
         self._port = config.port
         self._server: asyncio.Server | None = None
         self._open: set[_Pipe] = set()
@@ -102,6 +109,17 @@ class Forwarder:
         except OSError as error:
             return f"there is no way out: port {self._port} cannot be listened on: {error}"
         return None
+
+    async def connect(self) -> _Pipe:
+        """A connection to the proxy, on which it knows the sandbox. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        if self._proxy is None:
+            return (await loop.create_unix_connection(_Pipe, self._path))[1]
+        if self.token is None:
+            raise ConnectionRefusedError("nothing may leave this sandbox")
+        transport, pipe = await loop.create_connection(_Pipe, *self._proxy)
+        transport.write(preamble(self.token))
+        return pipe
 
     def close(self) -> None:
         """Listen no more, and end what is open."""

@@ -11,7 +11,7 @@ import msgspec
 
 from llmsafespace_agent.kernels.factory import Kernels
 from llmsafespace_agent.kernels.reaper import Reaper
-from llmsafespace_agent.wire.configuration import AgentConfig
+from llmsafespace_agent.wire.configuration import RUNTIME_FILE, AgentConfig, ImageRuntime, host_and_port
 
 FAILED = 1
 BAD_CONFIGURATION = 2
@@ -33,9 +33,11 @@ def run(document: bytes) -> int:
     return asyncio.run(_serve(config, pending))
 
 
-def checked(document: bytes) -> AgentConfig:
+def checked(document: bytes, runtime_file: str = RUNTIME_FILE) -> AgentConfig:
     """The configuration. Raises ValueError that says what is wrong with it."""
     config = msgspec.json.decode(document, type=AgentConfig)
+    if not config.kernels:
+        config = of_image(config, runtime_file)
     listen = config.listen
     if sum(way is not None for way in (listen.unix, listen.fd, listen.port)) != 1:
         raise ValueError("listen must name one of unix, fd and port")
@@ -45,7 +47,31 @@ def checked(document: bytes) -> AgentConfig:
         raise ValueError(f"token must have at least {_SHORTEST_TOKEN} bytes, in hex")
     if not config.max_lifetime > 0:
         raise ValueError("maxLifetime must be above 0")
+    proxy = config.egress.proxy if config.egress is not None else None
+    for address in (*config.canaries, *([proxy] if proxy is not None else [])):
+        host_and_port(address)
     return config
+
+
+def of_image(config: AgentConfig, runtime_file: str) -> AgentConfig:
+    """`config` with the image's own kernels, and its environment below the one of `config`.
+
+    Raises ValueError when the image does not describe its kernels.
+    """
+    try:
+        with open(runtime_file, "rb") as file:
+            runtime = msgspec.json.decode(file.read(), type=ImageRuntime)
+    except OSError as error:
+        raise ValueError(
+            f"it names no kernels, and {runtime_file} cannot be read: {error.strerror}"
+        ) from error
+    return msgspec.structs.replace(
+        config,
+        kernels=runtime.kernels,
+        package_manager=runtime.package_manager,
+        env={**runtime.env, **config.env},
+        folders=[*runtime.folders, *config.folders],
+    )
 
 
 async def _serve(config: AgentConfig, pending: int | None) -> int:
@@ -53,7 +79,11 @@ async def _serve(config: AgentConfig, pending: int | None) -> int:
     reaper = Reaper()
     reaper.start(loop)
     kernels = Kernels(config, reaper)
-    await kernels.start()
+    try:
+        await kernels.start()
+    except OSError as error:
+        print(f"the agent cannot serve: {error}", file=sys.stderr)
+        return FAILED
     await asyncio.sleep(0)  # the launch happens in this turn; what follows may take its time
     from llmsafespace_agent.server.agent import Agent
 

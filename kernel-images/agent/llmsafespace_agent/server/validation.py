@@ -11,6 +11,7 @@ from llmsafespace_agent.server.errors import invalid
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _ZONE = re.compile(r"[A-Za-z0-9_+\-/:,.<>]{1,64}")
+_EGRESS_TOKEN = re.compile(r"[A-Za-z0-9._-]{1,32768}")
 _MAX_ENV = 1024 * 1024
 _LONGEST = 366 * 86400.0
 
@@ -20,6 +21,12 @@ def identifier(value: str, what: str) -> str:
     if not _ID.fullmatch(value):
         raise invalid(f"{what} must be 1 to 128 letters, digits and ._:@- and begin with a letter or digit")
     return value
+
+
+def egress_token(value: str | None) -> None:
+    """A token that fits into one line."""
+    if value is not None and not _EGRESS_TOKEN.fullmatch(value):
+        raise invalid("egressToken must be 1 to 32768 letters, digits and ._-")
 
 
 def text(value: str, what: str, limit: int) -> str:

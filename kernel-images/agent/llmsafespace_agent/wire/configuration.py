@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import msgspec
 
 from llmsafespace_agent.wire.requests import Fixed, Message
 
 # How an agent says why its sandbox ends: its exit status. Any other status means that it failed.
 EXIT_STATUS = {"terminated": 0, "expired": 10, "oom": 11}
+RUNTIME_FILE = "/opt/llmsafespace/runtime.json"  # of a runtime image; ImageRuntime describes it
 
 
 class Listen(Message):
@@ -46,18 +49,35 @@ class Script(Message):
 
 
 class EgressForward(Message):
-    """The agent listens on this loopback port and forwards to the egress proxy's unix socket."""
+    """The agent listens on this loopback port and forwards to the egress proxy.
+
+    The proxy is behind the `unix` socket, or, where `proxy` ("ip:port") is set, behind TCP: there each
+    connection begins with the token that bind brings (see preamble.py), and none is made before.
+    """
 
     port: int = 3128
     unix: str = "/run/llmsafespace/egress/proxy.sock"
+    proxy: str | None = None
 
 
 class SandboxLimits(Fixed, frozen=True):
-    """What the agent's watchdog enforces; `cgroup` is a readable cgroup folder that tells of OOM kills."""
+    """What the agent's watchdog enforces; `cgroup` is a readable cgroup folder that tells of OOM kills.
+
+    It is the memory cgroup itself, or (version 1) the folder in which all controllers are mounted.
+    """
 
     memory_bytes: int | None = None
     processes: int | None = None
     cgroup: str | None = None
+
+
+class ImageRuntime(Message):
+    """What a runtime image says about itself, in RUNTIME_FILE: the parts of AgentConfig that are its own."""
+
+    kernels: list[KernelKind]
+    package_manager: list[str]
+    env: dict[str, str] = {}
+    folders: list[str] = []
 
 
 class AgentConfig(Message):
@@ -66,7 +86,10 @@ class AgentConfig(Message):
     name: str
     token: str
     listen: Listen
-    kernels: list[KernelKind]  # the first is the default
+    kernels: list[KernelKind] = []  # the first is the default; none: those of the image, see RUNTIME_FILE
+    ready_port: int | None = None  # accepts TCP connections once a kernel is parked; says nothing
+    canaries: list[str] = []  # "ip:port" each; nothing is served before all of them are out of reach
+    folders: list[str] = []  # made at start, where they are missing
     parked: int = 1  # parked kernels kept ahead of need
     preload_packages: list[str] = []
     preload_scripts: list[Script] = []
@@ -81,3 +104,11 @@ class AgentConfig(Message):
         default_factory=lambda: ["python", "-m", "pip", "install", "--no-input"]
     )
     max_lifetime: float = 86400.0  # until bind sets another; counts from the agent's start
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of "ip:port" or "[ip]:port". Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is no ip:port")
+    return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
