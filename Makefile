@@ -11,12 +11,13 @@ QUIET := $(shell test -t 2 || echo --quiet)  # bars are for terminals
 PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 AGENT := --editable kernel-images/agent
 SDK := --editable 'sdk[cli,jupyter]'
+OPERATOR := --editable operator
 
 # Whatever an installation depends on; sources do not count, as all packages are editable.
-DISTRIBUTIONS := setup.cfg pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml constraints.txt
-SOURCES := llmsafespace_gateway kernel-images/agent sdk tests benchmarks
+DISTRIBUTIONS := setup.cfg pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
+SOURCES := llmsafespace_gateway kernel-images/agent sdk operator tests benchmarks
 
-.PHONY: help install install-dev run test bench lint format docs constraints
+.PHONY: help install install-dev run test test-cluster test-heavy bench images crds lint format docs constraints
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,16 +29,28 @@ install-dev: $(VENV)/.installed-dev ## the same with what tests, benchmarks and 
 run: install ## start the gateway (ARGS="--port 9000 …")
 	@exec $(BIN)/llmsafespace-gateway $(ARGS)
 
-test: install-dev ## the whole test suite (ARGS="-k name …")
+test: install-dev ## the whole test suite (ARGS="-k name …"); with KUBECONFIG set, on that cluster too
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: install-dev ## only what needs a cluster, which KUBECONFIG names
+	@$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+test-heavy: install-dev ## the long forms of tests that make test runs briefly
+	@$(BIN)/python -m pytest -m heavy $(ARGS)
 
 bench: install-dev ## measure this gateway beside its peers (ARGS="--quick …")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+images: ## container images of gateway, operator, egress proxy and runtimes (ARGS="--help")
+	@deploy/images/build $(ARGS)
+
+crds: install-dev ## write the chart's CRDs from the types of the resources
+	@$(BIN)/python -m llmsafespace_operator.resources
+
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=kernel-images/agent:sdk $(BIN)/mypy -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace
+	MYPYPATH=kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator
 	$(BIN)/lint-imports
 
 format: install-dev ## bring all code into the one style
@@ -92,5 +105,5 @@ $(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing what tests, benchmarks and linters need'
-	@$(PIP) $(AGENT) $(SDK) --editable '.[dev,test,bench]'
+	@$(PIP) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,dev,test,bench]'
 	@touch $@
