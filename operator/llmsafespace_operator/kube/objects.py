@@ -1,0 +1,26 @@
+"""What every object has: a key and a version."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmsafespace_operator.resources.types import Metadata
+
+Key = tuple[str, str]  # namespace ("" if cluster-scoped), name
+
+
+def metadata(item: msgspec.Struct) -> Metadata:
+    """The metadata of an object of any kind."""
+    found: Metadata = item.metadata  # type: ignore[attr-defined]
+    return found
+
+
+def key_of(item: msgspec.Struct) -> Key:
+    """Where the object is."""
+    found = metadata(item)
+    return found.namespace, found.name
+
+
+def version_of(item: msgspec.Struct) -> int:
+    """The resource version; within a kind Kubernetes lets clients compare them as numbers. 0: it has none."""
+    return int(metadata(item).resource_version or 0)
