@@ -1,0 +1,47 @@
+"""A stream to the agent of a pod: TLS whose certificate is vouched for by the mutual proof alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_agent.wire.proof import prove_as_gateway
+from llmsafespace_agent.wire.requests import Open
+
+CONNECT_TIMEOUT = 5.0
+
+
+def _tls() -> ssl.SSLContext:
+    """No authority signs the agents' certificates: the proof, bound to the certificate, is what counts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+_TLS = _tls()
+
+
+async def dial(address: str, port: int, token: str, open_: Open) -> FrameStream:
+    """A proved stream, opened for `open_` (its `Opened` answer is still to be read).
+
+    Raises ProofError when the agent does not hold this token, OSError when it cannot be reached in time.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        _, stream = await loop.create_connection(
+            FrameStream, address, port, ssl=_TLS, ssl_handshake_timeout=CONNECT_TIMEOUT
+        )
+    try:
+        connection: socket.socket = stream.transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await prove_as_gateway(stream, bytes.fromhex(token), msgspec.to_builtins(open_))
+    except BaseException:
+        stream.abort()
+        raise
+    return stream
