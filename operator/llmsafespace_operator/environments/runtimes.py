@@ -1,0 +1,95 @@
+"""Keeps RuntimeEnvironments true, and with them the list of images that admission lets sandboxes run."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+import msgspec
+
+from llmsafespace_operator.environments.verdict import allowed, evidence, judge
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.controller import Controller
+from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.conditions import condition, merged
+from llmsafespace_operator.resources.kinds import CONFIG_MAP, RUNTIME
+from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_operator.resources.types import Pod, RuntimeEnvironment, RuntimeEnvironmentStatus
+
+log = logging.getLogger(__name__)
+
+_PUT_RIGHT = 5.0  # seconds
+_IMAGES: Key = ("", "")  # the list as a whole, in its own queue
+
+
+class RuntimeReconciler:
+    """Judges runtimes by their words and their pods, once `follow` was called."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        runtimes: Informer[RuntimeEnvironment],
+        pods: Informer[Pod],
+        settings: Settings,
+    ) -> None:
+        self._client = client
+        self._runtimes = runtimes
+        self._pods = pods
+        self._settings = settings
+        self.controller = Controller("runtime", self.reconcile, workers=1)
+        self.images_controller = Controller("images", self.write_images, workers=1)
+
+    def follow(self) -> None:
+        """Reconcile what changes. Before the informers start."""
+        self._runtimes.on_change(self._runtime_changed)
+        self._pods.on_change(self._pod_changed)
+
+    def rewrite(self) -> None:
+        """Write the list of images, as it may have changed while another process led or none."""
+        self.images_controller.enqueue(_IMAGES)
+
+    async def reconcile(self, key: Key) -> None:
+        """Write the verdict, when it is another than before."""
+        environment = self._runtimes.get(key[1])
+        if environment is None:
+            return
+        verdict = judge(environment, self._pods.items())
+        before, now = environment.status, datetime.now(UTC)
+        ready = condition("Available", verdict.available, verdict.reason, verdict.message, now=now)
+        conditions = merged(before.conditions, ready)
+        if before.available == verdict.available and before.conditions == conditions:
+            return
+        status = RuntimeEnvironmentStatus(verdict.available, now, conditions)
+        # False is the default, which would be left out.
+        body = {"status": {**msgspec.to_builtins(status), "available": verdict.available}}
+        self._runtimes.observe(await self._client.patch(RUNTIME, key[1], body, subresource="status"))
+        if not verdict.available:
+            log.warning("the runtime %s is not available: %s", key[1], verdict.message)
+
+    async def write_images(self, _: Key) -> None:
+        """Write the ConfigMap that the admission policy reads."""
+        body = {"data": {"images": "\n".join(allowed(self._runtimes.items()))}}
+        name, namespace = self._settings.images_config_map, self._settings.system_namespace
+        await self._client.apply(CONFIG_MAP, name, body, namespace, manager=names.GROUP)
+
+    def _runtime_changed(self, old: RuntimeEnvironment | None, new: RuntimeEnvironment | None) -> None:
+        """A status that somebody else wrote is put right, but not in a race with another installation."""
+        same = old is not None and new is not None and old.spec == new.spec
+        if not same:
+            self.images_controller.enqueue(_IMAGES)
+        if new is not None:
+            self.controller.enqueue(key_of(new), after=_PUT_RIGHT if same else 0.0)
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        """Only trouble that comes or goes is news, and of an image in trouble that it works."""
+        before = evidence(old) if old is not None else None
+        now = evidence(new) if new is not None else None
+        either = now or before
+        if either is None or before == now:
+            return
+        troubled = any(one is not None and one.trouble for one in (before, now))
+        for environment in self._runtimes.items():
+            if environment.spec.image == either.image and (troubled or not environment.status.available):
+                self.controller.enqueue(key_of(environment))

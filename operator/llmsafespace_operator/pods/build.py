@@ -1,0 +1,214 @@
+"""A sandbox's Pod and Secret, from one recipe: the same for warm and cold ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llmsafespace_agent.wire.configuration import (
+    AgentConfig,
+    EgressForward,
+    Listen,
+    SandboxLimits,
+    Script,
+)
+from llmsafespace_operator.pods.volumes import Folder, folders
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import Kind
+from llmsafespace_operator.resources.quantities import number
+from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_operator.resources.types import (
+    Filesystem,
+    Metadata,
+    PoolResources,
+    PreloadScript,
+    Resources,
+    SandboxProfile,
+    SeccompProfile,
+    SecurityContext,
+)
+
+CONTAINER = "sandbox"
+CONFIG_FOLDER = "/etc/llmsafespace"
+CONFIG_FILE = "agent.json"
+
+_START_LIMIT = 120  # seconds from the container's start to a parked kernel
+_EGRESS_PORT = 3128  # on the sandbox's loopback
+# The watchdog ends what uses most a little before the kernel would end the agent with it.
+_OWN_MEMORY = 0.95
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """All that makes a sandbox's pod what it is.
+
+    `owner` (a WarmPod or a Sandbox, as `kind` says) gives it name, namespace and end. `deadline`: seconds
+    after which Kubernetes ends it whatever its agent does; None until it is claimed.
+    """
+
+    kind: Kind[Any]
+    owner: Metadata
+    image: str
+    resources: Resources | PoolResources
+    security_level: str = "standard"
+    profile: SandboxProfile | None = None
+    security_context: SecurityContext = msgspec.field(default_factory=SecurityContext)
+    filesystem: Filesystem = msgspec.field(default_factory=Filesystem)
+    pool: str = ""
+    preload_packages: list[str] = []
+    preload_scripts: list[PreloadScript] = []
+    sandbox_id: str = ""
+    annotations: dict[str, str] = {}  # of the pod
+    deadline: int | None = None
+
+
+def profile_label(profile: SandboxProfile | None, security_level: str) -> str:
+    """The value of the label `names.PROFILE`, by which network policies choose pods."""
+    return profile.metadata.name if profile is not None else security_level
+
+
+def secret(recipe: Recipe, token: str, settings: Settings) -> dict[str, Any]:
+    """The Secret that tells the agent what it is, its token included."""
+    return {
+        "metadata": _metadata(recipe),
+        "type": "Opaque",
+        "stringData": {CONFIG_FILE: msgspec.json.encode(_agent(recipe, token, settings)).decode()},
+    }
+
+
+def pod(recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """The Pod, which holds nothing secret."""
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,  # the agent, as process 1, ignores SIGTERM
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["127.0.0.1"]},  # where nobody answers
+        "securityContext": _pod_security(recipe),
+        "containers": [_container(recipe, settings)],
+        "volumes": _volumes(recipe),
+    }
+    if settings.pod_node_selector:
+        spec["nodeSelector"] = settings.pod_node_selector
+    if settings.pod_tolerations:
+        spec["tolerations"] = settings.pod_tolerations
+    if recipe.profile is not None and recipe.profile.spec.runtime_class_name:
+        spec["runtimeClassName"] = recipe.profile.spec.runtime_class_name
+    if recipe.deadline is not None:
+        spec["activeDeadlineSeconds"] = recipe.deadline
+    metadata = _metadata(recipe)
+    if recipe.annotations:
+        metadata["annotations"] = recipe.annotations
+    return {"metadata": metadata, "spec": spec}
+
+
+def _metadata(recipe: Recipe) -> dict[str, Any]:
+    labels = {
+        names.COMPONENT: names.SANDBOX_COMPONENT,
+        names.PROFILE: profile_label(recipe.profile, recipe.security_level),
+    }
+    if recipe.pool:
+        labels[names.POOL] = recipe.pool
+    if recipe.sandbox_id:
+        labels[names.SANDBOX_ID] = recipe.sandbox_id
+    owner = {
+        "apiVersion": recipe.kind.api_version,
+        "kind": recipe.kind.kind,
+        "name": recipe.owner.name,
+        "uid": recipe.owner.uid,
+        "controller": True,
+    }
+    return {
+        "name": recipe.owner.name,
+        "namespace": recipe.owner.namespace,
+        "labels": labels,
+        "ownerReferences": [owner],
+    }
+
+
+def _agent(recipe: Recipe, token: str, settings: Settings) -> AgentConfig:
+    memory = int(number(recipe.resources.memory) * _OWN_MEMORY)
+    return AgentConfig(
+        name=recipe.owner.name,
+        token=token,
+        listen=Listen(port=names.AGENT_PORT),
+        ready_port=names.READY_PORT,
+        canaries=list(settings.canaries),
+        kernels=[],  # the image says which it has
+        parked=settings.agent.parked,
+        preload_packages=recipe.preload_packages,
+        preload_scripts=[Script(one.name, one.content) for one in recipe.preload_scripts],
+        journal_memory=settings.agent.journal_memory,
+        journal_disk=settings.agent.journal_disk,
+        egress=EgressForward(port=_EGRESS_PORT, proxy=settings.egress_proxy)
+        if settings.egress_proxy
+        else None,
+        limits=SandboxLimits(
+            memory_bytes=memory, processes=settings.agent.processes, cgroup="/sys/fs/cgroup"
+        ),
+    )
+
+
+def _pod_security(recipe: Recipe) -> dict[str, Any]:
+    context = recipe.security_context
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": context.run_as_user,
+        "runAsGroup": context.run_as_group,
+        "fsGroup": context.run_as_group,
+        "seccompProfile": _seccomp(recipe),
+    }
+
+
+def _seccomp(recipe: Recipe) -> dict[str, str]:
+    """The profile's, which an administrator wrote, before the sandbox's."""
+    own = recipe.profile.spec.seccomp_profile if recipe.profile is not None else ""
+    if own and own != "RuntimeDefault":
+        chosen = SeccompProfile("Localhost", own)
+    else:
+        chosen = SeccompProfile() if own else recipe.security_context.seccomp_profile
+    if chosen.type == "Localhost" and chosen.localhost_profile:
+        return {"type": "Localhost", "localhostProfile": chosen.localhost_profile}
+    return {"type": "RuntimeDefault"}
+
+
+def _container(recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    resources = {
+        "cpu": recipe.resources.cpu,
+        "memory": recipe.resources.memory,
+        "ephemeral-storage": recipe.resources.ephemeral_storage,
+    }
+    return {
+        "name": CONTAINER,
+        "image": recipe.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": ["--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],  # of the agent, every image's entry point
+        "ports": [{"name": "agent", "containerPort": names.AGENT_PORT}],
+        "resources": {"limits": resources, "requests": dict(resources)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "startupProbe": {
+            "tcpSocket": {"port": names.READY_PORT},
+            "periodSeconds": 1,
+            "failureThreshold": _START_LIMIT,
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            *(folder.mount() for folder in _folders(recipe)),
+        ],
+    }
+
+
+def _volumes(recipe: Recipe) -> list[dict[str, Any]]:
+    config = {"secretName": recipe.owner.name, "defaultMode": 0o440}
+    return [{"name": "config", "secret": config}, *(folder.volume() for folder in _folders(recipe))]
+
+
+def _folders(recipe: Recipe) -> list[Folder]:
+    return folders(recipe.filesystem, recipe.profile, recipe.resources.ephemeral_storage)

@@ -1,0 +1,92 @@
+"""What a pod's status says about its sandbox: ready, in trouble, or how it ended."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llmsafespace_agent.wire.configuration import EXIT_STATUS
+from llmsafespace_operator.resources.types import ContainerTerminated, Pod, PodCondition
+
+_WORDS = {status: word for word, status in EXIT_STATUS.items()}
+_MESSAGES = {
+    "terminated": "the sandbox was terminated",
+    "expired": "the sandbox reached its idle timeout or its maximum lifetime",
+    "oom": "the sandbox used more memory than it may",
+}
+# Waiting for these is no trouble.
+_USUAL = {"", "ContainerCreating", "PodInitializing"}
+
+
+class End(msgspec.Struct, frozen=True):
+    """How a sandbox ended: terminated, expired, oom, lost or failed; and more in words."""
+
+    end: str
+    message: str
+
+
+def is_ready(pod: Pod) -> bool:
+    """True when a kernel is parked in it, its network is shut and nobody is deleting it."""
+    ready = _condition(pod, "Ready")
+    return (
+        pod.metadata.deletion_timestamp is None
+        and pod.status.phase == "Running"
+        and pod.status.pod_ip != ""
+        and ready is not None
+        and ready.status == "True"
+    )
+
+
+def end_of(pod: Pod) -> End | None:
+    """How its sandbox ended, None while it may live. One that is being deleted is lost, unless it says more.
+
+    What the agent says by its exit status comes first: a kernel's OOM kill marks the whole container as
+    OOMKilled, however its agent ended later.
+    """
+    terminated = _terminated(pod)
+    if terminated is not None and (word := _WORDS.get(terminated.exit_code)) is not None:
+        return End(word, _MESSAGES[word])
+    if pod.status.reason == "DeadlineExceeded":
+        return End("expired", _MESSAGES["expired"])
+    if pod.metadata.deletion_timestamp is not None:
+        return End("lost", "its pod was deleted")
+    if pod.status.phase == "Failed" and pod.status.reason:  # Evicted, NodeLost, Preempting, OutOfcpu, …
+        return End("lost", _worded(f"its pod was lost: {pod.status.reason}", pod.status.message))
+    if terminated is not None:
+        return _killed(terminated)
+    if pod.status.phase in ("Failed", "Unknown"):
+        return End("lost", _worded("its pod was lost", pod.status.message))
+    return End("terminated", _MESSAGES["terminated"]) if pod.status.phase == "Succeeded" else None
+
+
+def trouble(pod: Pod) -> str:
+    """What keeps a pod from starting, in words: its image, its place, its container; empty when nothing."""
+    if pod.status.phase != "Pending":
+        return ""
+    for container in pod.status.container_statuses:
+        waiting = container.state.waiting
+        if waiting is not None and waiting.reason not in _USUAL:
+            return _worded(waiting.reason, waiting.message)
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled is not None and scheduled.status == "False":
+        return _worded("no node takes its pod", scheduled.message)
+    return ""
+
+
+def _killed(terminated: ContainerTerminated) -> End:
+    if terminated.reason == "OOMKilled":
+        return End("oom", _MESSAGES["oom"])
+    how = f"status {terminated.exit_code}" if not terminated.signal else f"signal {terminated.signal}"
+    return End("failed", _worded(f"the agent ended with {how}", terminated.message))
+
+
+def _terminated(pod: Pod) -> ContainerTerminated | None:
+    states = (container.state.terminated for container in pod.status.container_statuses)
+    return next((state for state in states if state is not None), None)
+
+
+def _condition(pod: Pod, type_: str) -> PodCondition | None:
+    return next((one for one in pod.status.conditions if one.type == type_), None)
+
+
+def _worded(what: str, message: str) -> str:
+    return f"{what}: {message}" if message else what

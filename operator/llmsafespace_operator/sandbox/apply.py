@@ -1,0 +1,189 @@
+"""Does what was planned: every method is one action, safe to repeat when its answer was lost."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from llmsafespace_agent.wire.proof import ProofError
+from llmsafespace_operator.claims import binding, tokens
+from llmsafespace_operator.claims.choice import request_of
+from llmsafespace_operator.claims.claim import Claims
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.errors import Forbidden, Invalid
+from llmsafespace_operator.pods.build import Recipe
+from llmsafespace_operator.pods.ends import End
+from llmsafespace_operator.pods.start import NameTaken, start
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD
+from llmsafespace_operator.resources.settings import Settings, read_key
+from llmsafespace_operator.resources.types import NamedObject, Pod, Sandbox, SandboxStatus, WarmPod
+from llmsafespace_operator.sandbox import plan, status
+from llmsafespace_operator.sandbox.binding import bind_request
+from llmsafespace_operator.sandbox.observe import Caches, Observer, Wanted
+from llmsafespace_operator.sandbox.status import Obstacle
+
+
+class Blocked(Exception):
+    """The sandbox cannot go on for now."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.obstacle = Obstacle(reason, message)
+
+
+class Refused(Exception):
+    """The sandbox cannot start, ever."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.end = End("failed", message)
+
+
+class Actions:
+    """Applies actions to the API server and to agents; raises SettingsError when a key cannot be read.
+
+    What the API server answers goes into the caches.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        caches: Caches,
+        observer: Observer,
+        claims: Claims,
+        settings: Settings,
+    ) -> None:
+        self._client = client
+        self._caches = caches
+        self._observer = observer
+        self._claims = claims
+        self._settings = settings
+        self._key = read_key(settings.key_file)
+        self._egress_key = read_key(settings.egress_key_file) if settings.egress_key_file else None
+
+    async def apply(self, seen: plan.Observed, action: plan.Action) -> None:
+        """Raises KubeError, Blocked or Refused."""
+        match action:
+            case plan.AddFinalizer():
+                await self._set_finalizers(seen.sandbox, present=True)
+            case plan.RemoveFinalizer():
+                await self._set_finalizers(seen.sandbox, present=False)
+            case plan.Claim():
+                await self._claim(seen)
+            case plan.StartPod(deadline=deadline):
+                await self._start(seen.sandbox, deadline)
+            case plan.Bind(address=address):
+                await self._bind(seen, address)
+            case plan.Assign(warm_pod=warm_pod):
+                await self._assign(warm_pod)
+            case plan.LimitPod(pod=pod, deadline=deadline):
+                await self._limit(seen.sandbox, pod, deadline)
+            case plan.Write(status=wanted):
+                await self._write(seen.sandbox, wanted)
+            case plan.DeleteWarmPod(warm_pod=one):
+                meta = one.metadata
+                await self._client.delete(WARMPOD, meta.name, meta.namespace, uid=meta.uid)
+            case plan.DeletePod(pod=pod):
+                meta = pod.metadata
+                await self._client.delete(POD, meta.name, meta.namespace, uid=meta.uid)
+            case plan.Forget():
+                meta = seen.sandbox.metadata
+                await self._client.delete(SANDBOX, meta.name, meta.namespace, uid=meta.uid)
+
+    async def _claim(self, seen: plan.Observed) -> None:
+        sandbox, meta = seen.sandbox, seen.sandbox.metadata
+        wanted = self._wanted(sandbox)
+        request = request_of(sandbox.spec, meta.namespace, wanted.environment, wanted.profile)
+        public = names.sandbox_id(meta.name, meta.uid)
+        found = await self._claims.claim(request, NamedObject(meta.name, meta.namespace), public)
+        if isinstance(found, str):
+            await self._write(sandbox, status.cold(sandbox, found, seen.now))
+
+    async def _start(self, sandbox: Sandbox, deadline: int) -> None:
+        meta, spec = sandbox.metadata, sandbox.spec
+        wanted = self._wanted(sandbox)
+        recipe = Recipe(
+            kind=SANDBOX,
+            owner=meta,
+            image=wanted.environment.spec.image,
+            resources=spec.resources,
+            security_level=spec.security_level,
+            profile=wanted.profile,
+            security_context=spec.security_context,
+            filesystem=spec.filesystem,
+            sandbox_id=names.sandbox_id(meta.name, meta.uid),
+            deadline=deadline,
+        )
+        token = tokens.agent_token(self._key, meta.uid)
+        try:
+            pod = await start(self._client, recipe, token, self._settings)
+        except NameTaken as error:
+            raise Blocked("NameTaken", str(error)) from error
+        except (Forbidden, Invalid) as error:  # admission, a quota, a runtime class that is not there
+            raise Blocked("PodRefused", error.message) from error
+        self._caches.pods.observe(pod)
+
+    async def _bind(self, seen: plan.Observed, address: str) -> None:
+        sandbox = seen.sandbox
+        wanted = self._wanted(sandbox)
+        owner, born = _origin(seen)
+        try:
+            request = bind_request(self._egress_key, sandbox, wanted.profile, address, born.timestamp())
+            token = tokens.agent_token(self._key, owner)
+            await binding.bind(address, names.AGENT_PORT, token, request)
+        except (ProofError, ValueError) as error:
+            raise Refused(f"its agent was not bound: {error}") from error
+        except OSError as error:
+            raise Blocked("AgentUnreachable", f"its agent does not answer: {error}") from error
+
+    async def _assign(self, warm_pod: WarmPod) -> None:
+        claim, meta = warm_pod.spec.claim, warm_pod.metadata
+        if claim is None:
+            raise ValueError("only a claimed WarmPod is assigned")
+        assigned = {"phase": "Assigned", "assignedTo": claim.sandbox, "assignedAt": claim.time}
+        body = {"metadata": {"uid": meta.uid}, "status": msgspec.to_builtins(assigned)}
+        self._caches.warm_pods.observe(
+            await self._client.patch(WARMPOD, meta.name, body, meta.namespace, subresource="status")
+        )
+
+    async def _limit(self, sandbox: Sandbox, pod: Pod, deadline: int) -> None:
+        meta = pod.metadata
+        public = names.sandbox_id(sandbox.metadata.name, sandbox.metadata.uid)
+        body = {
+            "metadata": {"uid": meta.uid, "labels": {names.SANDBOX_ID: public}},
+            "spec": {"activeDeadlineSeconds": deadline},
+        }
+        self._caches.pods.observe(await self._client.patch(POD, meta.name, body, meta.namespace))
+
+    async def _write(self, sandbox: Sandbox, wanted: SandboxStatus) -> None:
+        """Only on the state that it was decided from: that makes a start warm or cold, never both."""
+        meta = sandbox.metadata
+        body = {"metadata": {"resourceVersion": meta.resource_version}, "status": msgspec.to_builtins(wanted)}
+        self._caches.sandboxes.observe(
+            await self._client.patch(SANDBOX, meta.name, body, meta.namespace, subresource="status")
+        )
+
+    async def _set_finalizers(self, sandbox: Sandbox, *, present: bool) -> None:
+        meta = sandbox.metadata
+        others = [one for one in meta.finalizers if one != names.SANDBOX_FINALIZER]
+        wanted = [*others, names.SANDBOX_FINALIZER] if present else others
+        body = {"metadata": {"resourceVersion": meta.resource_version, "finalizers": wanted}}
+        changed = await self._client.patch(SANDBOX, meta.name, body, meta.namespace)
+        if present:  # otherwise it may be gone by now
+            self._caches.sandboxes.observe(changed)
+
+    def _wanted(self, sandbox: Sandbox) -> Wanted:
+        wanted = self._observer.wanted(sandbox)
+        if isinstance(wanted, Obstacle):
+            raise Blocked(wanted.reason, wanted.message)
+        return wanted
+
+
+def _origin(seen: plan.Observed) -> tuple[str, datetime]:
+    """Whose uid the agent's token was made from, and a time that stays."""
+    if seen.warm_pod is not None and seen.warm_pod.spec.claim is not None:
+        return seen.warm_pod.metadata.uid, seen.warm_pod.spec.claim.time
+    born = seen.pod.metadata.creation_timestamp if seen.pod is not None else None
+    return seen.sandbox.metadata.uid, born or seen.now

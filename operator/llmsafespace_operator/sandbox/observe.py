@@ -1,0 +1,182 @@
+"""What there is of a Sandbox, from the caches; before anything is called gone, the API server is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from llmsafespace_operator.claims import runtimes
+from llmsafespace_operator.claims.catalogue import Catalogue
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.errors import NotFound
+from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.pods.start import owned
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import POD, WARMPOD, Kind
+from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_operator.resources.types import (
+    NamedObject,
+    Pod,
+    RuntimeEnvironment,
+    Sandbox,
+    SandboxProfile,
+    WarmPod,
+)
+from llmsafespace_operator.sandbox.plan import Observed
+from llmsafespace_operator.sandbox.status import Obstacle
+
+T = TypeVar("T", bound=Sandbox | WarmPod | Pod)
+
+CLAIM_INDEX = "sandbox"  # of WarmPods: the public id of the sandbox that claimed it
+
+
+class Caches(msgspec.Struct, frozen=True, kw_only=True):
+    """The informers that Sandboxes are reconciled from."""
+
+    sandboxes: Informer[Sandbox]
+    warm_pods: Informer[WarmPod]
+    pods: Informer[Pod]
+    profiles: Informer[SandboxProfile]
+    runtimes: Informer[RuntimeEnvironment]
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What a Sandbox asks for, found; `warning`: how it differs from what it asks for."""
+
+    environment: RuntimeEnvironment
+    profile: SandboxProfile | None
+    warning: str
+
+
+class Observer:
+    """Reads what belongs to a Sandbox."""
+
+    def __init__(self, client: KubeClient, caches: Caches, catalogue: Catalogue, settings: Settings) -> None:
+        self._client = client
+        self._caches = caches
+        self._catalogue = catalogue
+        self._settings = settings
+        caches.warm_pods.index(CLAIM_INDEX, _claim_ids)
+
+    async def observe(self, sandbox: Sandbox) -> Observed:
+        """All that the plan is made from. Raises KubeError."""
+        warm_pod, surplus = chosen(sandbox, self._claimed(sandbox))
+        if warm_pod is None and not sandbox.status.end:
+            warm_pod = await self._named(sandbox)
+        starts = sandbox.status.phase in ("Pending", "Creating")
+        wanted = self.wanted(sandbox) if starts else None
+        found = wanted if isinstance(wanted, Wanted) else None
+        return Observed(
+            sandbox=sandbox,
+            now=datetime.now(UTC),
+            settings=self._settings,
+            warm_pod=warm_pod,
+            surplus=surplus,
+            pod=await self._pod(sandbox, warm_pod),
+            runtime=self._runtime(warm_pod, found) or sandbox.spec.runtime,
+            warning=found.warning if found is not None else "",
+            obstacle=wanted if isinstance(wanted, Obstacle) else None,
+        )
+
+    def wanted(self, sandbox: Sandbox) -> Wanted | Obstacle:
+        """What a Sandbox would be started with, or why it cannot."""
+        spec = sandbox.spec
+        if spec.storage.persistent:
+            return Obstacle("StorageUnavailable", "persistent storage is not served; leave it out")
+        resolved = self._catalogue.runtime(spec.runtime)
+        if isinstance(resolved, str):
+            return Obstacle("RuntimeUnavailable", resolved)
+        namespace = sandbox.metadata.namespace
+        profile = self._catalogue.profile(spec.profile_ref, spec.security_level, namespace)
+        if isinstance(profile, str):
+            return Obstacle("ProfileNotFound", profile)
+        return Wanted(resolved.environment, profile, resolved.warning)
+
+    def _claimed(self, sandbox: Sandbox) -> list[WarmPod]:
+        public = names.sandbox_id(sandbox.metadata.name, sandbox.metadata.uid)
+        return [
+            one
+            for one in self._caches.warm_pods.by_index(CLAIM_INDEX, public)
+            if is_claimed_for(one, sandbox)
+        ]
+
+    async def _named(self, sandbox: Sandbox) -> WarmPod | None:
+        """The WarmPod that the Sandbox names, asked for, as the cache has not seen that claim."""
+        reference = reference_of(sandbox)
+        if reference is None:
+            return None
+        found = await self._live(WARMPOD, reference.name, reference.namespace)
+        return found if found is not None and is_claimed_for(found, sandbox) else None
+
+    async def _pod(self, sandbox: Sandbox, warm_pod: WarmPod | None) -> Pod | None:
+        """The pod of either has its owner's name."""
+        owner = warm_pod.metadata if warm_pod is not None else sandbox.metadata
+        found = self._caches.pods.get(owner.name, owner.namespace)
+        known = warm_pod is not None or sandbox.status.pod_name != ""
+        if found is None and known and not sandbox.status.end and owner.deletion_timestamp is None:
+            found = await self._live(POD, owner.name, owner.namespace)
+        return found if found is not None and owned(found, owner.uid) else None
+
+    async def _live(self, kind: Kind[T], name: str, namespace: str) -> T | None:
+        try:
+            return await self._client.get(kind, name, namespace)
+        except NotFound:
+            return None
+
+    def _runtime(self, warm_pod: WarmPod | None, wanted: Wanted | None) -> str:
+        environment = wanted.environment if wanted is not None else None
+        if warm_pod is not None:
+            environment = self._caches.runtimes.get(warm_pod.status.runtime)
+        return runtimes.label(environment) if environment is not None else ""
+
+
+def chosen(sandbox: Sandbox, claimed: Iterable[WarmPod]) -> tuple[WarmPod | None, tuple[WarmPod, ...]]:
+    """Of the WarmPods claimed for a Sandbox the one that it has, and the others.
+
+    An operator may claim a second one after it lost the answer to its first claim. What the Sandbox names
+    counts; it names none when its start was decided to be cold. Before that the oldest claim counts.
+    """
+    some = sorted(claimed, key=_claimed_at)
+    reference = reference_of(sandbox)
+    if reference is not None:
+        named = [one for one in some if _name(one) == reference]
+    elif names.made_by_gateway(sandbox.metadata.name) or sandbox.status.start_kind == "cold":
+        named = []
+    else:
+        named = some[:1]
+    kept = named[0] if named else None
+    return kept, tuple(one for one in some if one is not kept)
+
+
+def reference_of(sandbox: Sandbox) -> NamedObject | None:
+    """The WarmPod that a Sandbox names: a gateway's in its spec, the operator's in its status."""
+    if not names.made_by_gateway(sandbox.metadata.name):
+        return sandbox.status.warm_pod_ref
+    named = sandbox.spec.warm_pod
+    return NamedObject(named.name, named.namespace) if named is not None else None
+
+
+def is_claimed_for(warm_pod: WarmPod, sandbox: Sandbox) -> bool:
+    """Whether this very Sandbox has the WarmPod: only the WarmPod's own word counts."""
+    claim, meta = warm_pod.spec.claim, sandbox.metadata
+    return (
+        claim is not None
+        and claim.claim_id == names.sandbox_id(meta.name, meta.uid)
+        and claim.sandbox == NamedObject(meta.name, meta.namespace)
+    )
+
+
+def _claim_ids(warm_pod: WarmPod) -> list[str]:
+    return [warm_pod.spec.claim.claim_id] if warm_pod.spec.claim is not None else []
+
+
+def _claimed_at(warm_pod: WarmPod) -> tuple[datetime, str]:
+    claim = warm_pod.spec.claim
+    return (claim.time if claim is not None else datetime.max.replace(tzinfo=UTC)), warm_pod.metadata.name
+
+
+def _name(warm_pod: WarmPod) -> NamedObject:
+    return NamedObject(warm_pod.metadata.name, warm_pod.metadata.namespace)

@@ -1,0 +1,160 @@
+"""Keeps every Sandbox true: looks, plans, applies, and looks again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from prometheus_client import Counter
+
+from llmsafespace_operator.kube.controller import Controller
+from llmsafespace_operator.kube.events import Events
+from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOD
+from llmsafespace_operator.resources.types import (
+    Metadata,
+    Pod,
+    RuntimeEnvironment,
+    Sandbox,
+    SandboxProfile,
+    SandboxStatus,
+    WarmPod,
+)
+from llmsafespace_operator.sandbox.apply import Actions, Blocked, Refused
+from llmsafespace_operator.sandbox.observe import Caches, Observer
+from llmsafespace_operator.sandbox.plan import (
+    Action,
+    Observed,
+    Plan,
+    StartPod,
+    Write,
+    blocked,
+    finished,
+    is_starting,
+    plan,
+)
+from llmsafespace_operator.sandbox.turns import Turns
+
+STARTS = Counter("llmsafespace_sandbox_starts", "Sandboxes that came to run, warm or cold.", ["kind"])
+ENDS = Counter("llmsafespace_sandbox_ends", "Sandboxes that ended, by how.", ["end"])
+
+_WORKERS = 32  # some of which wait for an agent that is slow to bind
+_AGAIN = 3.0  # seconds between attempts at what may pass
+
+
+class SandboxReconciler:
+    """Its controller reconciles what the caches report, once `follow` was called."""
+
+    def __init__(
+        self, caches: Caches, observer: Observer, actions: Actions, events: Events, turns: Turns
+    ) -> None:
+        self._caches = caches
+        self._observer = observer
+        self._actions = actions
+        self._events = events
+        self._turns = turns
+        self.controller = Controller("sandbox", self.reconcile, workers=_WORKERS)
+
+    def follow(self) -> None:
+        """Reconcile what changes. Before the caches start."""
+        self._caches.sandboxes.on_change(self._sandbox_changed)
+        self._caches.warm_pods.on_change(self._warm_pod_changed)
+        self._caches.pods.on_change(self._pod_changed)
+        self._caches.runtimes.on_change(self._environment_changed)
+        self._caches.profiles.on_change(self._environment_changed)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One round; returns when to look again. Raises KubeError, after which it is tried again."""
+        namespace, name = key
+        sandbox = self._caches.sandboxes.get(name, namespace)
+        if sandbox is None:
+            self._leave(key)
+            return None
+        seen = await self._observer.observe(sandbox)
+        found = self._in_turn(key, seen, plan(seen))
+        try:
+            await self._carry_out(seen, found)
+        except Blocked as stop:
+            await self._carry_out(seen, blocked(seen, stop.obstacle))
+            return _AGAIN
+        except Refused as stop:
+            await self._carry_out(seen, finished(seen, stop.end))
+        return found.again
+
+    async def _carry_out(self, seen: Observed, found: Plan) -> None:
+        for stage in found.stages:
+            results = await asyncio.gather(
+                *(self._apply(seen, action) for action in stage), return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def _apply(self, seen: Observed, action: Action) -> None:
+        await self._actions.apply(seen, action)
+        if isinstance(action, Write):
+            self._tell(seen.sandbox, action.status)
+
+    def _tell(self, sandbox: Sandbox, now: SandboxStatus) -> None:
+        before = sandbox.status
+        if now.end and not before.end:
+            ENDS.labels(now.end).inc()
+            kind = "Warning" if now.phase == "Failed" else "Normal"
+            self._events.emit(SANDBOX, sandbox.metadata, kind, "Ended", f"{now.end}: {now.message}")
+        elif now.phase == "Running" and before.phase != "Running":
+            STARTS.labels(now.start_kind).inc()
+            how = f"{now.start_kind} start in pod {now.pod_namespace}/{now.pod_name}"
+            self._events.emit(SANDBOX, sandbox.metadata, "Normal", "Started", how)
+
+    def _in_turn(self, key: Key, seen: Observed, found: Plan) -> Plan:
+        """The plan, or to wait when it would begin one cold start too many."""
+        if any(isinstance(action, StartPod) for stage in found.stages for action in stage):
+            if not self._turns.take(key):
+                return plan(msgspec.structs.replace(seen, turn=False))
+        elif is_starting(seen):
+            self._turns.hold(key)
+        else:
+            self._leave(key)
+        return found
+
+    def _leave(self, key: Key) -> None:
+        for following in self._turns.leave(key):
+            self.controller.enqueue(following)
+
+    def _sandbox_changed(self, old: Sandbox | None, new: Sandbox | None) -> None:
+        changed = new or old
+        if changed is not None:
+            self.controller.enqueue(key_of(changed))
+
+    def _warm_pod_changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
+        changed = new or old
+        if changed is not None and changed.spec.claim is not None:
+            reference = changed.spec.claim.sandbox
+            self.controller.enqueue((reference.namespace, reference.name))
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        changed = new or old
+        if changed is not None:
+            for key in self._sandboxes_of(changed.metadata):
+                self.controller.enqueue(key)
+
+    def _sandboxes_of(self, pod: Metadata) -> list[Key]:
+        found = []
+        for owner in pod.owner_references:
+            if owner.kind == SANDBOX.kind:
+                found.append((pod.namespace, owner.name))
+            elif owner.kind == WARMPOD.kind:
+                warm_pod = self._caches.warm_pods.get(owner.name, pod.namespace)
+                claim = warm_pod.spec.claim if warm_pod is not None else None
+                if claim is not None:
+                    found.append((claim.sandbox.namespace, claim.sandbox.name))
+        return found
+
+    def _environment_changed(
+        self, old: RuntimeEnvironment | SandboxProfile | None, new: RuntimeEnvironment | SandboxProfile | None
+    ) -> None:
+        """What could not start may be able to now."""
+        if new is not None:
+            for sandbox in self._caches.sandboxes.items():
+                if sandbox.status.phase == "Pending":
+                    self.controller.enqueue(key_of(sandbox))

@@ -1,0 +1,105 @@
+"""What a pool's pods are made of, and how it is known afterwards: the pool may have changed since."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from llmsafespace_operator.claims import profiles
+from llmsafespace_operator.claims.catalogue import Catalogue
+from llmsafespace_operator.pods.build import Recipe
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import WARMPOD
+from llmsafespace_operator.resources.types import (
+    Pod,
+    RuntimeEnvironment,
+    SandboxProfile,
+    WarmPod,
+    WarmPodStatus,
+    WarmPool,
+)
+
+MADE_AS = f"{names.GROUP}/made-as"  # annotation of a warm pod: the part of its WarmPod's status that is known
+
+
+class Make(msgspec.Struct, frozen=True):
+    """A pool's runtime and profile as found now; pods of equal revisions are alike."""
+
+    environment: RuntimeEnvironment
+    profile: SandboxProfile | None
+    revision: str
+
+
+def make_of(pool: WarmPool, catalogue: Catalogue) -> Make | str:
+    """What the pool's next pod is made of, or in words why none can be."""
+    spec = pool.spec
+    resolved = catalogue.runtime(spec.runtime)
+    if isinstance(resolved, str):
+        return resolved
+    profile = catalogue.profile(spec.profile_ref, spec.security_level, pool.metadata.namespace)
+    if isinstance(profile, str):
+        return profile
+    return Make(resolved.environment, profile, _revision(pool, resolved.environment, profile))
+
+
+def recipe(warm_pod: WarmPod, pool: WarmPool, make: Make) -> Recipe:
+    """How the pod of a WarmPod is built."""
+    spec = pool.spec
+    return Recipe(
+        kind=WARMPOD,
+        owner=warm_pod.metadata,
+        image=make.environment.spec.image,
+        resources=spec.resources,
+        security_level=spec.security_level,
+        profile=make.profile,
+        pool=pool.metadata.name,
+        preload_packages=spec.preload_packages,
+        preload_scripts=spec.preload_scripts,
+        annotations={MADE_AS: msgspec.json.encode(_known(pool, make)).decode()},
+    )
+
+
+def made_as(pod: Pod) -> WarmPodStatus:
+    """What was known of a warm pod when it was made; nothing when somebody else made it."""
+    try:
+        return msgspec.json.decode(pod.metadata.annotations.get(MADE_AS, "{}"), type=WarmPodStatus)
+    except msgspec.MsgspecError:
+        return WarmPodStatus()
+
+
+def ready(pod: Pod) -> WarmPodStatus:
+    """The status of a WarmPod whose pod is ready."""
+    return msgspec.structs.replace(
+        made_as(pod),
+        phase="Ready",
+        pod_name=pod.metadata.name,
+        pod_namespace=pod.metadata.namespace,
+        pod_ip=pod.status.pod_ip,
+        node_name=pod.spec.node_name,
+    )
+
+
+def _known(pool: WarmPool, make: Make) -> WarmPodStatus:
+    return WarmPodStatus(
+        runtime=make.environment.metadata.name,
+        security_level=pool.spec.security_level,
+        resources=pool.spec.resources,
+        profile_ref=profiles.reference(make.profile),
+        revision=make.revision,
+    )
+
+
+def _revision(pool: WarmPool, environment: RuntimeEnvironment, profile: SandboxProfile | None) -> str:
+    spec = pool.spec
+    parts = (
+        environment.metadata.name,
+        environment.spec.image,
+        profiles.reference(profile),
+        profile.spec if profile is not None else None,
+        spec.security_level,
+        spec.resources,
+        spec.preload_packages,
+        spec.preload_scripts,
+    )
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""Creates and deletes the WarmPods of pools, and knows what of that the cache does not show yet."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.errors import Conflict, KubeError, Unavailable
+from llmsafespace_operator.kube.expectations import Expectations
+from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import WARMPOD
+from llmsafespace_operator.resources.types import NamedObject, WarmPod, WarmPool
+from llmsafespace_operator.warmpool.caches import pool_of
+from llmsafespace_operator.warmpool.records import Record
+
+
+class Members:
+    """Writes for one pool at a time; while the cache is behind what was written, `settled` is false."""
+
+    def __init__(self, client: KubeClient, warm_pods: Informer[WarmPod]) -> None:
+        self._client = client
+        self._warm_pods = warm_pods
+        self._expectations = Expectations()
+        warm_pods.on_change(self._changed)
+
+    def settled(self, pool: Key) -> bool:
+        """Whether the cache shows all that was written, so that it may be counted."""
+        return self._expectations.satisfied(pool)
+
+    def forget(self, pool: Key) -> None:
+        """The pool is no more."""
+        self._expectations.forget(pool)
+
+    async def create(self, pool: WarmPool, count: int, record: Record) -> None:
+        """Create so many at once; what the API server refuses is a failed start."""
+        results = await asyncio.gather(
+            *(self._create(pool, record) for _ in range(count)), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, KubeError):
+                record.failed(result.message)
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def delete(self, pool: Key, doomed: Iterable[str]) -> bool:
+        """Delete those that are still as the cache shows them; false when one is not, perhaps by a claim.
+
+        Raises KubeError.
+        """
+        found = [self._warm_pods.get(name, pool[0]) for name in doomed]
+        results = await asyncio.gather(
+            *(self._delete(pool, one) for one in found if one is not None), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Conflict):
+                raise result
+        return not any(isinstance(result, Conflict) for result in results)
+
+    async def _create(self, pool: WarmPool, record: Record) -> None:
+        meta, key = pool.metadata, key_of(pool)
+        name = f"{meta.name}-{secrets.token_hex(4)}"
+        body: dict[str, Any] = {
+            "metadata": {
+                "name": name,
+                "labels": {**names.WARMPOD_LABELS, "pool": meta.name, names.POOL: meta.name},
+            },
+            "spec": {
+                "poolRef": NamedObject(meta.name, meta.namespace),
+                "creationTimestamp": datetime.now(UTC),
+            },
+        }
+        self._expectations.expect_created(key, [name])
+        record.created(name)
+        try:
+            made = await self._client.create(WARMPOD, body, meta.namespace)
+        except Unavailable:
+            raise  # it may be there all the same: wait until it is seen
+        except KubeError:
+            self._expectations.observed_created(key, name)
+            record.gone(name)
+            raise
+        self._warm_pods.observe(made)
+
+    async def _delete(self, pool: Key, warm_pod: WarmPod) -> None:
+        """Only in the state in which nobody had claimed it; the API server compares."""
+        meta = warm_pod.metadata
+        self._expectations.expect_deleted(pool, [meta.name])
+        try:
+            await self._client.delete(
+                WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
+            )
+        except KubeError:
+            self._expectations.observed_deleted(pool, meta.name)
+            raise
+
+    def _changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
+        if new is None and old is not None:
+            self._expectations.observed_deleted(pool_of(old), old.metadata.name)
+        elif new is not None:
+            self._expectations.observed_created(pool_of(new), new.metadata.name)

@@ -1,0 +1,222 @@
+"""Keeps every WarmPod true: it has a pod, says when that is ready, and goes when it is of no use."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+import msgspec
+
+from llmsafespace_agent.wire.proof import ProofError
+from llmsafespace_operator.claims import tokens
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.controller import Controller
+from llmsafespace_operator.kube.errors import Forbidden, Invalid, NotFound
+from llmsafespace_operator.kube.events import Events
+from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.pods.ends import trouble
+from llmsafespace_operator.pods.start import NameTaken, owned, start
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_operator.resources.types import Pod, Sandbox, WarmPod, WarmPodClaim, WarmPool
+from llmsafespace_operator.warmpool import makes, metrics
+from llmsafespace_operator.warmpool.caches import Caches, pool_of
+from llmsafespace_operator.warmpool.problems import problems_of
+from llmsafespace_operator.warmpool.records import Records
+from llmsafespace_operator.warmpool.steps import Announce, Make, Remove, Step, Wait, next_step
+
+_log = logging.getLogger(__name__)
+
+_AGAIN = 2.0  # seconds between attempts at what may pass
+
+
+class WarmPodReconciler:
+    """Its controller reconciles what the caches report, once `follow` was called.
+
+    It tells `records` how starts go.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        caches: Caches,
+        events: Events,
+        records: Records,
+        settings: Settings,
+        key: bytes,
+    ) -> None:
+        self._client = client
+        self._caches = caches
+        self._events = events
+        self._records = records
+        self._settings = settings
+        self._key = key
+        self.controller = Controller("warmpod", self.reconcile, workers=16)
+
+    def follow(self) -> None:
+        """Reconcile what changes. Before the caches start."""
+        self._caches.warm_pods.on_change(self._warm_pod_changed)
+        self._caches.pods.on_change(self._pod_changed)
+        self._caches.warm_pools.on_change(self._pool_changed)
+        self._caches.sandboxes.on_change(self._sandbox_changed)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One round; returns when to look again. Raises KubeError, after which it is tried again."""
+        namespace, name = key
+        warm_pod = self._caches.warm_pods.get(name, namespace)
+        if warm_pod is None or warm_pod.metadata.deletion_timestamp is not None:
+            return None
+        if warm_pod.spec.claim is not None:
+            return await self._claimed(warm_pod, warm_pod.spec.claim)
+        pod = await self._pod(warm_pod)
+        pool = self._caches.pool(warm_pod)
+        if pod is not None:
+            self._note(warm_pod, trouble(pod))
+        return await self._carry_out(next_step(warm_pod, pod, pool, datetime.now(UTC)), warm_pod, pod, pool)
+
+    async def _carry_out(
+        self, step: Step, warm_pod: WarmPod, pod: Pod | None, pool: WarmPool | None
+    ) -> float | None:
+        match step:
+            case Make():
+                return await self._make(warm_pod, pool)
+            case Announce() if pod is not None:
+                await self._announce(warm_pod, pod)
+            case Remove(message=message, failed=failed):
+                await self._remove(warm_pod, pool, message, failed=failed)
+            case Wait(seconds=seconds):
+                return seconds
+        return None
+
+    async def _make(self, warm_pod: WarmPod, pool: WarmPool | None) -> float | None:
+        make = makes.make_of(pool, self._caches.catalogue) if pool is not None else "there is no such pool"
+        if pool is None or isinstance(make, str):
+            return _AGAIN  # the pool says the same in its status
+        recipe = makes.recipe(warm_pod, pool, make)
+        token = tokens.agent_token(self._key, warm_pod.metadata.uid)
+        try:
+            pod = await start(self._client, recipe, token, self._settings)
+        except NameTaken as error:
+            self._note(warm_pod, str(error))
+            return _AGAIN
+        except (Forbidden, Invalid, NotFound) as error:  # a quota, a policy, an absent runtime class
+            self._note(warm_pod, error.message)
+            raise
+        self._caches.pods.observe(pod)
+        return None
+
+    async def _announce(self, warm_pod: WarmPod, pod: Pod) -> None:
+        """Only on the state that was seen: one that was announced, and claimed since, must not be again."""
+        meta = warm_pod.metadata
+        status = msgspec.to_builtins(makes.ready(pod))
+        body = {"metadata": {"resourceVersion": meta.resource_version}, "status": status}
+        self._caches.warm_pods.observe(
+            await self._client.patch(WARMPOD, meta.name, body, meta.namespace, subresource="status")
+        )
+        namespace, name = pool_of(warm_pod)
+        took = self._records.of((namespace, name)).ready(meta.name)
+        if took is not None:
+            metrics.LEAD.labels(name, namespace).observe(took)
+        await self._ask_for_problems(pod, (namespace, name), meta.uid)
+
+    async def _ask_for_problems(self, pod: Pod, pool: Key, owner: str) -> None:
+        """Once for each make of a pool that preloads anything; if a pod is silent, the next one is asked."""
+        record, found = self._records.of(pool), self._caches.warm_pools.get(pool[1], pool[0])
+        asks = found is not None and (found.spec.preload_packages or found.spec.preload_scripts)
+        if not asks or record.problems is not None or makes.made_as(pod).revision != record.revision:
+            return
+        try:
+            problems = await problems_of(pod.status.pod_ip, tokens.agent_token(self._key, owner))
+        except (ProofError, OSError) as error:
+            _log.info("the agent of %s does not tell of its preloading: %s", pod.metadata.name, error)
+        else:
+            self._records.note_problems(pool, problems)
+
+    async def _remove(self, warm_pod: WarmPod, pool: WarmPool | None, message: str, *, failed: bool) -> None:
+        """Delete it in the state in which nobody had claimed it."""
+        meta = warm_pod.metadata
+        there = await self._client.delete(
+            WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
+        )
+        if not there:
+            return
+        reason = "StartFailed" if failed else "WarmPodLost"
+        if failed and pool is not None:
+            namespace, name = key_of(pool)
+            self._records.of(key_of(pool)).failed(message)
+            metrics.FAILURES.labels(name, namespace).inc()
+        if pool is not None:
+            self._events.emit(WARMPOOL, pool.metadata, "Warning", reason, f"{meta.name}: {message}")
+        else:
+            self._events.emit(WARMPOD, meta, "Warning", reason, message)
+
+    async def _claimed(self, warm_pod: WarmPod, claim: WarmPodClaim) -> float | None:
+        """It is its Sandbox's business, unless there is none: then somebody ended between claim and POST."""
+        self._note(warm_pod, "")
+        where = claim.sandbox
+        if _is_claimants(self._caches.sandboxes.get(where.name, where.namespace), claim):
+            return None
+        grace = self._settings.claim_grace
+        left = min(grace, grace - (datetime.now(UTC) - claim.time).total_seconds())
+        if left > 0:
+            return left
+        try:
+            sandbox = await self._client.get(SANDBOX, where.name, where.namespace)
+        except NotFound:
+            sandbox = None
+        if _is_claimants(sandbox, claim):
+            return _AGAIN
+        meta = warm_pod.metadata
+        await self._client.delete(WARMPOD, meta.name, meta.namespace, uid=meta.uid)
+        message = f"claimed for the Sandbox {where.namespace}/{where.name}, which is not there"
+        self._events.emit(WARMPOD, meta, "Warning", "Orphaned", message)
+        return None
+
+    async def _pod(self, warm_pod: WarmPod) -> Pod | None:
+        """Its own pod; asked for before one that was there is called gone."""
+        meta = warm_pod.metadata
+        pod = self._caches.pods.get(meta.name, meta.namespace)
+        if pod is None and warm_pod.status.phase == "Ready":
+            try:
+                pod = await self._client.get(POD, meta.name, meta.namespace)
+            except NotFound:
+                return None
+        return pod if pod is not None and owned(pod, meta.uid) else None
+
+    def _note(self, warm_pod: WarmPod, trouble_: str) -> None:
+        """What keeps it from starting, "" for nothing."""
+        self._records.note(pool_of(warm_pod), warm_pod.metadata.name, trouble_)
+
+    def _warm_pod_changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
+        if new is not None:
+            self.controller.enqueue(key_of(new))
+        elif old is not None:
+            self._records.gone(pool_of(old), old.metadata.name)
+
+    def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
+        """What nobody has claimed when a pool goes, goes with it."""
+        if old is not None and new is None:
+            for member in self._caches.members(key_of(old)):
+                self.controller.enqueue(key_of(member))
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        changed = new or old
+        if changed is not None:
+            for owner in changed.metadata.owner_references:
+                if owner.kind == WARMPOD.kind:
+                    self.controller.enqueue((changed.metadata.namespace, owner.name))
+
+    def _sandbox_changed(self, old: Sandbox | None, new: Sandbox | None) -> None:
+        """One that is gone may have left its WarmPod behind."""
+        if old is not None and new is None:
+            reference = old.spec.warm_pod or old.status.warm_pod_ref
+            if reference is not None:
+                self.controller.enqueue((reference.namespace, reference.name))
+
+
+def _is_claimants(sandbox: Sandbox | None, claim: WarmPodClaim) -> bool:
+    """Whether it is the Sandbox that claimed, and no later one of the same name."""
+    if sandbox is None:
+        return False
+    return names.sandbox_id(sandbox.metadata.name, sandbox.metadata.uid) == claim.claim_id

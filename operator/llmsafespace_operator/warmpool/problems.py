@@ -1,0 +1,36 @@
+"""What went wrong when a warm pod preloaded its packages and ran its scripts: only its agent knows."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from llmsafespace_agent.wire.frames import FrameKind
+from llmsafespace_agent.wire.requests import Answer, Opened, OpenRpc, Request, Status
+from llmsafespace_operator.claims import agents
+from llmsafespace_operator.resources.names import AGENT_PORT
+
+_LIMIT = 5.0  # seconds
+_MOST = 8
+_LONGEST = 200  # characters of each
+
+
+async def problems_of(address: str, token: str) -> list[str]:
+    """The problems that an agent tells of. Raises ProofError, or OSError when it does not answer."""
+    async with asyncio.timeout(_LIMIT):
+        stream = await agents.dial(address, AGENT_PORT, token, OpenRpc())
+        try:
+            _, opened = await stream.next_frame()
+            refusal = msgspec.json.decode(opened, type=Opened).error
+            stream.send(FrameKind.JSON, msgspec.json.encode(Request(1, "status", msgspec.Raw(b"{}"))))
+            _, answered = await stream.next_frame()
+            answer = msgspec.json.decode(answered, type=Answer)
+            if refusal is not None or answer.error is not None:
+                raise OSError("the agent does not say how it stands")
+            told = msgspec.json.decode(answer.result, type=Status).problems
+        except msgspec.MsgspecError as error:
+            raise OSError("the agent's answer cannot be read") from error
+        finally:
+            stream.close()
+    return [problem[:_LONGEST] for problem in told[:_MOST]]

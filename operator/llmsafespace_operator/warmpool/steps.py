@@ -1,0 +1,75 @@
+"""What a WarmPod needs next: a pure function of it and its pod."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from llmsafespace_operator.pods.ends import end_of, is_ready, trouble
+from llmsafespace_operator.resources.types import Pod, WarmPod, WarmPool
+
+START_LIMIT = 180.0  # seconds from a WarmPod's creation until its pod must be ready
+
+
+class Make(msgspec.Struct, frozen=True):
+    """Create its Secret and Pod."""
+
+
+class Announce(msgspec.Struct, frozen=True):
+    """Its pod is ready: say so, and it may be claimed."""
+
+
+class Remove(msgspec.Struct, frozen=True):
+    """It is of no use any more. `failed`: it never was, and its pool should know."""
+
+    message: str
+    failed: bool = False
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Nothing for so many seconds (None: until something happens)."""
+
+    seconds: float | None = None
+
+
+Step = Make | Announce | Remove | Wait
+
+
+def next_step(warm_pod: WarmPod, pod: Pod | None, pool: WarmPool | None, now: datetime) -> Step:
+    """The next step of a WarmPod that nobody has claimed; `pod` is its own or None."""
+    announced = warm_pod.status.phase == "Ready"
+    end = end_of(pod) if pod is not None else None
+    if end is not None:
+        return Remove(end.message, failed=not announced)
+    if announced:
+        return _announced(pod, pool)
+    if pod is not None and is_ready(pod):
+        return Announce()
+    left = START_LIMIT - age(warm_pod, now)
+    if left <= 0:
+        return Remove(_too_late(pod, pool), failed=True)
+    return Make() if pod is None else Wait(left)
+
+
+def age(warm_pod: WarmPod, now: datetime) -> float:
+    """Seconds since its creation."""
+    born = warm_pod.metadata.creation_timestamp
+    return (now - born).total_seconds() if born is not None else 0.0
+
+
+def _announced(pod: Pod | None, pool: WarmPool | None) -> Step:
+    if pool is None:
+        return Remove("its pool is gone")
+    if pod is None:
+        return Remove("its pod is gone")
+    if not is_ready(pod):  # no probe says so, but the control plane when a node is silent
+        return Remove("its pod is not ready any more; its node may be lost")
+    return Wait()
+
+
+def _too_late(pod: Pod | None, pool: WarmPool | None) -> str:
+    why = trouble(pod) if pod is not None else "it has no pod"
+    if pool is None:
+        why = "there is no such pool"
+    return f"not ready after {START_LIMIT:g} s" + (f": {why}" if why else "")
