@@ -16,7 +16,7 @@ import uvloop
 from jupyter_core.application import JupyterApp
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets, bind_unix_socket
-from traitlets import Bool, Dict, Float, Int, List, Unicode, default
+from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode, default
 
 from llmsafespace_gateway import wiring
 from llmsafespace_gateway.access import commands as key_commands
@@ -41,6 +41,7 @@ class GatewayApp(JupyterApp):
     examples = """
     llmsafespace-gateway    # serves on http://127.0.0.1:8080
     llmsafespace-gateway --port 9000 --data-dir /srv/llmsafespace
+    llmsafespace-gateway --backend kubernetes --kubernetes-settings settings.json
     llmsafespace-gateway keys create --data-dir /srv/llmsafespace --user ada --role developer
     """
 
@@ -51,6 +52,17 @@ class GatewayApp(JupyterApp):
     database_url = Unicode("", help="SQLAlchemy URL of the store; SQLite in the data dir by default.").tag(
         config=True
     )
+    first_key_file = Unicode(
+        "", help="A file with the first admin key, instead of one that is made up and printed."
+    ).tag(config=True)
+    backend = Enum(
+        ("local", "kubernetes"),
+        "local",
+        help="Where sandboxes run: here, or in pods of a cluster.",
+    ).tag(config=True)
+    kubernetes_settings = Unicode(
+        "", help="The settings file that gateway and operator share, for --backend kubernetes."
+    ).tag(config=True)
     runtimes_dir = Unicode(help="Where prepared runtimes are cached.").tag(config=True)
     runtime_packages = List(
         Unicode(), ["numpy", "pandas", "matplotlib"], help="Packages of every Python runtime."
@@ -66,7 +78,8 @@ class GatewayApp(JupyterApp):
     @default("warm_pools")
     def _default_warm_pools(self) -> list[dict[str, Any]]:
         # One process that makes a sandbox or two gains nothing from a pool that fills beside them.
-        return [] if self.embedded else [dict(pool) for pool in DEFAULT_POOLS]
+        none = self.embedded or self.backend != "local"
+        return [] if none else [dict(pool) for pool in DEFAULT_POOLS]
 
     quotas = Dict({}, help="Quota per tenant: sandboxes, cpu (cores), memory (bytes).").tag(config=True)
     rate_limit = Float(100.0, help="Requests per second that one key may make for long.").tag(config=True)
@@ -88,6 +101,9 @@ class GatewayApp(JupyterApp):
         "data-dir": "GatewayApp.data_dir",
         "runtimes-dir": "GatewayApp.runtimes_dir",
         "database-url": "GatewayApp.database_url",
+        "first-key-file": "GatewayApp.first_key_file",
+        "backend": "GatewayApp.backend",
+        "kubernetes-settings": "GatewayApp.kubernetes_settings",
     }
     flags: ClassVar[dict[str, Any]] = {
         "debug": ({"Application": {"log_level": logging.DEBUG}}, "Log whatever helps to find a fault."),
@@ -134,6 +150,10 @@ class GatewayApp(JupyterApp):
             raise ApiError("invalid_request", "--insecure-no-isolation only serves loopback; drop --ip")
         if self.embedded and not self.socket:
             raise ApiError("invalid_request", "--embedded needs --socket PATH")
+        if self.backend == "kubernetes" and not self.kubernetes_settings:
+            raise ApiError("invalid_request", "--backend kubernetes needs --kubernetes-settings FILE")
+        if self.backend == "kubernetes" and self.warm_pools:
+            raise ApiError("invalid_request", "warm pools are WarmPool objects here; drop warm_pools")
 
     async def _serve(self) -> None:
         stop = asyncio.Event()

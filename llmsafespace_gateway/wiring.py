@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from tornado.web import Application
 
 from llmsafespace_gateway import jupyter, rest
 from llmsafespace_gateway.access import Access, local_principal
+from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes import Runtimes
 from llmsafespace_gateway.egress.proxy import Decision, EgressProxy
+from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.logs import JsonFormatter
 from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
@@ -31,10 +34,10 @@ class Services:
         app: GatewayApp,
         store: Store,
         access: Access,
-        backend: LocalBackend,
+        backend: SandboxBackend,
         sandboxes: Sandboxes,
-        egress: EgressProxy,
-        runtimes: Runtimes,
+        metrics: Metrics,
+        parts: AsyncExitStack,
         first_key: str | None,
     ) -> None:
         self._app = app
@@ -42,8 +45,8 @@ class Services:
         self._access = access
         self._backend = backend
         self._sandboxes = sandboxes
-        self._egress = egress
-        self._runtimes = runtimes
+        self._metrics = metrics
+        self._parts = parts
         self.first_key = first_key
 
     def application(self) -> Application:
@@ -53,7 +56,7 @@ class Services:
             "sandboxes": self._sandboxes,
             "store": self._store,
             "backend": self._backend,
-            "metrics": Metrics(),
+            "metrics": self._metrics,
             "default_runtime": self._app.default_runtime,
             "log_function": lambda handler: None,
             "default_handler_class": rest.RestHandler,
@@ -71,12 +74,7 @@ class Services:
         if end_sandboxes:
             for place in await self._backend.living():
                 await self._sandboxes.delete(place.sandbox_id)
-        await self._sandboxes.stop()
-        await self._backend.stop()
-        await self._egress.stop()
-        await self._runtimes.stop()
-        await self._access.stop()
-        await self._store.close()
+        await self._parts.aclose()
 
 
 def _data_dir(name: str) -> Path:
@@ -88,20 +86,45 @@ def _data_dir(name: str) -> Path:
 async def build(app: GatewayApp) -> Services:
     """Make and start every part. Raises ApiError with what to do when one cannot."""
     _log_as_json(app.log_level)
-    data_dir = _data_dir(app.data_dir)
-    store = await Store.open(app.database_url or sqlite_url(data_dir))
-    access = Access(
-        store,
-        rate=app.rate_limit,
-        burst=app.rate_burst,
-        quota=app.quotas,
-        anonymous=local_principal() if app.embedded else None,
-    )
-    first_key = await access.first_run()
-    await access.start()
+    async with AsyncExitStack() as parts:
+        data_dir = _data_dir(app.data_dir)
+        store = await Store.open(app.database_url or sqlite_url(data_dir))
+        parts.push_async_callback(store.close)
+        access = Access(
+            store,
+            rate=app.rate_limit,
+            burst=app.rate_burst,
+            quota=app.quotas,
+            anonymous=local_principal() if app.embedded else None,
+        )
+        first_key = await access.first_run(_first_key(app.first_key_file))
+        parts.push_async_callback(access.stop)
+        await access.start()
+        metrics = Metrics()
+        if app.backend == "kubernetes":
+            backend = await _kubernetes(app, metrics, parts)
+        else:
+            backend = await _local(app, data_dir, store, access, parts)
+        sandboxes = Sandboxes(store, backend)
+        sandboxes.on_any_ended = access.sandbox_ended
+        sandboxes.on_adopted = access.sandbox_adopted
+        parts.push_async_callback(sandboxes.stop)
+        await sandboxes.start()
+        return Services(app, store, access, backend, sandboxes, metrics, parts.pop_all(), first_key)
+
+
+def _first_key(path: str) -> str | None:
+    return Path(path).read_text().strip() if path else None
+
+
+async def _local(
+    app: GatewayApp, data_dir: Path, store: Store, access: Access, parts: AsyncExitStack
+) -> SandboxBackend:
     runtimes = Runtimes(Path(app.runtimes_dir), packages=app.runtime_packages, strict=app.strict_runtimes)
+    parts.push_async_callback(runtimes.stop)
     await runtimes.start()
     egress = EgressProxy(await runtimes.egress_rules(), on_decision=_audited(access))
+    parts.push_async_callback(egress.stop)
     pools = [rest.pool_spec(pool) for pool in app.warm_pools]
     backend = LocalBackend(
         data_dir=data_dir,
@@ -110,12 +133,27 @@ async def build(app: GatewayApp) -> Services:
         pools=pools,
         insecure=app.insecure_no_isolation,
     )
+    parts.push_async_callback(backend.stop)
     await backend.start()
     await rest.restore_pools(store, backend, pools)
-    sandboxes = Sandboxes(store, backend)
-    sandboxes.on_any_ended = access.sandbox_ended
-    await sandboxes.start()
-    return Services(app, store, access, backend, sandboxes, egress, runtimes, first_key)
+    return backend
+
+
+async def _kubernetes(app: GatewayApp, metrics: Metrics, parts: AsyncExitStack) -> SandboxBackend:
+    try:
+        from llmsafespace_gateway.backends.kubernetes import METRICS, KubernetesBackend
+    except ImportError as error:
+        raise ApiError(
+            "invalid_request",
+            f"--backend kubernetes needs more packages ({error.name} is missing): "
+            "pip install 'llmsafespace-gateway[kubernetes]'",
+        ) from error
+    for collector in METRICS:
+        metrics.registry.register(collector)
+    backend = await KubernetesBackend.connect(Path(app.kubernetes_settings), strict=app.strict_runtimes)
+    parts.push_async_callback(backend.stop)
+    await backend.start()
+    return backend
 
 
 def _audited(access: Access) -> Any:

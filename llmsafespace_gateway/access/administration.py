@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
@@ -9,11 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from sqlalchemy.exc import IntegrityError
 
 from llmsafespace_gateway.access.audit import AuditLog
 from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, key_scopes, sandbox_level
-from llmsafespace_gateway.access.key_format import new_key
+from llmsafespace_gateway.access.key_format import key_hash, new_key, parse_key
 from llmsafespace_gateway.access.principal import (
     ADMIN,
     DEFAULT_TENANT,
@@ -55,17 +57,29 @@ class Administration:
         """Note a decision. `details` must not hold keys, code, env or file contents (they are cut)."""
         self._audit.add(principal, action, target, outcome, details)
 
-    async def first_run(self) -> str | None:
-        """Make tenant `default` and, where no admin has a key, user `admin` and a key: its text, once."""
+    async def first_run(self, given: str | None = None) -> str | None:
+        """Make tenant `default` and, where no admin has a key, user `admin` and a key: its text, once.
+
+        With `given` that is the key's text, and nothing is told: every process may be given the same.
+        Raises ApiError(invalid_request) when it is no key's text.
+        """
         await users.ensure_tenant(self._store, DEFAULT_TENANT)
         if await users.any_admin_key(self._store, DEFAULT_TENANT):
             return None
         try:
             user = await ensure_user(self._store, DEFAULT_TENANT, "admin", "admin")
         except ApiError:
-            return None  # another process was first, or the name is taken: `keys create` remains
-        _, text = await issue_key(self._store, user, "first run", None, None)
-        return text
+            if given is None:
+                return None  # another process was first, or the name is taken: `keys create` remains
+            user = await ensure_user(self._store, DEFAULT_TENANT, "admin", "admin")
+        if given is None:
+            return (await issue_key(self._store, user, "first run", None, None))[1]
+        parsed = parse_key(given)
+        if parsed is None:
+            raise ApiError("invalid_request", "the first key is none: lsp_<16 hex digits>_<64 hex digits>")
+        with contextlib.suppress(IntegrityError):  # another process has just stored it
+            await keys.insert(self._store, _key_row(parsed[0], key_hash(*parsed), user, "first run"))
+        return None
 
     # -- keys ------------------------------------------------------------------------------------------
 
@@ -343,7 +357,20 @@ async def issue_key(
 ) -> tuple[KeyRow, str]:
     """Make a key for a user: its row and its text. `scopes` None are all of the role's."""
     key_id, text, hashed = new_key()
-    row = KeyRow(
+    row = _key_row(key_id, hashed, user, name, scopes, expires_at)
+    await keys.insert(store, row)
+    return row, text
+
+
+def _key_row(
+    key_id: str,
+    hashed: str,
+    user: UserRow,
+    name: str,
+    scopes: Iterable[str] | None = None,
+    expires_at: float | None = None,
+) -> KeyRow:
+    return KeyRow(
         id=key_id,
         user_id=user.id,
         name=name,
@@ -352,5 +379,3 @@ async def issue_key(
         created_at=time.time(),
         expires_at=expires_at,
     )
-    await keys.insert(store, row)
-    return row, text

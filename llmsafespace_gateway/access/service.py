@@ -72,9 +72,9 @@ class Access(Administration):
             except SQLAlchemyError:
                 log.exception("what was still in memory could not be written")
 
-    async def first_run(self) -> str | None:
+    async def first_run(self, given: str | None = None) -> str | None:
         """See Administration.first_run; where no key is needed none is made, since nobody would see it."""
-        return None if self._anonymous is not None else await super().first_run()
+        return None if self._anonymous is not None else await super().first_run(given)
 
     # -- who ------------------------------------------------------------------------------------------
 
@@ -201,9 +201,13 @@ class Access(Administration):
         """Take room for a sandbox before the first await of its creation. Raises ApiError(quota_exceeded)."""
         return self._quotas.reserve(principal, resources)
 
-    def sandbox_ended(self, row: HasOwner) -> None:
+    def sandbox_ended(self, sandbox_id: str) -> None:
         """Give back a sandbox's room: to be called for every end."""
-        self._quotas.ended(row.id)
+        self._quotas.ended(sandbox_id)
+
+    def sandbox_adopted(self, row: HasOwner) -> None:
+        """Count a sandbox that was made past the gateway, over its tenant's quota or not."""
+        self._quotas.rebuild(row)
 
     def usage(self, principal: Principal) -> dict[str, float]:
         """Sandboxes, cores and bytes that the principal's tenant has now."""

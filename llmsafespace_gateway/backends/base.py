@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.requests import BindRequest, Open
+from llmsafespace_agent.wire.requests import BindRequest, Limits, Open
 from llmsafespace_gateway.errors import ApiError
 
 
@@ -42,6 +42,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     egress: tuple[EgressRule, ...] = ()
     use_warm_pool: bool = True
+    limits: Limits = Limits()
     env: dict[str, str] = {}  # looked at for what cannot be bound late (PYTHONHASHSEED, LD_*, …)
 
 
@@ -54,13 +55,17 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox that is now this request's and nobody else's, not yet bound."""
+    """A sandbox that is now this request's and nobody else's, not yet bound.
+
+    `egress_token` is what bind has to bring where the egress proxy cannot know the sandbox otherwise.
+    """
 
     sandbox_id: str
     runtime: str  # the runtime that serves, which may differ from the one asked for (see start.warnings)
     languages: tuple[str, ...]  # the first is the default kernel's
     start: Start
     isolation: dict[str, Any] = {}
+    egress_token: str | None = None
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +85,18 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
+class Stranger(msgspec.Struct, frozen=True, kw_only=True):
+    """A living sandbox that was made and bound past the gateway (with kubectl), described as if by it.
+
+    `spec.owner` is what its maker wrote, a user's name or id; `context_id` is its default kernel's.
+    """
+
+    spec: SandboxSpec
+    claim: Claim
+    context_id: str
+    started_at: float
+
+
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """A runtime that this backend serves. `id` is as `python:3.11`."""
 
@@ -91,6 +108,18 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     packages: tuple[str, ...] = ()
     available: bool = True
     reason: str = ""
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """How sandboxes of a security level are isolated, in words."""
+
+    name: str
+    security_level: str
+    description: str
+    resource_defaults: Resources = Resources()
+    measures: tuple[str, ...] = ()
+    writable_paths: tuple[str, ...] = ()
+    network: str = ""
 
 
 class WarmPoolSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,9 +168,15 @@ class RuntimeUnavailable(ApiError):
 
 
 class SandboxBackend(Protocol):
-    """Where sandboxes run. Every method may be called concurrently."""
+    """Where sandboxes run. Every method may be called concurrently.
+
+    `shared`: other gateway processes see the same sandboxes, and others than gateways may make some.
+    `extends`: a sandbox's longest life can become longer than it was when it began.
+    """
 
     name: str
+    shared: bool
+    extends: bool
 
     async def start(self) -> None:
         """Find living sandboxes, sweep what is left of the dead, begin to fill pools. Serves on return."""
@@ -169,16 +204,31 @@ class SandboxBackend(Protocol):
         """The living, claimed sandbox of this id."""
 
     async def living(self) -> list[Place]:
-        """All living, claimed sandboxes."""
+        """All living, claimed sandboxes that a gateway made."""
+
+    async def strangers(self) -> list[Stranger]:
+        """All living, bound sandboxes that no gateway made."""
+
+    async def fate(self, sandbox_id: str) -> Ended | None:
+        """How a sandbox ended (`lost` when nothing is known of it), None while it lives."""
 
     async def destroy(self, sandbox_id: str, end: str = "terminated") -> bool:
         """End a sandbox and remove everything of it; False when there was none. Returns when it is gone."""
 
-    def watch(self) -> AsyncIterator[Ended]:
-        """Every end of a claimed sandbox from now on, those that ended while nobody watched first."""
+    def watch(self) -> AsyncIterator[Ended | Stranger]:
+        """Every end of a claimed sandbox and every stranger from now on, what nobody has seen yet first."""
 
     async def runtimes(self) -> list[Runtime]:
         """What this backend can serve."""
+
+    async def profiles(self) -> list[Profile]:
+        """What the security levels mean here."""
+
+    async def pools(self, tenant: str | None = None) -> list[WarmPoolSpec] | None:
+        """The pools that serve a tenant (None: all), None where the backend keeps no account of them.
+
+        A pool of more than this one tenant has no tenant.
+        """
 
     async def apply_pool(self, pool: WarmPoolSpec) -> None:
         """Create or change a warm pool. Raises RuntimeUnavailable."""

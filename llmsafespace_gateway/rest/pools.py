@@ -8,11 +8,16 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_gateway.backends.base import Resources, SandboxBackend, WarmPoolSpec
+from llmsafespace_gateway.backends.base import Profile, Resources, SandboxBackend, WarmPoolSpec
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest.conversions import check_package, pool_answer, pool_status, resources
+from llmsafespace_gateway.rest.conversions import (
+    check_package,
+    pool_answer,
+    pool_status,
+    resources,
+    resources_answer,
+)
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.profiles import PROFILES
 from llmsafespace_gateway.rest.routing import Route
 from llmsafespace_gateway.rest.types_admin import (
     AutoScaling,
@@ -44,15 +49,22 @@ def _row(spec: WarmPoolSpec) -> PoolRow:
     return PoolRow(name=spec.name, tenant=spec.tenant, spec=msgspec.to_builtins(spec))
 
 
+async def _visible(call: RestHandler) -> list[WarmPoolSpec]:
+    """The pools that serve the caller."""
+    tenant = call.principal.tenant
+    kept = await call.backend.pools(tenant)
+    return kept if kept is not None else [_spec(row) for row in await pools.visible(call.store, tenant)]
+
+
 async def _one(call: RestHandler, *, change: bool = False) -> WarmPoolSpec:
-    """The pool that the path names. A pool of all tenants is seen by all, and changed by admins."""
-    name, principal = call.path_values["name"], call.principal
-    row = await pools.get(call.store, name)
-    if row is None or row.tenant not in (None, principal.tenant):
+    """The pool that the path names. One of several tenants is seen by them, and changed by none of them."""
+    name = call.path_values["name"]
+    found = next((spec for spec in await _visible(call) if spec.name == name), None)
+    if found is None:
         raise ApiError("not_found", f"there is no warm pool {name[:128]!r} that you can see")
-    if change and row.tenant is None:
-        raise ApiError("forbidden", "this pool is set by the gateway's configuration; change it there")
-    return _spec(row)
+    if change and found.tenant is None:
+        raise ApiError("forbidden", "this pool serves all tenants; whoever runs the gateway changes it")
+    return found
 
 
 def _check(spec: WarmPoolSpec) -> None:
@@ -66,7 +78,7 @@ def _check(spec: WarmPoolSpec) -> None:
 
 async def list_pools(call: RestHandler) -> WarmPoolList:
     """GET /warmpools."""
-    found = [_spec(row) for row in await pools.visible(call.store, call.principal.tenant)]
+    found = await _visible(call)
     return WarmPoolList(
         items=[pool_answer(spec, await call.backend.pool_status(spec.name)) for spec in found]
     )
@@ -75,14 +87,24 @@ async def list_pools(call: RestHandler) -> WarmPoolList:
 async def create_pool(call: RestHandler) -> WarmPoolAnswer:
     """POST /warmpools."""
     spec = _wanted(call.body, call.principal.tenant)
+    kept = await call.backend.pools()
+    if kept is None:
+        await _record_and_apply(call, spec)
+    elif any(pool.name == spec.name for pool in kept):
+        raise ApiError("conflict", f"there is a warm pool {spec.name!r} already; choose another name")
+    else:
+        await call.backend.apply_pool(spec)
+    call.audit("warmpool.create", spec.name, runtime=spec.runtime, min_size=spec.min_size)
+    return pool_answer(spec, await call.backend.pool_status(spec.name))
+
+
+async def _record_and_apply(call: RestHandler, spec: WarmPoolSpec) -> None:
     await pools.insert(call.store, _row(spec))
     try:
         await call.backend.apply_pool(spec)
     except BaseException:
         await pools.delete(call.store, spec.name)
         raise
-    call.audit("warmpool.create", spec.name, runtime=spec.runtime, min_size=spec.min_size)
-    return pool_answer(spec, await call.backend.pool_status(spec.name))
 
 
 def _wanted(body: WarmPoolCreate, tenant: str | None) -> WarmPoolSpec:
@@ -164,7 +186,8 @@ async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
     changed = msgspec.structs.replace(spec, **changes)
     _check(changed)
     await call.backend.apply_pool(changed)
-    await pools.put(call.store, _row(changed))
+    if await call.backend.pools() is None:
+        await pools.put(call.store, _row(changed))
     call.audit("warmpool.update", spec.name, fields=sorted(changes))
     return pool_answer(changed, await call.backend.pool_status(spec.name))
 
@@ -216,15 +239,30 @@ async def get_runtime(call: RestHandler) -> RuntimeAnswer:
 
 async def list_profiles(call: RestHandler) -> ProfileList:
     """GET /profiles."""
-    return ProfileList(items=list(PROFILES.values()))
+    return ProfileList(items=[_profile_answer(profile) for profile in await call.backend.profiles()])
 
 
 async def get_profile(call: RestHandler) -> ProfileAnswer:
     """GET /profiles/{profile_id}."""
-    profile = PROFILES.get(call.path_values["profile_id"])
-    if profile is None:
-        raise ApiError("not_found", f"there is no such profile; known are {', '.join(PROFILES)}")
-    return profile
+    wanted, known = call.path_values["profile_id"], await call.backend.profiles()
+    found = next((profile for profile in known if profile.name == wanted), None)
+    if found is None:
+        names = ", ".join(profile.name for profile in known)
+        raise ApiError("not_found", f"there is no such profile; known are {names}")
+    return _profile_answer(found)
+
+
+def _profile_answer(profile: Profile) -> ProfileAnswer:
+    defaults = profile.resource_defaults
+    return ProfileAnswer(
+        id=profile.name,
+        security_level=profile.security_level,
+        description=profile.description,
+        resource_defaults=resources_answer(defaults.cpu, defaults.memory, defaults.storage),
+        measures=list(profile.measures),
+        writable_paths=list(profile.writable_paths),
+        network=profile.network,
+    )
 
 
 _POOL = "/warmpools/{name}"

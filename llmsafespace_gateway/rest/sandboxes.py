@@ -102,6 +102,10 @@ async def patch_sandbox(call: RestHandler) -> SandboxAnswer:
         if (value := getattr(body, name)) is not msgspec.UNSET
     }
     changed = msgspec.structs.replace(row, **sent)
+    if changed.max_lifetime > row.max_lifetime and not call.backend.extends:
+        raise invalid(
+            "body.maxLifetime", f"expected at most {row.max_lifetime:g}: it can only be shortened here"
+        )
     if sent.keys() - {"metadata"}:
         limits = Limits(
             timeout=changed.timeout,

@@ -88,12 +88,11 @@ async def metrics(call: RestHandler) -> None:
     living = await sandboxes.running(call.store)
     call.metrics.sandboxes.set(len(living))
     sums: collections.Counter[tuple[str, str]] = collections.Counter()
-    for row in await pools.visible(call.store, None):
+    for name, runtime in await _pools(call):
         try:
-            status = await call.backend.pool_status(row.name)
+            status = await call.backend.pool_status(name)
         except ApiError:
             continue  # removed meanwhile
-        runtime = str(row.spec.get("runtime", ""))
         sums[runtime, "available"] += status.available
         sums[runtime, "assigned"] += status.assigned
         sums[runtime, "pending"] += status.pending
@@ -101,6 +100,14 @@ async def metrics(call: RestHandler) -> None:
     for labels, count in sums.items():
         call.metrics.pool.labels(*labels).set(count)
     _send(call, METRICS, call.metrics.text())
+
+
+async def _pools(call: RestHandler) -> list[tuple[str, str]]:
+    """Name and runtime of every pool."""
+    kept = await call.backend.pools()
+    if kept is not None:
+        return [(pool.name, pool.runtime) for pool in kept]
+    return [(row.name, str(row.spec.get("runtime", ""))) for row in await pools.visible(call.store, None)]
 
 
 ROUTES = [

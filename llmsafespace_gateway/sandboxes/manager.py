@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 import time
@@ -31,7 +30,9 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.activity import Activity
 from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, unreachable, written
 from llmsafespace_gateway.sandboxes.agents import Agents
+from llmsafespace_gateway.sandboxes.reconciliation import Reconciliation
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
+from llmsafespace_gateway.sandboxes.rows import kernel_row, request_digest, sandbox_row
 from llmsafespace_gateway.store import Store, kernels, sandboxes
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 
@@ -53,14 +54,18 @@ class Sandboxes:
         self._activity = Activity()
         self._creating: dict[str, asyncio.Task[SandboxRow]] = {}
         self._listeners: dict[str, set[Callable[[Ended], None]]] = {}
+        self._reconciliation = Reconciliation(store, backend, self._record_end)
         self._tasks: list[asyncio.Task[None]] = []
-        self.on_any_ended: Callable[[SandboxRow], None] = lambda row: None
+        self.on_any_ended: Callable[[str], None] = lambda sandbox_id: None
+        self.on_adopted: Callable[[SandboxRow], None] = lambda row: None
 
     async def start(self) -> None:
-        """Bring records and living sandboxes together, then follow ends in the background."""
-        await self._reconcile()
+        """Bring records and living sandboxes together, then keep them together in the background."""
+        self._reconciliation.on_adopted = self.on_adopted
+        await self._reconciliation.once()
         await sandboxes.forget_ended(self._store, time.time() - RETENTION)
-        self._tasks = [asyncio.create_task(self._follow_ends()), asyncio.create_task(self._write_back())]
+        work = (self._follow(), self._write_back(), self._reconciliation.run())
+        self._tasks = [asyncio.create_task(each) for each in work]
 
     async def stop(self) -> None:
         """Let go of every sandbox; they live on."""
@@ -189,7 +194,16 @@ class Sandboxes:
     # -- inside ----------------------------------------------------------------------------------------
 
     async def _create_once(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
-        return await self._existing(owner, request) or await self._create(owner, request)
+        known = await self._existing(owner, request)
+        if known is not None:
+            return known
+        try:
+            return await self._create(owner, request)
+        except ApiError as error:
+            winner = await self._existing(owner, request) if error.code == "conflict" else None
+            if winner is None:
+                raise
+            return winner  # the same wish, which another gateway process has fulfilled at the same time
 
     async def _existing(self, owner: Owner, request: CreateSandbox) -> SandboxRow | None:
         if request.idempotency_key is not None:
@@ -212,6 +226,7 @@ class Sandboxes:
             resources=request.resources,
             egress=request.egress,
             use_warm_pool=request.use_warm_pool,
+            limits=_limits(request),
             env=request.env,
         )
         claim = await self._backend.claim(spec)
@@ -225,15 +240,21 @@ class Sandboxes:
     async def _make_personal(
         self, owner: Owner, request: CreateSandbox, spec: SandboxSpec, claim: Claim
     ) -> SandboxRow:
-        bind = _bind_request(request, spec.sandbox_id)
-        row = _sandbox_row(owner, request, claim, self._backend.name)
-        kernel = _kernel_row(request, claim, bind.context_id)
-        await asyncio.gather(
-            self._bind(row, request, bind),
-            self._backend.record(claim, spec, bind),
-            sandboxes.insert(self._store, row, kernel),
+        bind = _bind_request(request, claim)
+        row = sandbox_row(owner, request, claim, self._backend.name)
+        kernel = kernel_row(request, claim, bind.context_id)
+        made = await asyncio.gather(
+            self._bind(row, request, bind), self._backend.record(claim, spec, bind), return_exceptions=True
         )
-        return row
+        for failure in made:  # looked at only now: neither goes on while the sandbox is removed
+            if isinstance(failure, BaseException):
+                raise failure
+        await sandboxes.insert(self._store, row, kernel)  # last: a row means that the sandbox was bound
+        ended = await self._backend.fate(row.id)
+        if ended is None:
+            return row
+        await self._record_end(ended)
+        return await sandboxes.get(self._store, row.id) or row
 
     async def _bind(self, row: SandboxRow, request: CreateSandbox, bind: BindRequest) -> None:
         await self._agents.call(row.id, "bind", bind)
@@ -252,27 +273,23 @@ class Sandboxes:
         end = (row.end if row is not None else None) or "lost"
         return ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
 
-    async def _reconcile(self) -> None:
-        living = {place.sandbox_id for place in await self._backend.living()}
-        known = {row.id for row in await sandboxes.running(self._store, self._backend.name)}
-        for sandbox_id in living - known:
-            log.warning("sandbox %s has no record and nobody who waits for it: it is removed", sandbox_id)
-            await self._backend.destroy(sandbox_id, "lost")
-
-    async def _follow_ends(self) -> None:
-        async for ended in self._backend.watch():
+    async def _follow(self) -> None:
+        async for news in self._backend.watch():
             try:
-                self._agents.forget(ended.sandbox_id)
-                await self._record_end(ended)
+                if isinstance(news, Ended):
+                    self._agents.forget(news.sandbox_id)
+                    await self._record_end(news)
+                else:
+                    await self._reconciliation.adopt(news)
             except Exception:
-                log.exception("the end of sandbox %s could not be recorded", ended.sandbox_id)
+                log.exception("what became of a sandbox could not be recorded")
 
     async def _record_end(self, ended: Ended) -> None:
-        row = await sandboxes.end(self._store, ended.sandbox_id, ended.end, ended.message, time.time())
-        if row is not None:
-            self.on_any_ended(row)
-            for kernel in await kernels.of_sandbox(self._store, row.id):
-                self._activity.forget(kernel.id)
+        """Let go of it here too when another gateway process has recorded the end."""
+        await sandboxes.end(self._store, ended.sandbox_id, ended.end, ended.message, time.time())
+        self.on_any_ended(ended.sandbox_id)
+        for kernel in await kernels.of_sandbox(self._store, ended.sandbox_id):
+            self._activity.forget(kernel.id)
         for callback in list(self._listeners.pop(ended.sandbox_id, ())):
             callback(ended)
 
@@ -303,7 +320,7 @@ async def _file_written(stream: FrameStream) -> FileInfo:
 
 
 def _same_wish(row: SandboxRow, request: CreateSandbox) -> SandboxRow:
-    if request.idempotency_key is not None and row.request_digest != _digest(request):
+    if request.idempotency_key is not None and row.request_digest != request_digest(request):
         raise ApiError(
             "conflict",
             "this Idempotency-Key was used for another request; use a new key for a new sandbox",
@@ -312,66 +329,22 @@ def _same_wish(row: SandboxRow, request: CreateSandbox) -> SandboxRow:
     return row
 
 
-def _digest(request: CreateSandbox) -> str:
-    return hashlib.sha256(msgspec.msgpack.encode(request, order="sorted")).hexdigest()
+def _limits(request: CreateSandbox) -> Limits:
+    return Limits(
+        timeout=request.timeout, idle_timeout=request.idle_timeout, max_lifetime=request.max_lifetime
+    )
 
 
-def _bind_request(request: CreateSandbox, sandbox_id: str) -> BindRequest:
+def _bind_request(request: CreateSandbox, claim: Claim) -> BindRequest:
     return BindRequest(
-        claim_id=sandbox_id,
-        sandbox_id=sandbox_id,
+        claim_id=claim.sandbox_id,
+        sandbox_id=claim.sandbox_id,
         context_id=request.kernel_id or str(uuid.uuid4()),
         language=request.language,
         env=request.env,
         cwd=request.cwd,
         timezone=request.timezone,
-        limits=Limits(
-            timeout=request.timeout, idle_timeout=request.idle_timeout, max_lifetime=request.max_lifetime
-        ),
+        limits=_limits(request),
+        egress_token=claim.egress_token,
         labels=request.metadata,
-    )
-
-
-def _sandbox_row(owner: Owner, request: CreateSandbox, claim: Claim, backend: str) -> SandboxRow:
-    return SandboxRow(
-        id=claim.sandbox_id,
-        tenant=owner.tenant,
-        owner=owner.user_id,
-        backend=backend,
-        runtime=claim.runtime,
-        requested_runtime=request.runtime,
-        security_level=request.security_level,
-        state="running",
-        start_kind=claim.start.kind,
-        start_reason=claim.start.reason,
-        warnings=claim.start.warnings,
-        created_at=time.time(),
-        cpu=request.resources.cpu,
-        memory=request.resources.memory,
-        storage=request.resources.storage,
-        timeout=request.timeout,
-        idle_timeout=request.idle_timeout,
-        max_lifetime=request.max_lifetime,
-        metadata=request.metadata,
-        isolation=claim.isolation,
-        egress=[msgspec.to_builtins(rule) for rule in request.egress],
-        idempotency_key=request.idempotency_key,
-        request_digest=_digest(request) if request.idempotency_key is not None else None,
-        setup_command=f"setup-{secrets.token_hex(6)}" if request.packages else None,
-    )
-
-
-def _kernel_row(request: CreateSandbox, claim: Claim, context_id: str) -> KernelRow:
-    now = time.time()
-    return KernelRow(
-        id=context_id,
-        sandbox_id=claim.sandbox_id,
-        name=request.kernel_name or request.language or claim.languages[0],
-        language=request.language or claim.languages[0],
-        created_at=now,
-        last_activity=now,
-        execution_state="starting",
-        connections=0,
-        is_default=True,
-        path=request.path,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import func, select
 from sqlalchemy import insert as insert_into
-from sqlalchemy import select
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
 
@@ -67,6 +67,13 @@ async def by_name(store: Store, tenant_id: str, name: str) -> UserRow | None:
     return await get_one(
         store, UserRow, select(users).where(users.c.tenant == tenant_id, users.c.name == name)
     )
+
+
+async def first_created(store: Store) -> float | None:
+    """When the first user was made, which is about when the store was."""
+    async with store.read() as connection:
+        first: float | None = await connection.scalar(select(func.min(users.c.created_at)))
+        return first
 
 
 async def any_admin_key(store: Store, tenant_id: str) -> bool:

@@ -234,6 +234,27 @@ async def test_the_first_run_makes_one_admin_key(store: Store) -> None:
     assert (admin.user, admin.tenant, admin.is_admin) == ("admin", "default", True)
 
 
+async def test_processes_that_are_given_the_first_key_end_with_that_key(store_url: str) -> None:
+    given = new_key()[1]
+    stores = [await Store.open(store_url) for _ in range(3)]
+    told = await asyncio.gather(*(Access(each).first_run(given) for each in stores))
+    assert told == [None] * 3
+    for each in stores:
+        admin = await Access(each).authenticate(f"Bearer {given}")
+        assert (admin.user, admin.is_admin) == ("admin", True)
+    assert len(await keys.everything(stores[0])) == 1
+    assert await Access(stores[0]).first_run(new_key()[1]) is None
+    assert len(await keys.everything(stores[0])) == 1
+    for each in stores:
+        await each.close()
+
+
+async def test_a_first_key_that_is_none_is_refused_without_being_told(store: Store) -> None:
+    with pytest.raises(ApiError, match="the first key is none") as told:
+        await Access(store).first_run("lsp_secret")
+    assert "secret" not in told.value.message
+
+
 async def test_secrets_are_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     logging.getLogger("sqlalchemy.engine").setLevel(logging.DEBUG)

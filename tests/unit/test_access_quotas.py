@@ -122,7 +122,7 @@ async def test_use_is_rebuilt_from_the_store(store: Store, make_sandbox: Callabl
         access.reserve(BOB, SMALL)
     row = await sandboxes.end(store, "sb-2", "terminated", None, 1.0)
     assert row is not None
-    access.sandbox_ended(row)
+    access.sandbox_ended(row.id)
     access.reserve(BOB, SMALL)
     await access.stop()
 

@@ -73,7 +73,8 @@ async def test_an_end_is_recorded_once(
     assert await sandboxes.get(store, "sb-1") == row
     assert await sessions.get(store, "s-1") is None
     assert await kernels.get(store, "k-1") is not None
-    assert await sandboxes.running(store, "local") == []
+    assert await sandboxes.running(store) == []
+    assert await sandboxes.running_since(store, "local") == {}
     assert await sandboxes.forget_ended(store, 6.0) == 1
     assert await kernels.get(store, "k-1") is None
 

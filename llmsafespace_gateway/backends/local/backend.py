@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from llmsafespace_agent.wire.early_env import early
 from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_agent.wire.proof import ProofError
 from llmsafespace_agent.wire.requests import BindRequest, Open
@@ -19,16 +20,19 @@ from llmsafespace_gateway.backends.base import (
     Condition,
     Ended,
     Place,
+    Profile,
     Runtime,
     SandboxSpec,
     Start,
+    Stranger,
     WarmPoolSpec,
     WarmPoolStatus,
 )
 from llmsafespace_gateway.backends.local import host as machine
 from llmsafespace_gateway.backends.local import launch
-from llmsafespace_gateway.backends.local.plans import Host, Recipe, early
+from llmsafespace_gateway.backends.local.plans import Host, Recipe
 from llmsafespace_gateway.backends.local.pools import Pools
+from llmsafespace_gateway.backends.local.profiles import PROFILES
 from llmsafespace_gateway.backends.local.records import Claimed, State
 from llmsafespace_gateway.backends.local.registry import Entry, Registry
 from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
@@ -56,6 +60,8 @@ class LocalBackend:
     """
 
     name = "local"
+    shared = False
+    extends = True
 
     def __init__(
         self,
@@ -207,6 +213,14 @@ class LocalBackend:
         """See SandboxBackend."""
         return [_as_place(entry) for entry in self._registry.claimed()]
 
+    async def strangers(self) -> list[Stranger]:
+        """See SandboxBackend. Only the gateway makes sandboxes here."""
+        return []
+
+    async def fate(self, sandbox_id: str) -> Ended | None:
+        """See SandboxBackend."""
+        return self._registry.fate(sandbox_id)
+
     async def destroy(self, sandbox_id: str, end: str = "terminated") -> bool:
         """See SandboxBackend."""
         claiming = self._claiming.get(sandbox_id)
@@ -226,6 +240,10 @@ class LocalBackend:
         """See SandboxBackend."""
         return await self._runtimes.list()
 
+    async def profiles(self) -> list[Profile]:
+        """See SandboxBackend."""
+        return list(PROFILES)
+
     def _entry(self, sandbox_id: str) -> Entry:
         entry = self._registry.get(sandbox_id)
         if entry is None:
@@ -233,6 +251,10 @@ class LocalBackend:
         return entry
 
     # -- pools -------------------------------------------------------------------------------------
+
+    async def pools(self, tenant: str | None = None) -> list[WarmPoolSpec] | None:
+        """See SandboxBackend. They end with the process; the store remembers them."""
+        return None
 
     async def apply_pool(self, pool: WarmPoolSpec) -> None:
         """See SandboxBackend."""

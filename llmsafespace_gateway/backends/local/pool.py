@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from llmsafespace_agent.wire.early_env import early
 from llmsafespace_gateway.backends.base import SandboxSpec, WarmPoolSpec
-from llmsafespace_gateway.backends.local.plans import early
 
 _MAX_BACKOFF = 60.0  # seconds between starts that fail
 

@@ -112,6 +112,13 @@ class Registry:
         """The living, claimed sandbox of this id."""
         return self._by_id.get(sandbox_id)
 
+    def fate(self, sandbox_id: str) -> Ended | None:
+        """How a sandbox ended, `lost` when that is not known (any more), None while it lives."""
+        if sandbox_id in self._by_id:
+            return None
+        told = (ended for _, ended in self._news if ended.sandbox_id == sandbox_id)
+        return next(told, Ended(sandbox_id=sandbox_id, end="lost", message="it is no longer there"))
+
     def claimed(self) -> list[Entry]:
         """All living, claimed sandboxes."""
         return list(self._by_id.values())

@@ -1,0 +1,250 @@
+"""Between the cluster's objects and what the rest of the gateway works with. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from llmsafespace_agent.wire.early_env import early
+from llmsafespace_gateway.backends.base import (
+    Claim,
+    EgressRule,
+    Ended,
+    Place,
+    Resources,
+    SandboxSpec,
+    Start,
+    Stranger,
+)
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_operator.claims import grants
+from llmsafespace_operator.resources import names, types
+from llmsafespace_operator.resources.quantities import number
+
+_LONGEST_TIMEOUT = 86400  # seconds: what a Sandbox can say
+
+
+# -- to the cluster ---------------------------------------------------------------------------------------
+
+
+def sandbox_spec(spec: SandboxSpec) -> types.SandboxSpec:
+    """What a Sandbox object says of a request; durations that it cannot express are rounded up.
+
+    Raises ApiError(invalid_request) for what the API server would refuse after a warm pod was taken.
+    """
+    limits = spec.limits
+    timeout = limits.timeout if limits.timeout is not None else _LONGEST_TIMEOUT
+    made = types.SandboxSpec(
+        runtime=spec.runtime.strip().lower(),
+        security_level=spec.security_level,  # type: ignore[arg-type]  # the REST API's words are these
+        timeout=min(_LONGEST_TIMEOUT, max(1, math.ceil(timeout))),
+        resources=types.Resources(
+            cpu=cores(spec.resources.cpu),
+            memory=size(spec.resources.memory),
+            ephemeral_storage=size(spec.resources.storage),
+        ),
+        network_access=types.NetworkAccess(
+            egress=[
+                types.EgressRule(rule.domain, [types.PortRule(port) for port in rule.ports])
+                for rule in spec.egress
+            ]
+        ),
+        user=spec.owner,
+        use_warm_pool=spec.use_warm_pool,
+        idle_timeout=math.ceil(limits.idle_timeout) if limits.idle_timeout is not None else None,
+        max_lifetime=max(1, math.ceil(limits.max_lifetime)),
+    )
+    try:
+        return msgspec.convert(msgspec.to_builtins(made), types.SandboxSpec)
+    except msgspec.ValidationError as error:
+        raise ApiError("invalid_request", f"a Sandbox cannot be like that: {error}") from error
+
+
+def warm_sandbox(spec: SandboxSpec, namespace: str, pod: types.WarmPod) -> types.Sandbox:
+    """The Sandbox of a claimed warm pod."""
+    made = _sandbox(spec, namespace)
+    made.spec.warm_pod = types.WarmPodClaimed(pod.metadata.name, pod.metadata.namespace, spec.sandbox_id)
+    return made
+
+
+def cold_sandbox(spec: SandboxSpec, namespace: str, reason: str) -> types.Sandbox:
+    """The Sandbox for which the operator starts a pod."""
+    made = _sandbox(spec, namespace)
+    made.spec.use_warm_pool = False
+    made.metadata.annotations[names.COLD_REASON] = reason
+    return made
+
+
+def _sandbox(spec: SandboxSpec, namespace: str) -> types.Sandbox:
+    metadata = types.Metadata(
+        name=spec.sandbox_id,
+        namespace=namespace,
+        labels={names.TENANT: spec.tenant, names.SANDBOX_ID: spec.sandbox_id},
+        annotations={},
+        finalizers=[names.SANDBOX_FINALIZER],
+    )
+    return types.Sandbox(metadata=metadata, spec=sandbox_spec(spec))
+
+
+def cores(count: float) -> str:
+    """Cores as a quantity: 1.0 is "1", 0.5 is "500m"."""
+    milli = math.ceil(round(count * 1000, 3))
+    return f"{milli}m" if milli % 1000 else str(milli // 1000)
+
+
+def size(count: int) -> str:
+    """Bytes as a quantity: 1073741824 is "1Gi"."""
+    for suffix, unit in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit}{suffix}"
+    return str(count)
+
+
+# -- from the cluster -------------------------------------------------------------------------------------
+
+
+def public_id(sandbox: types.Sandbox) -> str:
+    """Its id in the public APIs."""
+    return names.sandbox_id(sandbox.metadata.name, sandbox.metadata.uid)
+
+
+def end_of(sandbox: types.Sandbox) -> Ended | None:
+    """How it ended, None while it lives or starts. One that is being deleted has ended."""
+    status = sandbox.status
+    if status.end:
+        return Ended(sandbox_id=public_id(sandbox), end=status.end, message=status.message)
+    if sandbox.metadata.deletion_timestamp is not None:
+        return Ended(sandbox_id=public_id(sandbox), end="terminated", message="its Sandbox was deleted")
+    return None
+
+
+def news_of(old: types.Sandbox | None, new: types.Sandbox | None) -> Ended | None:
+    """The end that a change tells of, when none was told before."""
+    if old is not None and end_of(old) is not None:
+        return None
+    if new is not None:
+        return end_of(new)
+    if old is None:
+        return None
+    return Ended(sandbox_id=public_id(old), end="terminated", message="its Sandbox was deleted")
+
+
+def runs(sandbox: types.Sandbox) -> bool:
+    """True when its pod is there; for one that no gateway made: when it is bound."""
+    status = sandbox.status
+    return status.phase == "Running" and bool(status.pod_ip) and end_of(sandbox) is None
+
+
+def is_stranger(sandbox: types.Sandbox) -> bool:
+    """Whether somebody else made it and the operator has bound it."""
+    return runs(sandbox) and not names.made_by_gateway(sandbox.metadata.name)
+
+
+def warm_pod_of(sandbox: types.Sandbox) -> types.NamedObject | None:
+    """The WarmPod that a Sandbox says it has, None for a cold start."""
+    if not names.made_by_gateway(sandbox.metadata.name):
+        return sandbox.status.warm_pod_ref
+    named = sandbox.spec.warm_pod
+    return types.NamedObject(named.name, named.namespace) if named is not None else None
+
+
+def has(sandbox: types.Sandbox, pod: types.WarmPod) -> bool:
+    """Whether the WarmPod says so too: only that counts."""
+    claim, meta = pod.spec.claim, sandbox.metadata
+    return (
+        claim is not None
+        and claim.claim_id == public_id(sandbox)
+        and claim.sandbox == types.NamedObject(meta.name, meta.namespace)
+    )
+
+
+def place(sandbox: types.Sandbox) -> Place:
+    """It, as the gateway's records need it."""
+    born = sandbox.metadata.creation_timestamp
+    return Place(
+        sandbox_id=public_id(sandbox),
+        runtime=sandbox.status.runtime or sandbox.spec.runtime,
+        started_at=born.timestamp() if born is not None else 0.0,
+    )
+
+
+def is_new_stranger(old: types.Sandbox | None, new: types.Sandbox | None) -> bool:
+    """Whether this change made it one."""
+    return new is not None and is_stranger(new) and (old is None or not is_stranger(old))
+
+
+def stranger(sandbox: types.Sandbox, tenant: str, isolation: dict[str, Any]) -> Stranger:
+    """A Sandbox that no gateway made, described as if one had."""
+    spec, status = sandbox.spec, sandbox.status
+    public = public_id(sandbox)
+    runtime = status.runtime or spec.runtime
+    wanted = spec.resources
+    return Stranger(
+        spec=SandboxSpec(
+            sandbox_id=public,
+            runtime=spec.runtime,
+            owner=spec.user or "",
+            tenant=tenant,
+            security_level=spec.security_level,
+            resources=resources(wanted.cpu, wanted.memory, wanted.ephemeral_storage),
+            egress=tuple(
+                EgressRule(rule.domain, tuple(port.port for port in rule.ports))
+                for rule in spec.network_access.egress
+            ),
+            use_warm_pool=spec.use_warm_pool,
+            limits=grants.limits_of(spec),
+        ),
+        claim=Claim(
+            sandbox_id=public,
+            runtime=runtime,
+            languages=(runtime.partition(":")[0],),
+            start=Start(kind=status.start_kind or "cold", reason=status.start_reason),
+            isolation=isolation,
+        ),
+        context_id=names.context_id(sandbox.metadata.uid),
+        started_at=status.start_time.timestamp() if status.start_time is not None else 0.0,
+    )
+
+
+def resources(cpu: str, memory: str, storage: str) -> Resources:
+    """Quantities in cores and bytes."""
+    return Resources(cpu=number(cpu), memory=int(number(memory)), storage=int(number(storage)))
+
+
+def warnings(warning: str, env: dict[str, str]) -> tuple[str, ...]:
+    """What differs from what was asked for."""
+    needed = ", ".join(sorted(early(env)))
+    late = (
+        f"{needed}: works from a process's start only, so a new kernel was started instead of the parked one"
+    )
+    return tuple(each for each in (warning, late if needed else "") if each)
+
+
+def isolation(
+    profile: types.SandboxProfile | None,
+    security_level: str,
+    limits: types.PoolResources | types.Resources,
+    egress: bool,
+) -> dict[str, Any]:
+    """What is in force for a sandbox, truthfully."""
+    given = profile.spec if profile is not None else types.SandboxProfileSpec()
+    allowed = resources(limits.cpu, limits.memory, limits.ephemeral_storage)
+    return {
+        "backend": "kubernetes",
+        "securityLevel": security_level,
+        "profile": profile.metadata.name if profile is not None else None,
+        "runtimeClassName": given.runtime_class_name,
+        "kernel": "its runtime class's" if given.runtime_class_name else "its node's, shared",
+        "userNamespace": False,
+        "seccomp": given.seccomp_profile or "RuntimeDefault",
+        "noNewPrivileges": True,
+        "readOnlyRoot": True,
+        "network": "egress proxy" if egress else "none",
+        "limits": {
+            "memory": {"bytes": allowed.memory, "by": "kubelet"},
+            "storage": {"bytes": allowed.storage, "by": "kubelet"},
+            "cpu": {"cores": allowed.cpu, "by": "kubelet"},
+        },
+    }

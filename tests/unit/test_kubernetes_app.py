@@ -1,0 +1,64 @@
+"""A gateway that cannot serve a cluster says in one line what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WITHOUT_OPERATOR = (
+    "import sys; sys.modules['llmsafespace_operator'] = None; "
+    "from llmsafespace_gateway.app import main; main(sys.argv[1:])"
+)
+SETTINGS = {"systemNamespace": "system", "keyFile": "key", "gatewayUrl": "http://gateway"}
+
+
+def refusal(folder: Path, *options: str, code: str = "") -> str:
+    program = ["-c", code] if code else ["-m", "llmsafespace_gateway"]
+    command = [sys.executable, *program, "--data-dir", str(folder), "--port", "0", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, env={"PATH": ""})
+    assert done.returncode == 1, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(SETTINGS))
+    return path
+
+
+def test_settings_are_needed(tmp_path: Path) -> None:
+    assert "--backend kubernetes needs --kubernetes-settings FILE" in refusal(
+        tmp_path, "--backend", "kubernetes"
+    )
+
+
+def test_warm_pools_are_objects(tmp_path: Path, settings: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"GatewayApp": {"warm_pools": [{"name": "p", "runtime": "python"}]}}))
+    options = ("--backend", "kubernetes", "--kubernetes-settings", str(settings), "--config", str(config))
+    assert "warm pools are WarmPool objects here" in refusal(tmp_path, *options)
+
+
+def test_what_is_wrong_with_the_settings_is_told(tmp_path: Path, settings: Path) -> None:
+    options = ("--backend", "kubernetes", "--kubernetes-settings")
+    assert "none.json: No such file" in refusal(tmp_path, *options, str(tmp_path / "none.json"))
+    assert "key: No such file" in refusal(tmp_path, *options, str(settings))
+    settings.write_text(json.dumps({**SETTINGS, "keyFiel": "key"}))
+    assert "keyFiel" in refusal(tmp_path, *options, str(settings))
+
+
+def test_packages_that_are_missing_are_named(tmp_path: Path, settings: Path) -> None:
+    options = ("--backend", "kubernetes", "--kubernetes-settings", str(settings))
+    told = refusal(tmp_path, *options, code=WITHOUT_OPERATOR)
+    assert "llmsafespace_operator" in told
+    assert "pip install 'llmsafespace-gateway[kubernetes]'" in told
+
+
+def test_a_first_key_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert "first.key" in refusal(tmp_path, "--first-key-file", str(tmp_path / "first.key"))
