@@ -1,0 +1,158 @@
+{{/* The release's name in all that it makes. */}}
+{{- define "llmsafespace.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of everything; call with (list $ "component"). */}}
+{{- define "llmsafespace.labels" -}}
+{{- $root := index . 0 -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{ include "llmsafespace.selector" . }}
+{{- end -}}
+
+{{/* Labels that select the pods of a component. */}}
+{{- define "llmsafespace.selector" -}}
+app.kubernetes.io/name: {{ (index . 0).Chart.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* The image of one of our programs or runtimes; call with (list $ "gateway"). */}}
+{{- define "llmsafespace.image" -}}
+{{- $image := (index . 0).Values.image -}}
+{{ printf "%s/llmsafespace-%s:%s" $image.registry (index . 1) $image.tag }}
+{{- end -}}
+
+{{/* Every namespace that is served, as a JSON list. */}}
+{{- define "llmsafespace.namespaces" -}}
+{{- concat (keys .Values.namespaces.sandboxes) .Values.namespaces.pools | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{- define "llmsafespace.keysSecret" -}}
+{{- .Values.keys.existingSecret | default (printf "%s-keys" (include "llmsafespace.fullname" .)) -}}
+{{- end -}}
+
+{{- define "llmsafespace.adminKeySecret" -}}
+{{- .Values.gateway.adminKey.existingSecret | default (printf "%s-admin-key" (include "llmsafespace.fullname" .)) -}}
+{{- end -}}
+
+{{/* Where people reach the gateway. */}}
+{{- define "llmsafespace.gatewayUrl" -}}
+{{- $gateway := .Values.gateway -}}
+{{- if $gateway.url -}}
+{{- $gateway.url -}}
+{{- else if $gateway.ingress.enabled -}}
+{{- ternary "https" "http" (ne $gateway.ingress.tlsSecret "") }}://{{ $gateway.ingress.host -}}
+{{- else -}}
+http://{{ include "llmsafespace.fullname" . }}-gateway.{{ .Release.Namespace }}.svc:{{ $gateway.service.port }}
+{{- end -}}
+{{- end -}}
+
+{{/* "true" when the gateway keeps its SQLite on a volume. A rendering that sees no cluster expects a storage class. */}}
+{{- define "llmsafespace.gatewayVolume" -}}
+{{- $persistence := .Values.gateway.persistence -}}
+{{- if not .Values.gateway.database.existingSecret -}}
+{{- if ne (toString $persistence.enabled) "auto" -}}
+{{- if $persistence.enabled }}true{{ end -}}
+{{- else -}}
+{{- $there := lookup "v1" "PersistentVolumeClaim" .Release.Namespace (printf "%s-gateway" (include "llmsafespace.fullname" .)) -}}
+{{- $blind := not (lookup "v1" "Namespace" "" "kube-system") -}}
+{{- $default := false -}}
+{{- range (lookup "storage.k8s.io/v1" "StorageClass" "" "").items -}}
+{{- if eq (dig "metadata" "annotations" "storageclass.kubernetes.io/is-default-class" "" .) "true" -}}
+{{- $default = true -}}
+{{- end -}}
+{{- end -}}
+{{- if or $there $blind $persistence.storageClass $default }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What every pod of the release keeps: Pod Security `restricted`, and no token of the API by default. */}}
+{{- define "llmsafespace.pod" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "llmsafespace.container" -}}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Spread the replicas of a component over the nodes. */}}
+{{- define "llmsafespace.spread" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "llmsafespace.selector" . | nindent 8 }}
+{{- end -}}
+
+{{/* A restart of the pods whenever a configuration that they read only once has changed. */}}
+{{- define "llmsafespace.configChecksum" -}}
+checksum/config: {{ include (print .Template.BasePath "/config.yaml") . | sha256sum }}
+{{- end -}}
+
+{{/* Give the Role of a component in a namespace to its account; call with (list $ "component" "namespace"). */}}
+{{- define "llmsafespace.roleBinding" -}}
+{{- $root := index . 0 -}}
+{{- $name := printf "%s-%s" (include "llmsafespace.fullname" $root) (index . 1) -}}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ $name }}
+  namespace: {{ index . 2 }}
+  labels: {{- include "llmsafespace.labels" . | nindent 4 }}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ $name }}}
+subjects:
+  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace }}}
+{{- end -}}
+
+{{/* Likewise of its ClusterRole; call with (list $ "component"). */}}
+{{- define "llmsafespace.clusterRoleBinding" -}}
+{{- $root := index . 0 -}}
+{{- $name := printf "%s-%s" (include "llmsafespace.fullname" $root) (index . 1) -}}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: {{ $name }}
+  labels: {{- include "llmsafespace.labels" . | nindent 4 }}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {{ $name }}}
+subjects:
+  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace }}}
+{{- end -}}
+
+{{/* The pods of a component as a NetworkPolicy's peer; call with (list $ "component"). */}}
+{{- define "llmsafespace.peer" -}}
+namespaceSelector:
+  matchLabels: {kubernetes.io/metadata.name: {{ (index . 0).Release.Namespace }}}
+podSelector:
+  matchLabels: {{- include "llmsafespace.selector" . | nindent 4 }}
+{{- end -}}
+
+{{/* The pods of all namespaces but those of sandboxes, as a NetworkPolicy's peers. */}}
+{{- define "llmsafespace.trustedNamespaces" -}}
+- namespaceSelector:
+    matchExpressions:
+      - {key: kubernetes.io/metadata.name, operator: NotIn, values: {{ include "llmsafespace.namespaces" . }}}
+{{- end -}}
