@@ -1,0 +1,93 @@
+"""How the operator and the gateway hold out, without any pod that really runs.
+
+Needs KUBECONFIG of a cluster that this machine alone uses, root (for a route to the fake pods), and KWOK
+that plays the nodes annotated kwok.x-k8s.io/node=fake. Everything else is made, and removed afterwards.
+
+Arrivals: sandboxes are asked for at random with a given rate, stay five seconds once they are bound, and
+are deleted; the pool is as large as ten seconds of arrivals and is refilled meanwhile. Scale: so many
+sandboxes and warm pods stay, and nothing happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from benchmarks.kubernetes.fake_nodes import fake_nodes, needed
+from benchmarks.kubernetes.installation import Installation
+from benchmarks.kubernetes.meters import flat
+from benchmarks.kubernetes.runs import at_rate, at_scale
+from llmsafespace_operator.kube.client import KubeClient
+
+RESULTS = Path(__file__).parents[1] / "results" / "kubernetes.json"
+POOL_SECONDS = 10  # of arrivals
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.kubernetes", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--rates", type=float, nargs="*", default=[5, 25, 45], help="arrivals per second")
+    parser.add_argument("--seconds", type=float, default=60, help="of arrivals, for each rate")
+    parser.add_argument("--sandboxes", type=int, default=10_000, help="for the scale run; 0 leaves it out")
+    parser.add_argument("--warm", type=int, default=1000, help="warm pods beside them")
+    parser.add_argument("--quick", action="store_true", help="a look at whether it works: a handful of each")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where results go")
+    chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.rates, chosen.seconds, chosen.sandboxes, chosen.warm = [1.0], 5.0, 5, 3
+    return chosen
+
+
+async def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run everything that was asked for; results by name."""
+    largest = max([chosen.sandboxes + 2 * chosen.warm, *(int(rate * 30) for rate in chosen.rates)])
+    results: dict[str, Any] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        client = await KubeClient.connect(user_agent="llmsafespace-bench")
+        stack.push_async_callback(client.close)
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        await stack.enter_async_context(fake_nodes(client, needed(largest)))
+        installation = Installation(folder, client, http)
+        stack.push_async_callback(installation.stop)
+        await installation.start()
+        for rate in chosen.rates:
+            print(f"{rate:g}/s for {chosen.seconds:g} s …", file=sys.stderr)
+            results[f"{rate:g}/s"] = await at_rate(
+                installation, rate, chosen.seconds, warm=int(rate * POOL_SECONDS)
+            )
+        if chosen.sandboxes:
+            print(f"{chosen.sandboxes} sandboxes and {chosen.warm} warm pods …", file=sys.stderr)
+            results["scale"] = await at_scale(installation, chosen.sandboxes, chosen.warm)
+    return results
+
+
+def shown(results: dict[str, Any]) -> str:
+    """A block for each run, a line for each figure."""
+    blocks = [
+        "\n".join([f"{run}:", *(f"  {name}: {flat(value)}" for name, value in values.items())])
+        for run, values in results.items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def main() -> None:
+    """Run, print the results, write them as JSON."""
+    chosen = _arguments()
+    with tempfile.TemporaryDirectory(prefix="lsp-bench-") as name:
+        results = asyncio.run(measure(chosen, Path(name)))
+    chosen.json.parent.mkdir(parents=True, exist_ok=True)
+    chosen.json.write_text(json.dumps({"cores": os.cpu_count(), "runs": results}, indent=2))
+    print(shown(results))
+    print(f"written to {chosen.json}", file=sys.stderr)
+
+
+main()

@@ -1,0 +1,264 @@
+"""What the chart renders: valid, refusing wrong values in clear words, with no right too many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.chart.support_chart import CHART, Helm, HelmError, Object, own_values
+from tests.cluster.support import Kubectl, Namespaces
+
+EXAMPLES = CHART.parents[1] / "examples"
+WITH_EVERYTHING = {
+    "gateway": {
+        "replicas": 3,
+        "database": {"existingSecret": "database"},
+        "autoscaling": {"enabled": True},
+        "ingress": {"enabled": True, "host": "code.example.com", "tlsSecret": "tls"},
+        "allowFrom": [{"ipBlock": {"cidr": "203.0.113.0/24"}}],
+        "config": {"rate_limit": 50},
+    },
+    "image": {"pullSecrets": ["registry"]},
+    "egress": {"denied": ["203.0.113.0/24"]},
+    "sandboxes": {
+        "nodeSelector": {"for": "sandboxes"},
+        "tolerations": [{"key": "for", "operator": "Exists"}],
+    },
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "namespaces": {"sandboxes": {"team-a": "a", "team-b": "b"}, "pools": ["warm-pools", "team-a"]},
+}
+WRONG = [
+    ({"gateway": {"replica": 2}}, "'/gateway': additional properties 'replica' not allowed"),
+    ({"gateway": {"replicas": 0}}, "'/gateway/replicas'"),
+    ({"gateway": {"replicas": 2}}, "need a database that all replicas share"),
+    ({"gateway": {"autoscaling": {"enabled": True}}}, "need a database that all replicas share"),
+    ({"gateway": {"ingress": {"enabled": True}}}, "needs gateway.ingress.host"),
+    ({"gateway": {"url": "code.example.com"}}, "'/gateway/url'"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "'Always', 'IfNotPresent', 'Never'"),
+    ({"egress": {"denied": ["10.0.0.1"]}}, "'/egress/denied/0'"),
+    ({"namespaces": {"pools": []}}, "'/namespaces/pools'"),
+    ({"namespaces": {"pools": ["system"]}}, "holds the release itself"),
+    ({"warmPools": {"python": {"namespace": "elsewhere"}}}, "is not one of namespaces.pools"),
+    ({"runtimes": {"r": {"image": "r:1"}}}, "missing property 'language'"),
+]
+
+# All that the processes may do: group, resource, (name,) and verbs. Whoever adds a right adds it here, too.
+READ = {"get", "list", "watch"}
+OPERATOR_IN_BOTH = {
+    ("", "pods"): READ | {"create", "patch", "delete"},
+    ("", "secrets"): {"create", "delete"},
+    ("llmsafespace.dev", "sandboxprofiles"): READ,
+    ("llmsafespace.dev", "sandboxprofiles/status"): {"patch"},
+    ("events.k8s.io", "events"): {"create"},
+    ("networking.k8s.io", "networkpolicies"): {"list", "create", "patch", "delete"},
+}
+OPERATOR_SANDBOXES = {
+    ("llmsafespace.dev", "sandboxes"): READ | {"patch", "delete"},
+    ("llmsafespace.dev", "sandboxes/status"): {"patch"},
+    ("llmsafespace.dev", "sandboxes/finalizers"): {"update"},
+}
+OPERATOR_POOLS = {
+    ("llmsafespace.dev", "warmpools"): READ | {"patch", "delete", "claim"},
+    ("llmsafespace.dev", "warmpools/status"): {"patch"},
+    ("llmsafespace.dev", "warmpods"): READ | {"create", "patch", "delete"},
+    ("llmsafespace.dev", "warmpods/status"): {"patch"},
+    ("llmsafespace.dev", "warmpods/finalizers"): {"update"},
+}
+PROFILES = {("llmsafespace.dev", "sandboxprofiles"): READ}
+GATEWAY_SANDBOXES = {("llmsafespace.dev", "sandboxes"): READ | {"create", "delete", "assign"}}
+GATEWAY_POOLS = {
+    ("llmsafespace.dev", "warmpools"): READ | {"create", "patch", "delete", "claim"},
+    ("llmsafespace.dev", "warmpods"): READ | {"patch"},
+}
+MAY = {
+    ("operator", "agent-sandboxes"): OPERATOR_IN_BOTH | OPERATOR_SANDBOXES,
+    ("operator", "warm-pools"): OPERATOR_IN_BOTH | OPERATOR_POOLS,
+    ("operator", "system"): {
+        ("coordination.k8s.io", "leases", "one-llmsafespace-operator"): {"get", "patch"},
+        ("", "configmaps", "one-llmsafespace-images"): {"patch"},
+        ("", "secrets", "one-llmsafespace-webhook"): {"get", "patch"},
+        ("llmsafespace.dev", "sandboxprofiles"): READ,
+        ("llmsafespace.dev", "sandboxprofiles/status"): {"patch"},
+        ("events.k8s.io", "events"): {"create"},
+    },
+    ("operator", ""): {
+        ("llmsafespace.dev", "runtimeenvironments"): READ,
+        ("llmsafespace.dev", "runtimeenvironments/status"): {"patch"},
+        ("node.k8s.io", "runtimeclasses"): {"get"},
+        (
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            "one-llmsafespace-webhook",
+        ): {"get", "patch"},
+    },
+    ("gateway", "agent-sandboxes"): PROFILES | GATEWAY_SANDBOXES,
+    ("gateway", "warm-pools"): PROFILES | GATEWAY_POOLS,
+    ("gateway", "system"): PROFILES,
+    ("gateway", ""): {("llmsafespace.dev", "runtimeenvironments"): READ},
+}
+
+
+def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def test_it_has_no_fault_that_helm_knows(helm: Helm) -> None:
+    helm("lint", "--strict", str(CHART))
+    helm("lint", "--strict", str(CHART), values=WITH_EVERYTHING)
+
+
+@pytest.mark.parametrize(("values", "words"), WRONG)
+def test_wrong_values_are_refused_in_words_that_help(helm: Helm, values: Object, words: str) -> None:
+    with pytest.raises(HelmError) as refused:
+        helm.render(**values)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [{}, WITH_EVERYTHING], ids=["by default", "with everything"])
+def test_the_api_server_takes_every_object(
+    helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces, values: Object
+) -> None:
+    system = namespaces("chart")
+    objects = [each for each in helm.render(namespace=system, **values) if each["kind"] != "ServiceMonitor"]
+    for each in objects:
+        if "namespace" in each["metadata"]:
+            each["metadata"]["namespace"] = system  # the others are not there yet
+    everything = {"apiVersion": "v1", "kind": "List", "items": objects}
+    dry = ("--dry-run=server", "--validate=strict", "--namespace", system)
+    made = kubectl("create", *dry, "--output", "name", "-f", "-", stdin=json.dumps(everything))
+    assert len(made.split()) == len(objects)
+
+
+def test_the_examples_are_valid(helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces) -> None:
+    namespace = namespaces("examples")
+    for path in EXAMPLES.glob("*.yaml"):
+        example = yaml.safe_load(path.read_text())
+        if path.name.startswith("values-"):
+            helm("lint", "--strict", str(CHART), values=example)
+        else:
+            example["metadata"].pop("namespace", None)
+            dry = ("--dry-run=server", "--validate=strict", "--namespace", namespace)
+            kubectl("create", *dry, "-f", "-", stdin=json.dumps(example))
+
+
+def rights(objects: Iterable[Object], account: str) -> dict[str, dict[tuple[str, ...], set[str]]]:
+    """What the account of a component may do, by namespace ("" is everywhere)."""
+    objects = list(objects)
+    roles = {
+        (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each["rules"]
+        for each in of_kind(objects, "Role", "ClusterRole")
+    }
+    found: dict[str, dict[tuple[str, ...], set[str]]] = {}
+    for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
+        if all(subject["name"] != f"one-llmsafespace-{account}" for subject in binding["subjects"]):
+            continue
+        namespace = binding["metadata"].get("namespace", "")
+        role = binding["roleRef"]
+        scope = namespace if role["kind"] == "Role" else ""
+        place = found.setdefault(namespace, {})
+        for rule in roles[role["kind"], scope, role["name"]]:
+            for right, verbs in _of_rule(rule):
+                place.setdefault(right, set()).update(verbs)
+    return found
+
+
+def _of_rule(rule: dict[str, Any]) -> Iterable[tuple[tuple[str, ...], set[str]]]:
+    for group in rule["apiGroups"]:
+        for resource in rule["resources"]:
+            for name in rule.get("resourceNames", [""]):
+                yield (group, resource, name) if name else (group, resource), set(rule["verbs"])
+
+
+@pytest.mark.parametrize("account", ["operator", "gateway", "egress"])
+def test_the_processes_may_do_what_they_need_and_nothing_else(helm: Helm, account: str) -> None:
+    allowed = {namespace: may for (whose, namespace), may in MAY.items() if whose == account}
+    assert rights(helm.render(), account) == allowed
+
+
+def test_no_account_has_rights_but_gateway_and_operator(helm: Helm) -> None:
+    for binding in of_kind(helm.render(), "RoleBinding", "ClusterRoleBinding"):
+        names = [subject["name"] for subject in binding["subjects"]]
+        assert names in (["one-llmsafespace-operator"], ["one-llmsafespace-gateway"]), binding["metadata"]
+
+
+def test_its_own_pods_are_restricted_too(
+    helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces
+) -> None:
+    system = namespaces("restricted")
+    kubectl("label", "namespace", system, "pod-security.kubernetes.io/enforce=restricted")
+    templates = [each["spec"]["template"] for each in of_kind(helm.render(), "Deployment", "Job")]
+    assert len(templates) == 4
+    for number, template in enumerate(templates):
+        spec = {**template["spec"], "serviceAccountName": "default"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, "spec": spec}
+        kubectl("create", "--dry-run=server", "-n", system, "-f", "-", stdin=json.dumps(pod))
+        for container in spec["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_the_egress_proxy_gets_no_key_but_its_own(helm: Helm) -> None:
+    (pod,) = [
+        each["spec"]["template"]["spec"]
+        for each in of_kind(helm.render(), "Deployment")
+        if each["metadata"]["name"].endswith("-egress")
+    ]
+    secrets = [each["secret"] for each in pod["volumes"] if "secret" in each]
+    assert [each["items"] for each in secrets] == [[{"key": "egress-key", "path": "egress-key"}]]
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_no_key_is_an_argument_or_in_a_config_map(helm: Helm) -> None:
+    objects = helm.render(**WITH_EVERYTHING)
+    for pod in (each["spec"]["template"]["spec"] for each in of_kind(objects, "Deployment")):
+        for container in pod["containers"]:
+            taken = [entry["value"] for entry in container.get("env", []) if "value" in entry]
+            assert taken in ([], ["/tmp"])
+    for each in of_kind(objects, "ConfigMap"):
+        assert "lsp_" not in json.dumps(each)
+        assert "postgresql" not in json.dumps(each)
+
+
+def test_two_releases_share_no_object(helm: Helm) -> None:
+    def names(release: str) -> set[tuple[str, str, str]]:
+        made = helm.render(release, f"{release}-system", **own_values(release, 1))
+        return {
+            (each["kind"], each["metadata"].get("namespace", f"{release}-system"), each["metadata"]["name"])
+            if each["kind"] not in CLUSTER_WIDE
+            else (each["kind"], "", each["metadata"]["name"])
+            for each in made
+        }
+
+    assert names("one").isdisjoint(names("two"))
+
+
+CLUSTER_WIDE = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "FlowSchema",
+    "Namespace",
+    "PriorityLevelConfiguration",
+    "RuntimeEnvironment",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
+}
+
+
+def test_every_namespace_of_sandboxes_is_shut(helm: Helm) -> None:
+    objects = helm.render(**WITH_EVERYTHING)
+    served = {each["metadata"]["name"]: each["metadata"]["labels"] for each in of_kind(objects, "Namespace")}
+    assert set(served) == {"agent-sandboxes", "team-a", "team-b", "warm-pools"}
+    denied = {
+        each["metadata"]["namespace"]
+        for each in of_kind(objects, "NetworkPolicy")
+        if each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    }
+    assert denied == set(served)
+    for labels in served.values():
+        assert labels["llmsafespace.dev/sandboxes"] == "true"
+        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
