@@ -142,6 +142,27 @@ async def test_renewals_that_fail_now_and_then_cost_nothing(
     await roaming.close()
 
 
+async def test_a_leader_that_stops_amid_a_renewal_releases_the_lease(
+    client: KubeClient,
+    namespace: str,
+    road: FaultyServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(road.kubeconfig(tmp_path / "kubeconfig")))
+    roaming = await KubeClient.connect(user_agent="llmsafespace-tests")
+    candidate = Candidate(roaming, namespace, "amid", "one")
+    async with running(candidate):
+        await candidate.leads.wait()
+        sent = road.requests["PATCH"]
+        road.faults.late, road.faults.latency = 1.0, 3600.0
+        while road.requests["PATCH"] == sent:
+            await asyncio.sleep(0.01)
+        road.faults.late = 0.0
+    assert (await client.get(LEASE, "amid", namespace)).spec["holderIdentity"] == ""
+    await roaming.close()
+
+
 async def test_what_the_leader_raises_is_raised_and_the_lease_released(
     client: KubeClient, namespace: str
 ) -> None:

@@ -33,7 +33,7 @@ async def test_killed_at_any_moment_every_sandbox_gets_one_pod(
     sandboxes = Sandboxes(installation, kubectl)
     sandboxes.pool("pool", 2)
     draw = random.Random(4)
-    made = [f"one-of-{number}" for number in range(5)]
+    made = [f"one-of-{number}" for number in range(3)]
     for number, name in enumerate(made):
         sandboxes.apply(name, useWarmPool=number % 2 == 0)
         time.sleep(draw.uniform(0.0, 0.4))  # wherever it is by then

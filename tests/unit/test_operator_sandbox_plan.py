@@ -444,6 +444,20 @@ def test_what_cannot_start_waits_with_the_reason_and_then_fails() -> None:
     assert "there is no runtime cobol" in world.sandbox.status.message
 
 
+def test_old_warm_pod_that_is_not_reached_at_once_is_tried_again() -> None:
+    world = kubectl_made()
+    world.offer()
+    world.claim()
+    world.now += timedelta(hours=2)
+    seen = world.observe()
+    assert seen is not None
+    found = plans.blocked(seen, status.Obstacle("AgentUnreachable", "its agent does not answer"))
+    ((action,),) = found.stages
+    assert isinstance(action, plans.Write)
+    assert action.status.end == ""
+    assert found.again == SETTINGS.start_timeout
+
+
 def test_time_without_an_operator_fails_nobody() -> None:
     world = kubectl_made()
     world.now += timedelta(days=1)

@@ -152,11 +152,12 @@ class Leadership:
 
     async def _release(self) -> None:
         """Let the next candidate have it at once, if it is ours."""
-        if not self._version or self._spec.holder_identity != self._identity:
-            return
         try:
             async with asyncio.timeout(_RELEASE_LIMIT):
-                await self._write("", 1)
+                if not self._version:  # a renewal was cut off
+                    await self._look(asyncio.get_running_loop().time())
+                if self._version and self._spec.holder_identity == self._identity:
+                    await self._write("", 1)
         except (KubeError, TimeoutError) as error:
             _log.info("the lease %s was not released and runs out by itself: %r", self._name, error)
 

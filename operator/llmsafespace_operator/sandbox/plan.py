@@ -262,9 +262,11 @@ def _own_pod(seen: Observed) -> Pod | None:
 
 def _waits_since(seen: Observed) -> datetime:
     """Since when it waits for what it waits for, so far as anybody was there to see."""
-    times = [status.not_ready_since(seen.sandbox.status)]
-    if seen.pod is not None:
-        times.append(seen.pod.metadata.creation_timestamp)
+    own = _own_pod(seen)
+    times = [
+        status.not_ready_since(seen.sandbox.status),
+        own.metadata.creation_timestamp if own is not None else None,
+    ]
     return max((time for time in times if time is not None), default=seen.now)
 
 
