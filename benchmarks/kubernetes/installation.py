@@ -1,13 +1,15 @@
-"""What is measured: an operator and a gateway as they are, agents that are stubs, and a warm pool."""
+"""What is measured: an operator and a gateway as they are, real pods or fake ones, and a warm pool."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import secrets
 import socket
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -39,7 +41,11 @@ class Installation:
     clients: Clients
     _stubs: Process
 
-    def __init__(self, folder: Path, client: KubeClient, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, folder: Path, client: KubeClient, http: aiohttp.ClientSession, image: str | None = None
+    ) -> None:
+        """`image` None: fake pods, whose agents are stubs."""
+        self._image = image
         mark = secrets.token_hex(3)
         self._system, self._sandboxes, self._pools, self._runtime = (
             f"bench-{part}-{mark}" for part in ("system", "sandboxes", "pools", "runtime")
@@ -57,9 +63,10 @@ class Installation:
         ports = {"operator": _free_port(), "gateway": _free_port()}
         settings = self._folder / "settings.json"
         settings.write_bytes(msgspec.json.encode(self._settings(ports)))
-        stubs = ("benchmarks.kubernetes.stubs", str(self._folder / "key"), self._sandboxes, self._pools)
-        self._stubs = self._process(0, *stubs)
-        await self._stubs.said(SERVING)
+        if self._image is None:
+            stubs = ("benchmarks.kubernetes.stubs", str(self._folder / "key"), self._sandboxes, self._pools)
+            self._stubs = self._process(0, *stubs)
+            await self._stubs.said(SERVING)
         self.operator = self._process(ports["operator"], "llmsafespace_operator", "--config", str(settings))
         await self.operator.ready()
         await self._start_gateway(ports["gateway"], settings)
@@ -93,8 +100,8 @@ class Installation:
             egress_key_file=str(self._folder / "egress-key"),
             gateway_url=f"http://127.0.0.1:{ports['gateway']}",
             http_port=ports["operator"],
-            pod_node_selector=SELECTOR,
-            pod_tolerations=[TOLERATION],
+            pod_node_selector=SELECTOR if self._image is None else {},
+            pod_tolerations=[TOLERATION] if self._image is None else [],
         )
 
     async def _objects(self) -> None:
@@ -102,9 +109,10 @@ class Installation:
         for name, labels in namespaces.items():
             await self._client.create(_NAMESPACE, {"metadata": {"name": name, "labels": labels}})
         language, version = RUNTIME_NAME.split(":")
-        spec = {"image": "localhost/nothing:1", "language": language, "version": version}
+        spec = {"image": self._image or "localhost/nothing:1", "language": language, "version": version}
         await self._client.create(RUNTIME, {"metadata": {"name": self._runtime}, "spec": spec})
-        pool = {"runtime": RUNTIME_NAME, "minSize": 0, "ttl": 0}
+        resources = {"cpu": "500m", "memory": "512Mi"}
+        pool = {"runtime": RUNTIME_NAME, "minSize": 0, "ttl": 0, "resources": resources}
         await self._client.create(WARMPOOL, {"metadata": {"name": _POOL}, "spec": pool}, self._pools)
 
     async def resize(self, warm: int, limit: float) -> float:
@@ -163,6 +171,20 @@ class Installation:
         namespaces, _ = await self._client.list(_NAMESPACE)
         ours = {self._sandboxes, self._pools, self._system}
         return any(each.metadata.name in ours for each in namespaces)
+
+
+@contextlib.asynccontextmanager
+async def installed(
+    folder: Path, client: KubeClient, http: aiohttp.ClientSession, image: str | None = None
+) -> AsyncIterator[Installation]:
+    """An installation that serves, and of which nothing is left afterwards."""
+    folder.mkdir()
+    made = Installation(folder, client, http, image)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.stop()
 
 
 def _free_port() -> int:

@@ -34,6 +34,8 @@ class Clients:
     """Clients of one gateway, behind one key."""
 
     def __init__(self, url: str, key: str, http: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.key = key
         self._sandboxes = f"{url}/api/v1/sandboxes"
         self._http = http
         self._headers = {"Authorization": f"Bearer {key}"}

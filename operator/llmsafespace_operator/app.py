@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _NAME = "llmsafespace-operator"
 _STOP_LIMIT = 5.0  # seconds
+_COUNT_PAUSE = 1.0
 
 
 class Informers:
@@ -139,6 +140,7 @@ class Operator:
             (informers.warm_pools, self._warm_pools.controller),
             (informers.sandboxes, self._sandboxes.controller),
         ]
+        await self._count()
         self._runtimes.rewrite()
         self._profiles.sweep()
         for informer, controller in every:
@@ -152,6 +154,15 @@ class Operator:
         finally:
             for controller in controllers:
                 await controller.stop()
+
+    async def _count(self) -> None:
+        """Pools are filled by what is there; what the last leader made, a watch may not have told yet."""
+        while True:
+            try:
+                return await self._informers.warm_pods.refresh()
+            except KubeError as error:
+                log.warning("the warm pods cannot be counted: %s", error)
+            await asyncio.sleep(_COUNT_PAUSE)
 
     def _of_pools(self) -> tuple[WarmPodReconciler, WarmPoolReconciler]:
         found, records = self._informers, Records()

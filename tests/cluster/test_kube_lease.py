@@ -156,7 +156,7 @@ async def test_a_leader_that_stops_amid_a_renewal_releases_the_lease(
         await candidate.leads.wait()
         sent = road.requests["PATCH"]
         road.faults.late, road.faults.latency = 1.0, 3600.0
-        while road.requests["PATCH"] == sent:
+        while road.requests["PATCH"] == sent:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         road.faults.late = 0.0
     assert (await client.get(LEASE, "amid", namespace)).spec["holderIdentity"] == ""

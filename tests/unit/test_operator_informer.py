@@ -253,12 +253,21 @@ def test_an_object_that_cannot_be_read_hides_no_other_and_is_not_taken_for_delet
     store.replace(NAMESPACE, [known], 3)
     store.replace(NAMESPACE, found.items, 8, found.unreadable)
     assert store.get((NAMESPACE, "bad")) == known
+    bad["metadata"]["resourceVersion"] = "9"
     line = msgspec.json.encode({"type": "MODIFIED", "object": bad})
     store.apply(NAMESPACE, decode_line(kinds.WARMPOD, line, "WATCH"))
     assert store.get((NAMESPACE, "bad")) == known
+    bad["metadata"]["resourceVersion"] = "10"
     line = msgspec.json.encode({"type": "DELETED", "object": bad})
     store.apply(NAMESPACE, decode_line(kinds.WARMPOD, line, "WATCH"))
     assert store.get((NAMESPACE, "bad")) is None
+
+
+def test_a_watch_that_is_behind_a_list_brings_nothing_back() -> None:
+    store: Store[AnyObject] = Store([NAMESPACE])
+    store.replace(NAMESPACE, [], 8)
+    store.apply(NAMESPACE, event("ADDED", thing("gone", 5)))
+    assert (store.items(), store.version(NAMESPACE)) == ([], 8)
 
 
 def test_an_answer_that_is_not_as_its_kind_says_is_an_error_of_the_call() -> None:

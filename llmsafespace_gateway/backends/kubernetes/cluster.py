@@ -94,9 +94,12 @@ class Cluster:
         return next(iter(self.sandboxes.by_index(_ID, sandbox_id)), None)
 
     async def sandbox(self, sandbox_id: str) -> types.Sandbox | None:
-        """The same; one that another gateway has just made is asked for. Raises KubeError."""
+        """The same; asked for while it is not known, or not where it runs: another gateway may know that.
+
+        Raises KubeError.
+        """
         found = self.known(sandbox_id)
-        if found is not None:
+        if found is not None and objects.is_decided(found):
             return found
         for namespace in self.settings.sandbox_namespaces:
             try:

@@ -137,6 +137,11 @@ def runs(sandbox: types.Sandbox) -> bool:
     return status.phase == "Running" and bool(status.pod_ip) and end_of(sandbox) is None
 
 
+def is_decided(sandbox: types.Sandbox) -> bool:
+    """Whether it is known where it runs, or how it ended."""
+    return bool(warm_pod_of(sandbox) or sandbox.status.pod_ip or end_of(sandbox))
+
+
 def is_stranger(sandbox: types.Sandbox) -> bool:
     """Whether somebody else made it and the operator has bound it."""
     return runs(sandbox) and not names.made_by_gateway(sandbox.metadata.name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from llmsafespace_operator.kube.objects import Key
 
-LIMIT = 30.0  # seconds after which an expectation is given up: whatever happened to it, it is known by then
+LIMIT = 60.0  # seconds until an expectation is given up: even what a silent watch hid is known by then
 
 
 class Expectations:

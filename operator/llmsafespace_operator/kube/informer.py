@@ -90,6 +90,10 @@ class Informer(Generic[T]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def refresh(self) -> None:
+        """List everything anew, as a watch may be behind without anybody's knowing it. Raises KubeError."""
+        await asyncio.gather(*(each.refresh() for each in self._followers))
+
     @property
     def silent_for(self) -> float:
         """Seconds since the watch that was silent longest was last heard; its limit is a little over 30."""
@@ -136,7 +140,7 @@ class _Follower(Generic[T]):
         advanced = False
         try:
             if self._must_list:
-                await self._list()
+                await self.refresh()
             async with aclosing(
                 self._client.watch(
                     self._kind,
@@ -161,7 +165,8 @@ class _Follower(Generic[T]):
         self.heard = time.monotonic()  # the API server ended the watch: it may have had nothing to tell
         return advanced, None
 
-    async def _list(self) -> None:
+    async def refresh(self) -> None:
+        """List, and take in what is there."""
         found = await self._client.snapshot(
             self._kind, self._scope or None, label_selector=self._label_selector
         )

@@ -93,8 +93,10 @@ class Store(Generic[T]):
                 self._put(key, item)
 
     def apply(self, scope: str, event: WatchEvent[T]) -> None:
-        """Take in an event of a watch."""
-        self._versions[scope] = max(self._versions[scope], event.version)
+        """Take in an event of a watch, unless a list has already told what came of it."""
+        if event.version <= self._versions[scope]:
+            return
+        self._versions[scope] = event.version
         if event.type == "DELETED":
             if self._is_news(event.key, event.version):
                 self._put(event.key, None)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Conflict, KubeError, Unavailable
+from llmsafespace_operator.kube.errors import AlreadyExists, Conflict, KubeError, Unavailable
 from llmsafespace_operator.kube.expectations import Expectations
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.kube.objects import Key, key_of
@@ -78,7 +78,7 @@ class Members:
         self._expectations.expect_created(key, [name])
         record.created(name)
         try:
-            made = await self._client.create(WARMPOD, body, meta.namespace)
+            made = await self._made(name, meta.namespace, body)
         except Unavailable:
             raise  # it may be there all the same: wait until it is seen
         except KubeError:
@@ -86,6 +86,17 @@ class Members:
             record.gone(name)
             raise
         self._warm_pods.observe(made)
+
+    async def _made(self, name: str, namespace: str, body: dict[str, Any]) -> WarmPod:
+        """Tried again when it is not known whether it was made: of one name there is but one."""
+        try:
+            return await self._client.create(WARMPOD, body, namespace)
+        except Unavailable:
+            pass
+        try:
+            return await self._client.create(WARMPOD, body, namespace)
+        except AlreadyExists:
+            return await self._client.get(WARMPOD, name, namespace)
 
     async def _delete(self, pool: Key, warm_pod: WarmPod) -> None:
         """Only in the state in which nobody had claimed it; the API server compares."""
