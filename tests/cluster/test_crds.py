@@ -355,7 +355,8 @@ def test_runtime_environments_are_cluster_wide_and_read_well(kubectl: Kubectl, n
     try:
         header, row = (line.split() for line in kubectl("get", "rte", name).splitlines())
         assert header == ["NAME", "LANGUAGE", "VERSION", "AVAILABLE", "AGE"]
-        assert row[:4] == [name, "python", "3.11", "false"]
+        assert row[:3] == [name, "python", "3.11"]
+        assert row[3] in ("true", "false")  # an operator of another installation may have looked
     finally:
         kubectl("delete", "rte", name)
 

@@ -88,13 +88,13 @@ async def test_death_at_a_step_costs_nobody_a_sandbox(
 
 @pytest.mark.timeout(400)
 async def test_deaths_and_bad_roads(arena: Arena, draw: random.Random) -> None:
-    await under_load(arena, draw, sandboxes=150, every=25)
+    await under_load(arena, draw, sandboxes=150, at_once=12, every=25)
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(4 * 3600)
 async def test_deaths_and_bad_roads_for_ten_thousand_sandboxes(arena: Arena, draw: random.Random) -> None:
-    await under_load(arena, draw, sandboxes=10_000, every=50)
+    await under_load(arena, draw, sandboxes=10_000, at_once=32, every=100)
 
 
 @pytest.mark.heavy
@@ -114,13 +114,13 @@ async def test_etcd_stops_and_the_api_server_dies(arena: Arena, draw: random.Ran
     await all_is_well(arena, clients)
 
 
-async def under_load(arena: Arena, draw: random.Random, sandboxes: int, every: int) -> None:
-    """So many sandboxes over bad roads, and a death about every so many of them."""
+async def under_load(arena: Arena, draw: random.Random, sandboxes: int, at_once: int, every: int) -> None:
+    """So many sandboxes over bad roads, `at_once` at a time, and a death in every so many of them."""
     clients = arena.clients(draw)
     arena.worsen(bad(draw))
     deaths = asyncio.create_task(strikes(arena, clients, draw, every))
     try:
-        await clients.crowd(sandboxes, at_once=12)
+        await clients.crowd(sandboxes, at_once)
     finally:
         deaths.cancel()
         arena.worsen(Faults)
