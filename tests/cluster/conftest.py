@@ -24,7 +24,7 @@ CRDS = REPOSITORY / "deploy" / "helm" / "llmsafespace" / "crds"
 RUNTIMES = {"python": "3.11", "bash": "5.2"}  # language and version of the runtime images
 HOW = (
     "tests of tests/cluster are left out, as KUBECONFIG is not set. Any cluster will do: kind, k3d, "
-    "a real one; README.md says how to get one."
+    "a real one; CONTRIBUTING.md says how to get one."
 )
 LEFT_OUT = pytest.StashKey[int]()
 
