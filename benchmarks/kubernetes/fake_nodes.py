@@ -12,7 +12,7 @@ from typing import Any
 
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.resources.kinds import Kind
-from llmsafespace_operator.resources.types import AnyObject
+from llmsafespace_operator.resources.kubernetes import AnyObject
 
 NETWORK = ipaddress.ip_network("10.99.0.0/16")
 PODS_PER_NODE = 900

@@ -22,9 +22,9 @@ from benchmarks.kubernetes.processes import Process
 from benchmarks.kubernetes.stubs import SECOND_BIND, SERVING
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.resources.kinds import POD, RUNTIME, SANDBOX, WARMPOD, WARMPOOL, Kind
+from llmsafespace_operator.resources.kubernetes import AnyObject
 from llmsafespace_operator.resources.names import NAMESPACE_LABEL
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import AnyObject
 
 _POOL = "bench"
 _LABELS = {NAMESPACE_LABEL: "true"}

@@ -40,8 +40,8 @@ from llmsafespace_operator.claims.tokens import agent_token
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.resources.kinds import POD
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.names import AGENT_PORT, COMPONENT, SANDBOX_COMPONENT
-from llmsafespace_operator.resources.types import Pod
 
 _UNKNOWN_LIMIT = 5.0  # seconds that our watch may lag behind the one of who connects
 _PAUSE = 0.01

@@ -14,8 +14,9 @@ import pytest
 
 from llmsafespace_operator.pods.build import Recipe, pod
 from llmsafespace_operator.resources.kinds import WARMPOD
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Metadata, PoolResources
+from llmsafespace_operator.resources.types import PoolResources
 from tests.cluster.support import Kubectl, KubectlError, Namespaces, eventually
 
 CHART = Path(__file__).parents[2] / "deploy/helm/llmsafespace"

@@ -19,8 +19,8 @@ from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import Invalid, Unavailable
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, WARMPOD, WARMPOOL, Kind, T
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.types import (
-    Metadata,
     NamedObject,
     RuntimeEnvironment,
     RuntimeEnvironmentSpec,

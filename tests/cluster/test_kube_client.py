@@ -26,7 +26,8 @@ from llmsafespace_operator.kube.client import (
     Unreachable,
 )
 from llmsafespace_operator.resources.kinds import CONFIG_MAP, WARMPOD
-from llmsafespace_operator.resources.types import Metadata, NamedObject, WarmPod, WarmPodSpec
+from llmsafespace_operator.resources.kubernetes import Metadata
+from llmsafespace_operator.resources.types import NamedObject, WarmPod, WarmPodSpec
 from tests.cluster.conftest import Cluster
 from tests.cluster.faults import FaultyServer, faulty_server
 from tests.cluster.support import Kubectl, Namespaces

@@ -30,8 +30,9 @@ from llmsafespace_operator.resources.kinds import (
     WARMPOOL,
     Kind,
 )
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import NamedObject, Pod, Resources, WarmPod, WarmPool
+from llmsafespace_operator.resources.types import NamedObject, Resources, WarmPod, WarmPool
 from llmsafespace_operator.warmpool.caches import Caches
 from llmsafespace_operator.warmpool.pods import WarmPodReconciler
 from llmsafespace_operator.warmpool.pools import WarmPoolReconciler

@@ -23,6 +23,7 @@ from llmsafespace_operator.kube.errors import (
     Unavailable,
 )
 from llmsafespace_operator.resources import names, types
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
 
 ID = "sb-" + "ab" * 10
@@ -44,7 +45,7 @@ def spec(**changes: Any) -> SandboxSpec:
 
 def sandbox(name: str = "by-hand", *, going: bool = False, **status: Any) -> types.Sandbox:
     return types.Sandbox(
-        types.Metadata(name=name, namespace="agents", uid=UID, deletion_timestamp=TIME if going else None),
+        Metadata(name=name, namespace="agents", uid=UID, deletion_timestamp=TIME if going else None),
         types.SandboxSpec(runtime="python:3.10", user="ada"),
         types.SandboxStatus(**status),
     )
@@ -54,7 +55,7 @@ def warm_pod(claim_id: str, sandbox_name: str, namespace: str = "agents") -> typ
     claim = types.WarmPodClaim(claim_id, types.NamedObject(sandbox_name, namespace), TIME)
     reference = types.NamedObject("pool", "pools")
     return types.WarmPod(
-        types.Metadata(name="pool-1", namespace="pools", uid="w"), types.WarmPodSpec(reference, claim=claim)
+        Metadata(name="pool-1", namespace="pools", uid="w"), types.WarmPodSpec(reference, claim=claim)
     )
 
 
@@ -175,7 +176,7 @@ def test_only_the_warm_pods_own_word_says_whose_it_is() -> None:
     assert not objects.has(own, warm_pod("sb-other", "by-hand"))
     assert not objects.has(own, warm_pod(public, "other"))
     assert not objects.has(own, warm_pod(public, "by-hand", "acme"))
-    unclaimed = types.WarmPod(types.Metadata(name="w"), types.WarmPodSpec(types.NamedObject("p", "pools")))
+    unclaimed = types.WarmPod(Metadata(name="w"), types.WarmPodSpec(types.NamedObject("p", "pools")))
     assert not objects.has(own, unclaimed)
 
 
@@ -198,7 +199,7 @@ def test_what_differs_from_the_request_is_told() -> None:
 
 def test_isolation_tells_of_the_runtime_class() -> None:
     profile = types.SandboxProfile(
-        types.Metadata(name="high"), types.SandboxProfileSpec(runtime_class_name="gvisor")
+        Metadata(name="high"), types.SandboxProfileSpec(runtime_class_name="gvisor")
     )
     told = objects.isolation(profile, "high", types.PoolResources(), egress=True)
     assert (told["runtimeClassName"], told["kernel"]) == ("gvisor", "its runtime class's")
@@ -212,7 +213,7 @@ def test_isolation_tells_of_the_runtime_class() -> None:
 
 def pool(*allowed: str) -> types.WarmPool:
     made = types.WarmPoolSpec(runtime="python:3.11", allowed_namespaces=list(allowed))
-    return types.WarmPool(types.Metadata(name="p", namespace="pools"), made)
+    return types.WarmPool(Metadata(name="p", namespace="pools"), made)
 
 
 @pytest.mark.parametrize(
@@ -247,14 +248,14 @@ def test_a_pool_comes_back_as_it_was_written() -> None:
         tenant="acme",
     )
     body = {**pools.pool_body(wanted), "allowedNamespaces": ["acme"]}
-    written = types.WarmPool(types.Metadata(name="p"), msgspec.convert(body, types.WarmPoolSpec))
+    written = types.WarmPool(Metadata(name="p"), msgspec.convert(body, types.WarmPoolSpec))
     assert pools.pool_spec(written, TENANTS) == wanted
 
 
 def test_each_runtime_is_listed_once_and_as_available_as_it_is() -> None:
     def environment(name: str, version: str, available: bool) -> types.RuntimeEnvironment:
         return types.RuntimeEnvironment(
-            types.Metadata(name=name),
+            Metadata(name=name),
             types.RuntimeEnvironmentSpec(image="i", language="python", version=version),
             types.RuntimeEnvironmentStatus(available=available),
         )
@@ -275,7 +276,7 @@ def test_each_runtime_is_listed_once_and_as_available_as_it_is() -> None:
 
 def test_the_levels_are_described_by_their_profiles() -> None:
     own = types.SandboxProfile(
-        types.Metadata(name="gpu"),
+        Metadata(name="gpu"),
         types.SandboxProfileSpec(
             security_level="high",
             runtime_class_name="kata",

@@ -11,8 +11,8 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from llmsafespace_operator.admission.certificates import Certificates, is_due, make
 from llmsafespace_operator.admission.rules import Verdict, can_be_removed, can_be_served, wants_the_same
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.types import (
-    Metadata,
     PoolResources,
     ProfileRef,
     ResourceRequirements,

@@ -20,9 +20,9 @@ from llmsafespace_operator.claims.choice import (
     request_of,
     serves,
 )
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.types import (
     Filesystem,
-    Metadata,
     NamedObject,
     PoolResources,
     ProfileRef,

@@ -7,19 +7,21 @@ import pytest
 from llmsafespace_operator.environments import policies
 from llmsafespace_operator.environments.verdict import allowed, judge
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_operator.resources.kubernetes import (
     Container,
     ContainerState,
     ContainerStatus,
     ContainerWaiting,
     Metadata,
-    NetworkPolicyRules,
-    NetworkRule,
     Pod,
     PodCondition,
     PodSpec,
     PodStatus,
+)
+from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_operator.resources.types import (
+    NetworkPolicyRules,
+    NetworkRule,
     PortRule,
     RuntimeEnvironment,
     RuntimeEnvironmentSpec,

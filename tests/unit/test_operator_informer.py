@@ -23,7 +23,8 @@ from llmsafespace_operator.kube.wire import (
     lines_of,
 )
 from llmsafespace_operator.resources import kinds
-from llmsafespace_operator.resources.types import AnyObject, Metadata, NamedObject, WarmPod, WarmPodSpec
+from llmsafespace_operator.resources.kubernetes import AnyObject, Metadata
+from llmsafespace_operator.resources.types import NamedObject, WarmPod, WarmPodSpec
 
 NAMESPACE = "pods"
 Event = WatchEvent[AnyObject]

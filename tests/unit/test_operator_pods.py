@@ -12,13 +12,12 @@ from llmsafespace_agent.wire.configuration import AgentConfig
 from llmsafespace_operator.pods.build import Recipe, pod, secret
 from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
 from llmsafespace_operator.resources import kinds, names
+from llmsafespace_operator.resources.kubernetes import Metadata, Pod
 from llmsafespace_operator.resources.quantities import number
 from llmsafespace_operator.resources.settings import AgentLimits, Settings
 from llmsafespace_operator.resources.types import (
     Filesystem,
     FilesystemConfig,
-    Metadata,
-    Pod,
     PoolResources,
     PreloadScript,
     SandboxProfile,

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from llmsafespace_operator.claims.profiles import profile_of, reference
 from llmsafespace_operator.claims.runtimes import Resolved, label, resolve
+from llmsafespace_operator.resources.kubernetes import Condition, Metadata
 from llmsafespace_operator.resources.types import (
-    Condition,
-    Metadata,
     ProfileRef,
     RuntimeEnvironment,
     RuntimeEnvironmentSpec,

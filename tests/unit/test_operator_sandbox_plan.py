@@ -13,18 +13,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_operator.resources.kubernetes import (
     ContainerState,
     ContainerStatus,
     ContainerTerminated,
     Metadata,
-    NamedObject,
     OwnerReference,
     Pod,
     PodCondition,
     PodSpec,
     PodStatus,
+)
+from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_operator.resources.types import (
+    NamedObject,
     Sandbox,
     SandboxSpec,
     WarmPod,

@@ -9,12 +9,9 @@ import msgspec
 import pytest
 
 from llmsafespace_operator.claims.catalogue import Catalogue
+from llmsafespace_operator.resources.kubernetes import Metadata, Pod, PodCondition, PodStatus
 from llmsafespace_operator.resources.types import (
-    Metadata,
     NamedObject,
-    Pod,
-    PodCondition,
-    PodStatus,
     PreloadScript,
     ProfileRef,
     RuntimeEnvironment,

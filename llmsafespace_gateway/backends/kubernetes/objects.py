@@ -21,6 +21,7 @@ from llmsafespace_gateway.backends.base import (
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_operator.claims import grants
 from llmsafespace_operator.resources import names, types
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
 
 _LONGEST_TIMEOUT = 86400  # seconds: what a Sandbox can say
@@ -78,7 +79,7 @@ def cold_sandbox(spec: SandboxSpec, namespace: str, reason: str) -> types.Sandbo
 
 
 def _sandbox(spec: SandboxSpec, namespace: str) -> types.Sandbox:
-    metadata = types.Metadata(
+    metadata = Metadata(
         name=spec.sandbox_id,
         namespace=namespace,
         labels={names.TENANT: spec.tenant, names.SANDBOX_ID: spec.sandbox_id},

@@ -16,8 +16,9 @@ from llmsafespace_operator.kube.objects import Key, key_of
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.conditions import condition, merged
 from llmsafespace_operator.resources.kinds import NETWORK_POLICY, PROFILE, Kind
+from llmsafespace_operator.resources.kubernetes import AnyObject
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import AnyObject, SandboxProfile
+from llmsafespace_operator.resources.types import SandboxProfile
 
 _RUNTIME_CLASS = Kind("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", AnyObject, namespaced=False)
 _SWEEP: Key = ("", "")

@@ -15,8 +15,9 @@ from llmsafespace_operator.kube.objects import Key, key_of
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.conditions import condition, merged
 from llmsafespace_operator.resources.kinds import CONFIG_MAP, RUNTIME
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Pod, RuntimeEnvironment, RuntimeEnvironmentStatus
+from llmsafespace_operator.resources.types import RuntimeEnvironment, RuntimeEnvironmentStatus
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from llmsafespace_operator.kube import metrics
 from llmsafespace_operator.kube.client import KubeClient, KubeError
 from llmsafespace_operator.resources import kinds
 from llmsafespace_operator.resources.kinds import Kind
-from llmsafespace_operator.resources.types import Metadata
+from llmsafespace_operator.resources.kubernetes import Metadata
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import msgspec
 from llmsafespace_operator.kube import metrics
 from llmsafespace_operator.kube.client import KubeClient, KubeError, NotFound
 from llmsafespace_operator.resources import kinds
-from llmsafespace_operator.resources.types import AnyObject
+from llmsafespace_operator.resources.kubernetes import AnyObject
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llmsafespace_operator.resources.types import Metadata
+from llmsafespace_operator.resources.kubernetes import Metadata
 
 Key = tuple[str, str]  # namespace ("" if cluster-scoped), name
 

@@ -12,7 +12,7 @@ import msgspec
 from llmsafespace_operator.kube.errors import KubeError, error_of
 from llmsafespace_operator.kube.objects import Key, key_of, version_of
 from llmsafespace_operator.resources.kinds import Kind, T
-from llmsafespace_operator.resources.types import Metadata
+from llmsafespace_operator.resources.kubernetes import Metadata
 
 _log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from llmsafespace_agent.wire.configuration import (
 from llmsafespace_operator.pods.volumes import Folder, folders
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import Kind
+from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
 from llmsafespace_operator.resources.settings import Settings
 from llmsafespace_operator.resources.types import (
     Filesystem,
-    Metadata,
     PoolResources,
     PreloadScript,
     Resources,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from llmsafespace_agent.wire.configuration import EXIT_STATUS
-from llmsafespace_operator.resources.types import ContainerTerminated, Pod, PodCondition
+from llmsafespace_operator.resources.kubernetes import ContainerTerminated, Pod, PodCondition
 
 _WORDS = {status: word for word, status in EXIT_STATUS.items()}
 _MESSAGES = {

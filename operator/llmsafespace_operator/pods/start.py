@@ -6,8 +6,8 @@ from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import AlreadyExists
 from llmsafespace_operator.pods import build
 from llmsafespace_operator.resources.kinds import POD, SECRET
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Pod
 
 
 class NameTaken(Exception):

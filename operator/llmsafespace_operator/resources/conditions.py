@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_operator.resources.types import Condition
+from llmsafespace_operator.resources.kubernetes import Condition
 
 _LONGEST = 1024  # characters of a message
 

@@ -43,12 +43,12 @@ RUNTIME = Kind(
 )
 WARMPOOL = Kind(GROUP, VERSION, "WarmPool", "warmpools", types.WarmPool)
 WARMPOD = Kind(GROUP, VERSION, "WarmPod", "warmpods", types.WarmPod)
-POD = Kind("", "v1", "Pod", "pods", types.Pod)
+POD = Kind("", "v1", "Pod", "pods", kubernetes.Pod)
 SECRET = Kind("", "v1", "Secret", "secrets", kubernetes.Secret)
-EVENT = Kind("events.k8s.io", "v1", "Event", "events", types.AnyObject)
-LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases", types.AnyObject)
-NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", types.AnyObject)
-CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", types.AnyObject)
+EVENT = Kind("events.k8s.io", "v1", "Event", "events", kubernetes.AnyObject)
+LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases", kubernetes.AnyObject)
+NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", kubernetes.AnyObject)
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps", kubernetes.AnyObject)
 WEBHOOK = Kind(
     "admissionregistration.k8s.io",
     "v1",

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
-from llmsafespace_operator.resources.types import Metadata
+from llmsafespace_operator.resources.kubernetes import Metadata
 
 Schema = dict[str, Any]
 

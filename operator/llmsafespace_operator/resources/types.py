@@ -7,15 +7,12 @@ the operator's. What a docstring or a Meta says becomes the CRD's description an
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-
-class Object(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """The base of everything below: defaults are left out in JSON, unknown fields are ignored."""
-
+from llmsafespace_operator.resources.kubernetes import Condition, Metadata, Object
 
 Quantity = Annotated[
     str,
@@ -51,34 +48,6 @@ Cidr = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$", max_length=64
 # -- common -------------------------------------------------------------------------------------------
 
 
-class OwnerReference(Object):
-    """Kubernetes' own type."""
-
-    api_version: str
-    kind: str
-    name: str
-    uid: str
-    controller: bool = False
-    block_owner_deletion: bool = False
-
-
-class Metadata(Object):
-    """What of Kubernetes' object metadata is read and written here."""
-
-    name: str = ""
-    generate_name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    generation: int = 0
-    creation_timestamp: datetime | None = None
-    deletion_timestamp: datetime | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-    finalizers: list[str] = []
-    owner_references: list[OwnerReference] = []
-
-
 class NamedObject(Object):
     """Name and namespace of another object."""
 
@@ -91,17 +60,6 @@ class ProfileRef(Object):
 
     name: Name
     namespace: Name | None = None
-
-
-class Condition(Object):
-    """A condition in the Kubernetes manner."""
-
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str = ""
-    last_transition_time: datetime | None = None
-    observed_generation: int = 0
 
 
 class Resources(Object):
@@ -451,89 +409,3 @@ class WarmPod(Object):
     metadata: Metadata
     spec: WarmPodSpec
     status: WarmPodStatus = msgspec.field(default_factory=WarmPodStatus)
-
-
-# -- of Kubernetes' own ----------------------------------------------------------------------------------
-
-
-class ContainerTerminated(Object):
-    """Why a container is no more."""
-
-    exit_code: int = 0
-    signal: int = 0
-    reason: str = ""
-    message: str = ""
-
-
-class ContainerWaiting(Object):
-    """Why a container does not run yet."""
-
-    reason: str = ""
-    message: str = ""
-
-
-class ContainerState(Object):
-    """One of the two, or neither while it runs."""
-
-    terminated: ContainerTerminated | None = None
-    waiting: ContainerWaiting | None = None
-
-
-class ContainerStatus(Object):
-    """A container of a pod."""
-
-    name: str = ""
-    ready: bool = False
-    started: bool | None = None
-    image: str = ""
-    state: ContainerState = msgspec.field(default_factory=ContainerState)
-
-
-class PodCondition(Object):
-    """A pod's condition."""
-
-    type: str
-    status: str
-    reason: str = ""
-    message: str = ""
-
-
-class PodStatus(Object):
-    """What is read of a pod's status."""
-
-    phase: str = "Pending"
-    reason: str = ""
-    message: str = ""
-    pod_ip: str = msgspec.field(name="podIP", default="")
-    start_time: datetime | None = None
-    conditions: list[PodCondition] = []
-    container_statuses: list[ContainerStatus] = []
-
-
-class Container(Object):
-    """What is read of a container's spec."""
-
-    image: str = ""
-
-
-class PodSpec(Object):
-    """What is read of a pod's spec."""
-
-    node_name: str = ""
-    containers: list[Container] = []
-    active_deadline_seconds: int | None = None
-
-
-class Pod(Object):
-    """A pod, as far as it is read."""
-
-    metadata: Metadata
-    spec: PodSpec = msgspec.field(default_factory=PodSpec)
-    status: PodStatus = msgspec.field(default_factory=PodStatus)
-
-
-class AnyObject(Object):
-    """Any object of which only the metadata matters."""
-
-    metadata: Metadata
-    spec: Any = None

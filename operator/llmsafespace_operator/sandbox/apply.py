@@ -17,8 +17,9 @@ from llmsafespace_operator.pods.ends import End
 from llmsafespace_operator.pods.start import NameTaken, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings, read_key
-from llmsafespace_operator.resources.types import NamedObject, Pod, Sandbox, SandboxStatus, WarmPod
+from llmsafespace_operator.resources.types import NamedObject, Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.sandbox import plan, status
 from llmsafespace_operator.sandbox.binding import bind_request
 from llmsafespace_operator.sandbox.observe import Caches, Observer, Wanted

@@ -16,10 +16,10 @@ from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.pods.start import owned
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, WARMPOD, Kind
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
 from llmsafespace_operator.resources.types import (
     NamedObject,
-    Pod,
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,

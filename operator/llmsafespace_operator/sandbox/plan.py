@@ -11,8 +11,9 @@ import msgspec
 
 from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
 from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Pod, Sandbox, SandboxStatus, WarmPod
+from llmsafespace_operator.resources.types import Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.sandbox import status
 
 _SLACK = 60  # seconds after which Kubernetes ends what its agent should have ended

@@ -11,9 +11,8 @@ from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.objects import Key, key_of
 from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOD
+from llmsafespace_operator.resources.kubernetes import Metadata, Pod
 from llmsafespace_operator.resources.types import (
-    Metadata,
-    Pod,
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,

@@ -9,8 +9,9 @@ import msgspec
 from llmsafespace_operator.pods.ends import End
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.conditions import condition, merged
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import NamedObject, Pod, Sandbox, SandboxStatus, WarmPod
+from llmsafespace_operator.resources.types import NamedObject, Sandbox, SandboxStatus, WarmPod
 
 READY = "Ready"
 WARM = "Warm"

@@ -7,8 +7,8 @@ import msgspec
 from llmsafespace_operator.claims.catalogue import Catalogue
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.kube.objects import Key
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.types import (
-    Pod,
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,

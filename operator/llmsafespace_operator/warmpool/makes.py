@@ -11,8 +11,8 @@ from llmsafespace_operator.claims.catalogue import Catalogue
 from llmsafespace_operator.pods.build import Recipe
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import WARMPOD
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.types import (
-    Pod,
     RuntimeEnvironment,
     SandboxProfile,
     WarmPod,

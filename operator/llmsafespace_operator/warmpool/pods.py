@@ -18,8 +18,9 @@ from llmsafespace_operator.pods.ends import trouble
 from llmsafespace_operator.pods.start import NameTaken, owned, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Pod, Sandbox, WarmPod, WarmPodClaim, WarmPool
+from llmsafespace_operator.resources.types import Sandbox, WarmPod, WarmPodClaim, WarmPool
 from llmsafespace_operator.warmpool import makes, metrics
 from llmsafespace_operator.warmpool.caches import Caches, pool_of
 from llmsafespace_operator.warmpool.problems import problems_of

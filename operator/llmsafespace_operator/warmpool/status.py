@@ -9,7 +9,8 @@ import msgspec
 
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.conditions import condition, merged
-from llmsafespace_operator.resources.types import Condition, WarmPool, WarmPoolStatus
+from llmsafespace_operator.resources.kubernetes import Condition
+from llmsafespace_operator.resources.types import WarmPool, WarmPoolStatus
 from llmsafespace_operator.warmpool.counts import Counts
 
 
