@@ -196,6 +196,10 @@ def _sandbox(**fields: Any) -> tuple[str, dict[str, Any]]:
     return "Sandbox", {"runtime": "python:3.11", **fields}
 
 
+def _pool(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "WarmPool", {"runtime": "python:3.11", **fields}
+
+
 def _profile(**fields: Any) -> tuple[str, dict[str, Any]]:
     return "SandboxProfile", fields
 
@@ -224,11 +228,18 @@ def _network(**fields: str) -> tuple[str, dict[str, Any]]:
         (_sandbox(timeout=86401), "should be less than or equal to 86400"),
         (_sandbox(runtime="docker.io/library/python:3.11"), "spec.runtime in body should match"),
         (_sandbox(resources={"cpu": "much"}), "spec.resources.cpu in body should match"),
+        (_sandbox(resources={"cpu": -1}), "spec.resources.cpu in body should be greater than or equal to 0"),
+        (_sandbox(resources={"memory": "-1Gi"}), "spec.resources.memory in body should match"),
+        (_sandbox(resources={"cpu": 0.5}), "spec.resources.cpu in body must be of type integer,string"),
+        (_sandbox(resources={"cpu": True}), "spec.resources.cpu in body must be of type integer,string"),
+        (_sandbox(resources={"cpu": [1]}), "spec.resources.cpu in body must be of type integer,string"),
+        (_pool(resources={"memory": -1}), "spec.resources.memory in body should be greater than or equal"),
+        (_profile(resourceDefaults={"cpu": -1}), "spec.resourceDefaults.cpu in body should be greater"),
         (_network(domain="pypi.org", cidr="192.0.2.0/24"), "a rule has either a domain or a cidr"),
         (_network(), "a rule has either a domain or a cidr"),
         (_profile(filesystemConfig={"writablePaths": ["data"]}), "writablePaths must be absolute"),
         (_profile(filesystemConfig={"readOnlyPaths": ["data"]}), "readOnlyPaths must be absolute"),
-        (("WarmPool", {"runtime": "python:3.11", "minSize": 3, "maxSize": 2}), "maxSize must be at least"),
+        (_pool(minSize=3, maxSize=2), "maxSize must be at least"),
     ],
     ids=lambda value: json.dumps(value[1]) if isinstance(value, tuple) else "",
 )
@@ -248,8 +259,11 @@ def test_what_breaks_a_rule_is_refused_and_told_why(
         _sandbox(filesystem={"writablePaths": ["/data", "/var/cache"]}),
         _network(domain="pypi.org"),
         _network(cidr="192.0.2.0/24"),
-        ("WarmPool", {"runtime": "python:3.11", "minSize": 3, "maxSize": 3}),
-        ("WarmPool", {"runtime": "python:3.11", "minSize": 3, "maxSize": 0}),
+        _pool(minSize=3, maxSize=3),
+        _pool(minSize=3, maxSize=0),
+        _sandbox(resources={"cpu": 1, "memory": 1073741824, "ephemeralStorage": 1073741824}),
+        _pool(resources={"cpu": 1, "memory": 1073741824}),
+        _profile(resourceDefaults={"cpu": 1, "memory": 1073741824}),
     ],
     ids=lambda value: json.dumps(value[1]),
 )

@@ -43,6 +43,18 @@ status:
     namespace: "warm-pools"
 """
 
+UNQUOTED = """
+apiVersion: llmsafespace.dev/v1
+kind: Sandbox
+metadata:
+  name: unquoted
+spec:
+  runtime: python:3.11
+  resources:
+    cpu: 1
+    memory: 268435456
+"""
+
 
 @pytest.fixture(scope="module")
 def installation(install: Callable[..., Installation], runtime: Callable[[str], str]) -> Installation:
@@ -80,6 +92,22 @@ def test_original_manifest_runs_in_a_warm_pod(
     kubectl("delete", WARMPOOL, "large", "-n", sandboxes.pools)
     sandboxes.delete("sandbox-12345")
     eventually(lambda: sandboxes.gone("sandbox-12345"))
+
+
+async def test_numbers_in_manifests_need_no_quotes(sandboxes: Sandboxes, kubectl: Kubectl) -> None:
+    sandboxes.pool("plain", 1, {"cpu": 1, "memory": 268435456})
+    kubectl.apply(UNQUOTED, namespace=sandboxes.namespace)
+    status = sandboxes.in_phase("unquoted", "Running")
+    assert status["warmPodRef"]["name"].startswith("plain-")
+    (pod,) = sandboxes.pods("unquoted")
+    limits = pod["spec"]["containers"][0]["resources"]["limits"]
+    assert (limits["cpu"], limits["memory"]) == ("1", "268435456")
+    info, said = await sandboxes.run("unquoted", "print(6 * 7)")
+    assert info.end == "ok"
+    assert b"42" in said
+    kubectl("delete", WARMPOOL, "plain", "-n", sandboxes.pools)
+    sandboxes.delete("unquoted")
+    eventually(lambda: sandboxes.gone("unquoted"))
 
 
 async def test_sandbox_runs_code_and_is_bound_to_nobody_else(sandboxes: Sandboxes) -> None:

@@ -6,13 +6,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 import yaml
 from msgspec import Meta, Struct, field
 
 from llmsafespace_operator.resources.__main__ import text
 from llmsafespace_operator.resources.crds import RESOURCES, RULES, Resource, definition
+from llmsafespace_operator.resources.quantities import number
 from llmsafespace_operator.resources.schema import Rule, Rules, schema_of
+from llmsafespace_operator.resources.types import Resources
 
 CRDS = Path(__file__).parents[2] / "deploy/helm/llmsafespace/crds"
 
@@ -108,11 +111,46 @@ def test_a_rule_stands_where_its_type_does() -> None:
     assert schema["parts"]["items"]["x-kubernetes-validations"] == [entry]
 
 
-def test_a_type_without_a_schema_is_an_error() -> None:
-    class Odd(Struct):
-        """Odd."""
+def test_a_number_or_text_is_said_as_structural_schemas_want_it() -> None:
+    class Either(Struct):
+        """Either."""
 
-        odd: dict[str, str]
+        one: Annotated[int, Meta(ge=0)] | Annotated[str, Meta(pattern="^a$")] | None = None
 
+    assert _property(Either, "one") == {
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "minimum": 0,
+        "pattern": "^a$",
+        "x-kubernetes-int-or-string": True,
+    }
+
+
+class Odd(Struct):
+    """Odd."""
+
+    odd: dict[str, str]
+
+
+class Mixed(Struct):
+    """Mixed."""
+
+    mixed: bool | str
+
+
+@pytest.mark.parametrize("struct", [Odd, Mixed])
+def test_a_type_without_a_schema_is_an_error(struct: type[Struct]) -> None:
     with pytest.raises(TypeError, match="no schema"):
-        schema_of(Odd, {})
+        schema_of(struct, {})
+
+
+def test_quantities_are_text_however_a_manifest_says_them() -> None:
+    plain = msgspec.json.decode(b'{"cpu": 1, "memory": 1073741824, "cpuPinning": true}', type=Resources)
+    assert plain == Resources(cpu="1", memory="1073741824", cpu_pinning=True)
+    assert number(plain.memory) == number("1Gi")
+    assert msgspec.json.encode(plain) == b'{"cpu":"1","memory":"1073741824","cpuPinning":true}'
+
+
+@pytest.mark.parametrize("value", ["-1", '"-1"', '"much"', "true", "0.5", "null", '"1 Gi"'])
+def test_what_is_no_quantity_is_refused(value: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(f'{{"cpu": {value}}}', type=Resources)

@@ -1,6 +1,32 @@
-"""Kubernetes quantities as numbers."""
+"""Kubernetes quantities: in manifests text or whole numbers, in our objects text, and what they amount to."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from llmsafespace_operator.resources.kubernetes import Object
+
+if TYPE_CHECKING:
+    Quantity = str  # what is left of it once it is in an object: see WithQuantities
+else:
+    Quantity = Annotated[
+        Annotated[int, Meta(ge=0)]
+        | Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=24)],
+        Meta(description="A Kubernetes quantity: text such as 500m or 1Gi, or a whole number."),
+    ]
+
+
+class WithQuantities(Object):
+    """The base of types with quantities: `cpu: 1` of a manifest is "1" from here on."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value: object = getattr(self, name)
+            if type(value) is int:
+                setattr(self, name, str(value))
+
 
 _SUFFIXES = {
     "m": 1e-3,

@@ -50,7 +50,7 @@ class _Maker:
             case types.ListType(item_type=item):
                 return {"type": "array", **_bounds(kind, "Items"), "items": self.schema(item)}
             case types.UnionType():
-                return self._optional(kind)
+                return self._union(kind)
             case types.LiteralType(values=values):
                 name = "boolean" if isinstance(values[0], bool) else "string"
                 return {"type": name, "enum": list(values)}
@@ -66,10 +66,20 @@ class _Maker:
                 return {"type": "string", "format": "date-time"}
         raise TypeError(f"no schema for {kind}")
 
-    def _optional(self, kind: types.UnionType) -> Schema:
-        """`X | None` is X that may be left out: the API server drops nulls where `nullable` is not said."""
-        [inner] = [each for each in kind.types if not isinstance(each, types.NoneType)]
-        return self.schema(inner)
+    def _union(self, kind: types.UnionType) -> Schema:
+        """`X | None` is X that may be left out: the API server drops nulls where `nullable` is not said.
+
+        `int | str` is the one mixture that a structural schema can say; the bounds of each hold for its own.
+        """
+        match [each for each in kind.types if not isinstance(each, types.NoneType)]:
+            case [inner]:
+                return self.schema(inner)
+            case [types.IntType() as number, types.StrType() as text]:
+                either = [{"type": "integer"}, {"type": "string"}]
+                bounds = {**self.schema(number), **self.schema(text)}
+                del bounds["type"]
+                return {"anyOf": either, **bounds, "x-kubernetes-int-or-string": True}
+        raise TypeError(f"no schema for {kind}")
 
     def _object(self, kind: types.StructType) -> Schema:
         schema: Schema = {"type": "object", "description": inspect.cleandoc(kind.cls.__doc__ or "")}
@@ -98,6 +108,6 @@ def _default(field: types.Field, schema: Schema) -> Any:
         return field.default
     if field.default_factory is msgspec.NODEFAULT:
         return None
-    if schema["type"] == "object":
+    if schema.get("type") == "object":
         return {name: each["default"] for name, each in schema["properties"].items() if "default" in each}
     return field.default_factory()

@@ -1,7 +1,7 @@
 """The custom resources `llmsafespace.dev/v1`, defined once: CRDs, admission, operator and gateway use these.
 
-Field names are camelCase in JSON. Quantities are Kubernetes quantities as text. Every field of a status is
-the operator's. What a docstring or a Meta says becomes the CRD's description and validation.
+Field names are camelCase in JSON. Every field of a status is the operator's. What a docstring or a Meta says
+becomes the CRD's description and validation.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from llmsafespace_operator.resources.kubernetes import Condition, Metadata, Object
+from llmsafespace_operator.resources.quantities import Quantity, WithQuantities
 
-Quantity = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
-        max_length=24,
-        description="A Kubernetes quantity as text, such as 500m or 1Gi.",
-    ),
-]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
 RuntimeName = Annotated[
     str,
@@ -62,7 +55,7 @@ class ProfileRef(Object):
     namespace: Name | None = None
 
 
-class Resources(Object):
+class Resources(WithQuantities):
     """What a sandbox may use."""
 
     cpu: Quantity = "500m"
@@ -71,7 +64,7 @@ class Resources(Object):
     cpu_pinning: bool = False
 
 
-class PoolResources(Object):
+class PoolResources(WithQuantities):
     """What each sandbox of a pool may use; the defaults fit the default requests of Sandboxes, and more."""
 
     cpu: Quantity = "1"
@@ -119,7 +112,7 @@ class Filesystem(Object):
     )
 
 
-class Storage(Object):
+class Storage(WithQuantities):
     """A persistent volume for the workspace (not yet served: `persistent` true is refused)."""
 
     persistent: bool = False
@@ -268,7 +261,7 @@ class SandboxProfile(Object):
 # -- RuntimeEnvironment --------------------------------------------------------------------------------
 
 
-class ResourceRequirements(Object):
+class ResourceRequirements(WithQuantities):
     """What sandboxes of this runtime need at least, and do well with."""
 
     min_cpu: Quantity | None = None
