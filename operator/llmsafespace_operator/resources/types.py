@@ -168,7 +168,7 @@ class SandboxSpec(Object):
 
 
 class ResourceUsage(Object):
-    """What the sandbox uses now, as Kubernetes quantities."""
+    """What the sandbox uses, as quantities. The operator leaves it out: ask the gateway's API."""
 
     cpu_usage: str = ""
     memory_usage: str = ""
