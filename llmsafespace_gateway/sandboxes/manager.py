@@ -267,10 +267,11 @@ class Sandboxes:
         """`gone` with the honest end, where the sandbox has ended; otherwise `error` itself."""
         if error.code not in ("not_found", "service_unavailable"):
             return error
-        if await self._backend.find(sandbox_id) is not None:
+        fate = await self._backend.fate(sandbox_id)
+        if fate is None:
             return error
         row = await sandboxes.get(self._store, sandbox_id)
-        end = (row.end if row is not None else None) or "lost"
+        end = (row.end if row is not None else None) or fate.end
         return ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
 
     async def _follow(self) -> None:

@@ -239,6 +239,36 @@ def test_the_end_is_the_pods_word(
     is_error(client.post(f"/sandboxes/{made['id']}/execute", json={"content": "1"}), 410)
 
 
+@pytest.mark.parametrize("deleted", [WARMPOD, "pods"])
+def test_a_sandbox_whose_pod_is_gone_has_ended_once_the_operator_says_so(
+    client: Client, warm: str, installation: Installation, objects: Sandboxes, kubectl: Kubectl, deleted: str
+) -> None:
+    made = create(client)
+    objects.in_phase(made["id"], "Running")
+    (pod,) = [each["metadata"]["name"] for each in objects.pods(made["id"])]
+    (operator,) = installation.operators
+    operator.stop()
+    kubectl("delete", deleted, pod, "-n", installation.pools, "--timeout=60s")
+    kubectl("wait", "--for=delete", f"pod/{pod}", "-n", installation.pools, "--timeout=60s")
+
+    path = f"/sandboxes/{made['id']}"
+    kernel = f"{client.base_url.copy_with(path='/api/kernels')}/{made['kernelId']}"
+    for answer in (
+        client.get(f"{path}/status"),
+        client.post(f"{path}/execute", json={"content": "1"}),
+        client.get(f"{path}/files"),
+        client.post(f"{kernel}/interrupt"),
+    ):
+        assert answer.status_code == 503, answer.text
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert client.get(path).json()["status"] == "running"
+
+    operator.start()
+    eventually(lambda: client.get(path).json()["status"] == "ended", what="the operator's word")
+    error = is_error(client.post(f"{path}/execute", json={"content": "1"}), 410, "gone")
+    assert error["details"] == {"end": "lost"}
+
+
 def test_a_sandbox_ends_by_itself_when_it_is_idle(client: Client, warm: str) -> None:
     made = create(client, idleTimeout=2)
     eventually(lambda: client.get(f"/sandboxes/{made['id']}").json()["status"] == "ended", what="an end")

@@ -172,25 +172,32 @@ class KubernetesBackend:
         """See SandboxBackend."""
         with explained(f"the sandbox {sandbox_id} cannot be found"):
             agent = await self._agent(sandbox_id)
-        if agent is None:
-            raise ApiError("not_found", f"there is no living sandbox {sandbox_id}")
         token = agent_token(self._cluster.key, agent.owner)
         try:
             return await agents.dial(agent.address, names.AGENT_PORT, token, open_)
         except (ProofError, OSError) as error:
             raise unavailable(f"the sandbox {sandbox_id} cannot be reached: {error}") from error
 
-    async def _agent(self, sandbox_id: str) -> Agent | None:
+    async def _agent(self, sandbox_id: str) -> Agent:
+        """Raises KubeError, and the ApiErrors of `dial`: only the operator says that a sandbox has ended."""
         pod = self._claimed.get(sandbox_id)
-        if pod is None:
-            sandbox = await self._cluster.sandbox(sandbox_id)
-            if sandbox is None or objects.end_of(sandbox) is not None:
-                return None
-            if objects.warm_pod_of(sandbox) is None:
-                address = sandbox.status.pod_ip
-                return Agent(address, sandbox.metadata.uid) if address else None
+        if pod is not None:
+            return Agent(pod.status.pod_ip, pod.metadata.uid)
+        sandbox = await self._cluster.sandbox(sandbox_id)
+        if sandbox is None or objects.end_of(sandbox) is not None:
+            raise ApiError("not_found", f"there is no living sandbox {sandbox_id}")
+        if objects.warm_pod_of(sandbox) is not None:
             pod = await self._cluster.warm_pod(sandbox)
-        return Agent(pod.status.pod_ip, pod.metadata.uid) if pod is not None else None
+            agent = Agent(pod.status.pod_ip, pod.metadata.uid) if pod is not None else None
+        else:
+            address = sandbox.status.pod_ip
+            agent = Agent(address, sandbox.metadata.uid) if address else None
+        if agent is None:
+            raise unavailable(
+                f"the sandbox {sandbox_id} has no pod now, and the operator has not said that it ended; "
+                "try again"
+            )
+        return agent
 
     async def find(self, sandbox_id: str) -> Place | None:
         """See SandboxBackend."""
