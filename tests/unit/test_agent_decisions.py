@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_agent.server import messages, validation
+from llmsafespace_agent.server import disk, messages, validation
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.server.command import end_of
 from llmsafespace_agent.server.commands import installation
@@ -16,7 +16,8 @@ from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.limits import due
 from llmsafespace_agent.server.messages import Options
 from llmsafespace_agent.server.start import checked
-from llmsafespace_agent.wire.configuration import host_and_port
+from llmsafespace_agent.server.watchdog import Watchdog
+from llmsafespace_agent.wire.configuration import SandboxLimits, host_and_port
 from llmsafespace_agent.wire.requests import Limits, PackagesInstall
 
 LIMITS = Limits(timeout=None, idle_timeout=10.0, max_lifetime=100.0)
@@ -135,6 +136,29 @@ def test_memory_figures(
         group = MemoryGroup.at(str(tmp_path))
         assert group is not None
         assert (group.charged(), group.anonymous(), group.kills()) == (charged, anonymous, kills)
+
+
+def test_what_processes_share_counts_no_more_than_all_that_is_charged(tmp_path: Path) -> None:
+    (tmp_path / "memory.usage_in_bytes").write_text("1000")
+    limits = SandboxLimits(memory_bytes=2000, cgroup=str(tmp_path))
+    assert Watchdog(limits, list).at_most(3000) == 1000
+    assert Watchdog(limits, list).at_most(500) == 500
+    assert Watchdog(SandboxLimits(memory_bytes=2000), list).at_most(3000) == 3000
+
+
+@pytest.mark.parametrize(
+    ("mount", "own"),
+    [
+        ("40 30 0:41 / /workspace rw,nosuid shared:1 - tmpfs tmpfs rw,size=524288k", True),
+        ("40 30 0:41 / /workspace rw - ext4 /dev/vdb rw", True),
+        ("40 30 254:0 /pods/1/volumes /workspace rw - ext4 /dev/vda rw", False),
+        ("43 34 0:41 / /workspace rw - 9p none rw,trans=fd,rfdno=55", False),
+        ("43 34 0:41 / /workspace rw - virtiofs none rw", False),
+        ("43 34 0:41 / /tmp rw - tmpfs none rw", False),
+    ],
+)
+def test_whose_filesystem_the_workspace_is(mount: str, own: bool) -> None:
+    assert disk.is_own(["1 0 0:1 / / ro - overlay overlay ro\n", f"{mount}\n"], "/workspace") is own
 
 
 def test_installations() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
 from llmsafespace_agent.kernels.reaper import Reaper
-from llmsafespace_agent.server import network, processes
+from llmsafespace_agent.server import disk, network, processes
 from llmsafespace_agent.server.beneath import Beneath
 from llmsafespace_agent.server.binding import Binding
 from llmsafespace_agent.server.command import Command
@@ -169,8 +169,8 @@ class Agent:
         collected = os.times()
         return Usage(
             cpu_seconds=sum(one.cpu for one in uses) + collected.children_user + collected.children_system,
-            memory_bytes=sum(one.memory for one in uses),
-            disk_bytes=used_disk(self.config.workspace),
+            memory_bytes=self._watchdog.at_most(sum(one.memory for one in uses)),
+            disk_bytes=disk.used(self.config.workspace),
             processes=len(living),
         )
 
@@ -220,16 +220,3 @@ class Agent:
         processes.kill_descendants(os.getpid())  # what code has detached from its kernel or command
         for context in self.contexts:
             context.removed()
-
-
-def used_disk(workspace: str) -> int:
-    """Bytes used on the workspace's own filesystem; 0 when it has none of its own (as a volume on a node)."""
-    try:
-        with open("/proc/self/mountinfo") as file:
-            mounts = [line.split(" ", 5) for line in file]
-        if not any(mount[3] == "/" and mount[4] == workspace for mount in mounts):
-            return 0
-        space = os.statvfs(workspace)
-    except OSError:
-        return 0
-    return (space.f_blocks - space.f_bfree) * space.f_frsize

@@ -65,6 +65,14 @@ class Watchdog:
         before, self._kills = self._kills, kills
         return kills > before
 
+    def at_most(self, memory: int) -> int:
+        """`memory`, which was counted by processes, without what that counts twice, as far as can be told.
+
+        gVisor counts for each process also what it shares with others.
+        """
+        charged = self._group.charged() if self._group is not None else None
+        return memory if charged is None else min(memory, charged)
+
     def _poll(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_PERIOD, self._poll)
@@ -80,12 +88,13 @@ class Watchdog:
             known = self._group.anonymous()
             if known is not None:
                 return known
-        bound = processes.tree_memory(os.getpid())  # too much, because forked processes share
+        bound = self.at_most(processes.tree_memory(os.getpid()))  # too much, because forked processes share
         if bound < (self._limit or 0):
             return bound
         if now < self._exact_after:
             return self._last
-        exact = sum(map(processes.exact_memory, (os.getpid(), *processes.descendants(os.getpid()))))
+        living = (os.getpid(), *processes.descendants(os.getpid()))
+        exact = self.at_most(sum(map(processes.exact_memory, living)))
         self._exact_after = now + (0.0 if exact >= _NEAR * (self._limit or 0) else _SELDOM)
         return exact
 
