@@ -23,7 +23,7 @@ from llmsafespace_operator.kube.errors import (
     Unavailable,
 )
 from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kubernetes import Metadata
+from llmsafespace_operator.resources.kubernetes import Condition, Metadata
 from llmsafespace_operator.resources.quantities import number
 
 ID = "sb-" + "ab" * 10
@@ -197,14 +197,29 @@ def test_what_differs_from_the_request_is_told() -> None:
     assert early.startswith("LD_PRELOAD, PYTHONHASHSEED: works from a process's start only")
 
 
+def test_a_profile_without_its_runtime_class_is_in_the_way() -> None:
+    def profile(*conditions: Condition) -> types.SandboxProfile:
+        return types.SandboxProfile(
+            Metadata(name="high"), status=types.SandboxProfileStatus(list(conditions))
+        )
+
+    missing = Condition("Ready", "False", "RuntimeClassNotFound", "there is no RuntimeClass gvisor")
+    assert "there is no RuntimeClass gvisor" in objects.obstacle(profile(missing))
+    assert objects.obstacle(profile(Condition("Ready", "True", "Valid"))) == ""
+    assert objects.obstacle(profile(Condition("Ready", "False", "InvalidCidr"))) == ""
+    assert objects.obstacle(profile()) == objects.obstacle(None) == ""
+
+
 def test_isolation_tells_of_the_runtime_class() -> None:
     profile = types.SandboxProfile(
         Metadata(name="high"), types.SandboxProfileSpec(runtime_class_name="gvisor")
     )
     told = objects.isolation(profile, "high", types.PoolResources(), egress=True)
     assert (told["runtimeClassName"], told["kernel"]) == ("gvisor", "its runtime class's")
+    assert told["seccomp"] == "its runtime class's"
     plain = objects.isolation(None, "standard", types.Resources(), egress=False)
     assert (plain["kernel"], plain["network"]) == ("its node's, shared", "none")
+    assert plain["seccomp"] == "RuntimeDefault"
     assert plain["limits"]["memory"] == {"bytes": 512 * 2**20, "by": "kubelet"}
 
 

@@ -93,6 +93,8 @@ class KubernetesBackend:
         resolved = self._resolved(spec.runtime)
         wanted = objects.sandbox_spec(spec)
         profile = self._profile(wanted, namespace)
+        if obstacle := objects.obstacle(profile):
+            raise RuntimeUnavailable(obstacle)
         self._egress_token(spec.sandbox_id, _NO_ADDRESS, wanted, profile)  # refused before a pod is taken
         request = request_of(wanted, namespace, resolved.environment, profile)
         with explained("no sandbox could be claimed"):

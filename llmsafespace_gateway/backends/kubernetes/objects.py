@@ -25,6 +25,7 @@ from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
 
 _LONGEST_TIMEOUT = 86400  # seconds: what a Sandbox can say
+_RUNTIME_CLASS = "its runtime class's"  # gVisor, for one, keeps code in by its kernel and filters no calls
 
 
 # -- to the cluster ---------------------------------------------------------------------------------------
@@ -176,6 +177,14 @@ def place(sandbox: types.Sandbox) -> Place:
     )
 
 
+def obstacle(profile: types.SandboxProfile | None) -> str:
+    """Why no pod can be made with a profile, as the operator found; empty when it found nothing."""
+    for one in profile.status.conditions if profile is not None else ():
+        if one.status == "False" and one.reason == names.NO_RUNTIME_CLASS:
+            return f"{one.message}, which this securityLevel needs: ask for another, or have it installed"
+    return ""
+
+
 def is_new_stranger(old: types.Sandbox | None, new: types.Sandbox | None) -> bool:
     """Whether this change made it one."""
     return new is not None and is_stranger(new) and (old is None or not is_stranger(old))
@@ -242,9 +251,9 @@ def isolation(
         "securityLevel": security_level,
         "profile": profile.metadata.name if profile is not None else None,
         "runtimeClassName": given.runtime_class_name,
-        "kernel": "its runtime class's" if given.runtime_class_name else "its node's, shared",
+        "kernel": _RUNTIME_CLASS if given.runtime_class_name else "its node's, shared",
         "userNamespace": False,
-        "seccomp": given.seccomp_profile or "RuntimeDefault",
+        "seccomp": _RUNTIME_CLASS if given.runtime_class_name else given.seccomp_profile or "RuntimeDefault",
         "noNewPrivileges": True,
         "readOnlyRoot": True,
         "network": "egress proxy" if egress else "none",

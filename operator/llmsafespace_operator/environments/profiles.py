@@ -81,7 +81,7 @@ class ProfileReconciler:
             return "InvalidCidr", bad
         runtime_class = profile.spec.runtime_class_name
         if runtime_class and not await self._exists(runtime_class):
-            return "RuntimeClassNotFound", f"there is no RuntimeClass {runtime_class} in the cluster"
+            return names.NO_RUNTIME_CLASS, f"there is no RuntimeClass {runtime_class} in the cluster"
         return None
 
     def _is_namesake(self, profile: SandboxProfile) -> bool:

@@ -29,6 +29,9 @@ WARMPOD_LABELS = {"app": "llmsafespace", "component": "warmpod"}
 SANDBOX_FINALIZER = f"{GROUP}/pod"
 WARMPOOL_FINALIZER = f"{GROUP}/warm-pods"
 
+# Why a SandboxProfile is not Ready, where no pod can be made with it.
+NO_RUNTIME_CLASS = "RuntimeClassNotFound"
+
 # A namespace whose pods are sandboxes: the admission policies hold there.
 NAMESPACE_LABEL = f"{GROUP}/sandboxes"
 
