@@ -160,6 +160,21 @@ def test_only_a_claimed_pod_has_a_deadline() -> None:
     assert names.POOL not in cold["metadata"]["labels"]
 
 
+def test_pip_asks_the_configured_indexes() -> None:
+    def env(*indexes: str) -> dict[str, str]:
+        settings = msgspec.structs.replace(SETTINGS, package_indexes=list(indexes))
+        text = secret(recipe(), TOKEN, settings)["stringData"]["agent.json"]
+        return msgspec.json.decode(text, type=AgentConfig).env
+
+    assert env() == {}
+    assert env("https://pypi.example/simple") == {"PIP_INDEX_URL": "https://pypi.example/simple"}
+    assert env("http://10.0.0.1:8000/simple/", "https://a.example/simple", "http://b.example/simple") == {
+        "PIP_INDEX_URL": "http://10.0.0.1:8000/simple/",
+        "PIP_EXTRA_INDEX_URL": "https://a.example/simple http://b.example/simple",
+        "PIP_TRUSTED_HOST": "10.0.0.1:8000 b.example",
+    }
+
+
 def test_the_secret_tells_the_agent_all_it_needs_and_the_pod_none_of_it() -> None:
     made = recipe(preload_packages=["numpy"], preload_scripts=[PreloadScript("seed", "x = 1")])
     config = msgspec.json.decode(secret(made, TOKEN, SETTINGS)["stringData"]["agent.json"], type=AgentConfig)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -139,6 +141,7 @@ def _agent(recipe: Recipe, token: str, settings: Settings) -> AgentConfig:
         parked=settings.agent.parked,
         preload_packages=recipe.preload_packages,
         preload_scripts=[Script(one.name, one.content) for one in recipe.preload_scripts],
+        env=_pip(settings.package_indexes),
         journal_memory=settings.agent.journal_memory,
         journal_disk=settings.agent.journal_disk,
         egress=EgressForward(port=_EGRESS_PORT, proxy=settings.egress_proxy)
@@ -148,6 +151,20 @@ def _agent(recipe: Recipe, token: str, settings: Settings) -> AgentConfig:
             memory_bytes=memory, processes=settings.agent.processes, cgroup="/sys/fs/cgroup"
         ),
     )
+
+
+def _pip(indexes: Sequence[str]) -> dict[str, str]:
+    """What makes pip ask these; one that is plain HTTP is trusted, as whoever runs this cluster chose it."""
+    if not indexes:
+        return {}
+    first, *others = indexes
+    plain = [urlsplit(url).netloc for url in indexes if url.startswith("http://")]
+    env = {
+        "PIP_INDEX_URL": first,
+        "PIP_EXTRA_INDEX_URL": " ".join(others),
+        "PIP_TRUSTED_HOST": " ".join(plain),
+    }
+    return {name: value for name, value in env.items() if value}
 
 
 def _pod_security(recipe: Recipe) -> dict[str, Any]:

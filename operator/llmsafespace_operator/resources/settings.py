@@ -13,6 +13,7 @@ from llmsafespace_operator.resources.types import Name, Port
 _ADDRESS = r"([0-9.]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}"
 Address = Annotated[str, Meta(pattern=f"^{_ADDRESS}$")]
 NoAddress = Annotated[str, Meta(pattern=f"^({_ADDRESS})?$")]
+HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]
 Seconds = Annotated[float, Meta(ge=0)]
 Bytes = Annotated[int, Meta(ge=0)]
 
@@ -43,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid
 
     system_namespace: Name
     key_file: Annotated[str, Meta(min_length=1)]  # the key that gateway and operator share
-    gateway_url: Annotated[str, Meta(pattern=r"^https?://[^\s]+$")]  # where people reach the gateway
+    gateway_url: HttpUrl  # where people reach the gateway
     sandbox_namespaces: dict[Name, Name] = msgspec.field(
         default_factory=lambda: {"agent-sandboxes": "default"}
     )
@@ -56,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid
     agent: AgentLimits = AgentLimits()
     pod_node_selector: dict[str, str] = {}  # where sandboxes' pods may run
     pod_tolerations: list[dict[str, Any]] = []  # as a Pod has them
+    package_indexes: list[HttpUrl] = []  # from which sandboxes install; none: what their images say
 
     sandbox_retention: Seconds = 300.0  # an ended Sandbox object stays so long
     claim_grace: Seconds = 60.0  # a claimed WarmPod without its Sandbox lives so long
