@@ -58,6 +58,16 @@ def test_surplus_goes_what_is_not_ready_first_then_the_oldest_then_what_was_made
     assert plan(Observed(spec=pool(1), unclaimed=there)).delete == ("p0", "r0-9", "r0-1")
 
 
+def test_what_was_made_by_hand_takes_a_place_once_it_is_ready() -> None:
+    coming = [Unclaimed(name, age=0.0, ready=False, ours=False) for name in ("h0", "h1")]
+    there = ready(2, 5)
+    assert plan(Observed(spec=pool(2), unclaimed=[*there, *coming])).delete == ()
+    come = [msgspec.structs.replace(one, ready=True) for one in coming]
+    assert plan(Observed(spec=pool(2), unclaimed=[*there, *come])).delete == ("r0-5", "r1-5")
+    full = plan(Observed(spec=pool(2, max_size=3), unclaimed=[*there, *coming]))
+    assert full.delete == ("r0-5",)
+
+
 def test_an_aged_one_stays_until_its_replacement_is_ready() -> None:
     spec = pool(1, ttl=100)
     first = plan(Observed(spec=spec, unclaimed=ready(1, 100)))

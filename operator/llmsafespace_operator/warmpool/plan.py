@@ -96,7 +96,7 @@ def plan(observed: Observed) -> Actions:
     present = [one for one in observed.unclaimed if one.ready or one.current]
     outdated = [one for one in present if _outdated(one, spec)]
     kept = [one for one in present if not _outdated(one, spec)]
-    surplus = _dispensable(kept, len(kept) - desired)
+    surplus = _dispensable(kept, _surplus(spec, desired, kept))
     kept = _without(kept, surplus)
     present = [*outdated, *kept]
 
@@ -141,6 +141,13 @@ def _outdated(one: Unclaimed, spec: WarmPoolSpec) -> bool:
     if not one.ready:
         return False
     return bool(spec.ttl and one.age >= spec.ttl) or (not one.current and spec.update_strategy == "Recreate")
+
+
+def _surplus(spec: WarmPoolSpec, desired: int, kept: Sequence[Unclaimed]) -> int:
+    """How many are too many: what was made by hand takes another's place once it is ready, not before."""
+    on_their_way = sum(not one.ready and not one.ours for one in kept)
+    over = len(kept) - spec.max_size if spec.max_size else 0
+    return max(len(kept) - on_their_way - desired, over)
 
 
 def _missing(desired: int, present: Sequence[Unclaimed], kept: Sequence[Unclaimed]) -> int:
