@@ -248,7 +248,9 @@ class KubernetesBackend:
             deleted = await self._cluster.client.delete(SANDBOX, name, namespace, uid=uid)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GONE_LIMIT):
-                await self._cluster.wait(name, namespace, lambda now: now is None or now.metadata.uid != uid)
+                await self._cluster.sandboxes.wait(
+                    name, namespace, lambda now: now is None or now.metadata.uid != uid
+                )
         return deleted
 
     async def watch(self) -> AsyncIterator[Ended | Stranger]:
