@@ -36,17 +36,20 @@ n
 class Service:
     """What a Service is to clients: one address, behind which each connection finds a gateway that listens.
 
-    Gateways take turns. A connection lasts as long as its gateway keeps it.
+    Gateways take turns. A connection lasts as long as its gateway keeps it; `streams` has where each
+    websocket went.
     """
 
     def __init__(self, gateways: list[Gateway]) -> None:
+        self.url = ""
+        self.streams: list[Gateway] = []
         self._gateways = gateways
         self._turn = 0
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> str:
+    async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         self._server.close()
@@ -72,6 +75,10 @@ class Service:
                 far_reader, far_writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             except ConnectionRefusedError:
                 continue
+            head = await reader.read(65536)
+            far_writer.write(head)
+            if b"upgrade: websocket" in head.lower():
+                self.streams.append(gateway)
             ways = {
                 asyncio.ensure_future(_pump(*way)) for way in ((reader, far_writer), (far_reader, writer))
             }
@@ -156,10 +163,11 @@ def key(gateways: list[Gateway]) -> str:
 
 
 @pytest.fixture
-async def service(gateways: list[Gateway]) -> AsyncIterator[str]:
-    """The one URL of both gateways."""
+async def service(gateways: list[Gateway]) -> AsyncIterator[Service]:
+    """In front of both gateways."""
     made = Service(gateways)
-    yield await made.start()
+    await made.start()
+    yield made
     await made.stop()
 
 
@@ -171,18 +179,20 @@ def objects(installation: Installation, kubectl: Kubectl) -> Sandboxes:
 
 
 async def test_a_stream_goes_on_over_restarts_and_handover_with_every_line_once(
-    installation: Installation, gateways: list[Gateway], objects: Sandboxes, service: str, key: str
+    installation: Installation, gateways: list[Gateway], objects: Sandboxes, service: Service, key: str
 ) -> None:
-    async with AsyncSandbox(**WISH, api_url=service, api_key=key) as sandbox:
+    async with AsyncSandbox(**WISH, api_url=service.url, api_key=key) as sandbox:
         listener = Listener(sandbox)
         try:
             await listener.goes_on()
-            for gateway in gateways:  # after the first, the stream is at the second: each stop breaks it
+            for _ in gateways:
+                gateway = service.streams[-1]  # the one that the stream goes through
                 assert await asyncio.to_thread(gateway.stop) == 0
                 await listener.goes_on()
+                assert service.streams[-1] is not gateway
                 await asyncio.to_thread(gateway.start)
                 await listener.goes_on()
-            await hand_over(installation, objects, service, key)
+            await hand_over(installation, objects, service.url, key)
             await listener.goes_on()
             await sandbox.files.write("enough", "")
             execution = await listener.end()
@@ -194,7 +204,7 @@ async def test_a_stream_goes_on_over_restarts_and_handover_with_every_line_once(
     await asyncio.to_thread(eventually, lambda: objects.gone(sandbox.id))
 
 
-async def hand_over(installation: Installation, objects: Sandboxes, service: str, key: str) -> None:
+async def hand_over(installation: Installation, objects: Sandboxes, url: str, key: str) -> None:
     """The operator that leads stops; a sandbox is claimed meanwhile, and the other operator takes over."""
     full = await asyncio.to_thread(eventually, lambda: len(objects.ready(POOL)) == 2, what="a full pool")
     assert full
@@ -202,7 +212,7 @@ async def hand_over(installation: Installation, objects: Sandboxes, service: str
     (leader,) = [each for each in installation.operators if each.leads]
     (other,) = [each for each in installation.operators if each is not leader]
     stopping = asyncio.create_task(asyncio.to_thread(leader.stop))
-    async with AsyncSandbox(**WISH, api_url=service, api_key=key) as second:
+    async with AsyncSandbox(**WISH, api_url=url, api_key=key) as second:
         assert second.start.kind == "warm"
         assert (await second.run_code("print(6 * 7)")).stdout == "42\n"
         assert await stopping == 0
