@@ -105,5 +105,5 @@ $(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing what tests, benchmarks and linters need'
-	@$(PIP) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,dev,test,bench]'
+	@$(PIP) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import secrets
@@ -42,6 +43,7 @@ SHUTDOWN_TIMEOUT = 2.0
 WRITE_BACK = 2.0
 RETENTION = 30 * 86400.0  # how long ended sandboxes still answer
 _CHUNK = 256 * 1024
+_REMEMBERED = 10_000  # ended sandboxes, of which a watch may still tell
 
 
 class Sandboxes:
@@ -53,6 +55,7 @@ class Sandboxes:
         self._agents = Agents(backend)
         self._activity = Activity()
         self._creating: dict[str, asyncio.Task[SandboxRow]] = {}
+        self._ended: collections.OrderedDict[str, None] = collections.OrderedDict()  # recorded by us, lately
         self._listeners: dict[str, set[Callable[[Ended], None]]] = {}
         self._reconciliation = Reconciliation(store, backend, self._record_end)
         self._tasks: list[asyncio.Task[None]] = []
@@ -287,12 +290,18 @@ class Sandboxes:
 
     async def _record_end(self, ended: Ended) -> None:
         """Let go of it here too when another gateway process has recorded the end."""
-        await sandboxes.end(self._store, ended.sandbox_id, ended.end, ended.message, time.time())
+        if ended.sandbox_id in self._ended:
+            return
+        row = await sandboxes.end(self._store, ended.sandbox_id, ended.end, ended.message, time.time())
         self.on_any_ended(ended.sandbox_id)
         for kernel in await kernels.of_sandbox(self._store, ended.sandbox_id):
             self._activity.forget(kernel.id)
         for callback in list(self._listeners.pop(ended.sandbox_id, ())):
             callback(ended)
+        if row is not None:
+            self._ended[row.id] = None
+            if len(self._ended) > _REMEMBERED:
+                self._ended.popitem(last=False)
 
     async def _write_back(self) -> None:
         while True:

@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import ColumnElement, Select, Table, and_, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store.engine import Store
+from llmsafespace_gateway.store.engine import Store, StoreConnection
 from llmsafespace_gateway.store.rows import Row
 
 MAX_PAGE = 10_000
@@ -27,13 +26,13 @@ def values(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__struct_fields__}
 
 
-async def one(connection: AsyncConnection, kind: type[R], statement: Select[Any]) -> R | None:
+async def one(connection: StoreConnection, kind: type[R], statement: Select[Any]) -> R | None:
     """The first row of a query."""
     found = (await connection.execute(statement)).mappings().first()
     return None if found is None else to_row(kind, found)
 
 
-async def many(connection: AsyncConnection, kind: type[R], statement: Select[Any]) -> list[R]:
+async def many(connection: StoreConnection, kind: type[R], statement: Select[Any]) -> list[R]:
     """All rows of a query, which must be bounded by its caller."""
     return [to_row(kind, found) for found in (await connection.execute(statement)).mappings()]
 

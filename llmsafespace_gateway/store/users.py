@@ -72,7 +72,7 @@ async def by_name(store: Store, tenant_id: str, name: str) -> UserRow | None:
 async def first_created(store: Store) -> float | None:
     """When the first user was made, which is about when the store was."""
     async with store.read() as connection:
-        first: float | None = await connection.scalar(select(func.min(users.c.created_at)))
+        first: float | None = (await connection.execute(select(func.min(users.c.created_at)))).scalar()
         return first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import socket
@@ -72,6 +73,11 @@ class Operator:
         except (urllib.error.URLError, OSError):
             return None
 
+    @property
+    def leads(self) -> bool:
+        """Whether it has the Lease, as its metrics tell."""
+        return bool(re.search(r"leader_election_master_status\{.*\} 1", self.get("/metrics") or ""))
+
     def kill(self) -> None:
         """SIGKILL: no chance to clean up."""
         assert self._process is not None
@@ -117,12 +123,13 @@ class Installation:
         made.start()
         return made
 
-    def gateway(self, *options: str, **settings: object) -> Gateway:
+    def gateway(self, *options: str, folder: str = "gateway", **settings: object) -> Gateway:
         """A started gateway whose sandboxes are pods; the arguments are those of tests.conftest.Gateway.
 
         All gateways of an installation are replicas: they share one data folder, hence keys and records.
+        Those with a `folder` of their own do so, too, if they are given the same `database_url`.
         """
-        data = self.folder / "gateway"
+        data = self.folder / folder
         data.mkdir(exist_ok=True)
         where = ("--backend", "kubernetes", "--kubernetes-settings", str(self._write("gateway.json")))
         made = Gateway(data, "--ip", "0.0.0.0", *where, *options, **{"warm_pools": [], **settings})

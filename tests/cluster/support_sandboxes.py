@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.requests import ExecutionInfo, OpenExecution, OpenRpc, Request
+from llmsafespace_agent.wire.requests import Answer, ExecutionInfo, OpenExecution, OpenRpc, Request
 from llmsafespace_operator.claims import agents, tokens
 from llmsafespace_operator.resources.names import AGENT_PORT
 from tests.cluster.support import Kubectl, eventually
@@ -101,14 +101,7 @@ class Sandboxes:
 
     async def call(self, name: str, method: str, parameters: Manifest) -> None:
         """Ask its agent for something, as a gateway would."""
-        stream = await agents.dial(self.status(name)["podIP"], AGENT_PORT, self.token(name), OpenRpc())
-        try:
-            await stream.next_frame()
-            call = Request(1, method, msgspec.Raw(msgspec.json.encode(parameters)))
-            stream.send(FrameKind.JSON, msgspec.json.encode(call))
-            await stream.next_frame()
-        finally:
-            stream.close()
+        await ask(self.status(name)["podIP"], self.token(name), method, parameters)
 
     def token(self, name: str) -> str:
         """Of its agent."""
@@ -125,6 +118,18 @@ class Sandboxes:
     def _find(self, resource: str, namespace: str, name: str) -> Manifest | None:
         found = self.kubectl.items(resource, namespace)
         return next((one for one in found if one["metadata"]["name"] == name), None)
+
+
+async def ask(address: str, token: str, method: str, parameters: Manifest) -> Answer:
+    """What the agent at an address answers to a call."""
+    stream = await agents.dial(address, AGENT_PORT, token, OpenRpc())
+    try:
+        await stream.next_frame()
+        call = Request(1, method, msgspec.Raw(msgspec.json.encode(parameters)))
+        stream.send(FrameKind.JSON, msgspec.json.encode(call))
+        return msgspec.json.decode((await stream.next_frame())[1], type=Answer)
+    finally:
+        stream.close()
 
 
 async def run(address: str, token: str, code: str) -> tuple[ExecutionInfo, bytes]:

@@ -39,7 +39,7 @@ async def test_who_takes_over_counts_what_is_there_and_not_what_its_watch_has_to
     installation: Installation, kubectl: Kubectl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leader = installation.operator()
-    eventually(lambda: leads(leader))
+    eventually(lambda: leader.leads)
     async with faulty_server(Faults(only="/warmpods", stall=1.0)) as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         follower = await asyncio.to_thread(installation.operator)
@@ -80,12 +80,8 @@ async def test_a_creation_whose_answer_is_lost_counts_although_the_watch_is_sile
             await faulty.close()
 
 
-def leads(operator: Operator) -> bool:
-    return bool(re.search(r"leader_election_master_status\{.*\} 1", operator.get("/metrics") or ""))
-
-
 def has_looked(operator: Operator) -> bool:
     """At its pools, as their leader."""
     done = r'workqueue_work_duration_seconds_count\{name="warmpool"\} ([\d.]+)'
     found = re.search(done, operator.get("/metrics") or "")
-    return leads(operator) and found is not None and float(found[1]) >= 1
+    return operator.leads and found is not None and float(found[1]) >= 1

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from llmsafespace_gateway.store import Store, sqlite_url
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
-
-POSTGRES = os.environ.get("LLMSAFESPACE_TEST_POSTGRES", "")
+from tests import postgres
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty store that only this test uses."""
     if request.param == "sqlite":
         yield sqlite_url(tmp_path)
         return
-    if not POSTGRES:
+    if not postgres.SERVER:
         pytest.skip("LLMSAFESPACE_TEST_POSTGRES names no PostgreSQL server")
-    schema = f"test_{secrets.token_hex(6)}"
-    url = make_url(POSTGRES).set(drivername="postgresql+psycopg")
-    engine = create_async_engine(url)
-    async with engine.begin() as connection:
-        await connection.execute(text(f"CREATE SCHEMA {schema}"))
-    own = url.update_query_dict({"options": f"-csearch_path={schema}"})
-    yield own.render_as_string(hide_password=False)
-    async with engine.begin() as connection:
-        await connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-    await engine.dispose()
+    with postgres.schema() as url:
+        yield url
 
 
 @pytest.fixture

@@ -114,12 +114,12 @@ async def test_a_sandbox_with_a_record_stays(store: Store, make_sandbox: MakeSan
     assert set(backend.there) == {"sb-1"}
 
 
-@pytest.mark.parametrize("users_made_at", [None, time.time() - ORPHAN_GRACE])
+@pytest.mark.parametrize("since", [None, ORPHAN_GRACE])
 async def test_a_store_that_was_lost_removes_nothing_that_it_cannot_know(
-    store: Store, users_made_at: float | None
+    store: Store, since: float | None
 ) -> None:
-    if users_made_at is not None:
-        await add_user(store, at=users_made_at)
+    if since is not None:
+        await add_user(store, at=time.time() - since)
     backend = Backend()
     backend.add("sb-1", ORPHAN_GRACE + 1000)
     await reconciliation(store, backend).once()

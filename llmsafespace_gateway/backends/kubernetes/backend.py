@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 
 from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_agent.wire.proof import ProofError
-from llmsafespace_agent.wire.requests import BindRequest, Open
+from llmsafespace_agent.wire.requests import BindRequest, Open, OpenRpc
 from llmsafespace_gateway.backends.base import (
     Claim,
     Ended,
@@ -27,6 +28,7 @@ from llmsafespace_gateway.backends.base import (
     WarmPoolStatus,
 )
 from llmsafespace_gateway.backends.kubernetes import cold, listing, objects
+from llmsafespace_gateway.backends.kubernetes.ahead import Ahead
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.backends.kubernetes.cold import ColdStarts
 from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailable
@@ -42,6 +44,7 @@ from llmsafespace_operator.resources.kinds import SANDBOX
 
 GONE_LIMIT = 5.0  # seconds for the operator to let a deleted Sandbox go
 _NO_ADDRESS = "192.0.2.1"
+_RPC = OpenRpc()
 
 
 class Agent(msgspec.Struct, frozen=True):
@@ -66,6 +69,7 @@ class KubernetesBackend:
         self._strict = strict
         self._cold = ColdStarts(cluster)
         self._pools = Pools(cluster)
+        self._ahead = Ahead()
         self._claimed: dict[str, types.WarmPod] = {}  # whose Sandbox is not there yet
         self._news: asyncio.Queue[Ended | Stranger] = asyncio.Queue()
         self._listed = False
@@ -99,9 +103,13 @@ class KubernetesBackend:
         request = request_of(wanted, namespace, resolved.environment, profile)
         with explained("no sandbox could be claimed"):
             found = await self._cluster.claims.claim(
-                request, types.NamedObject(spec.sandbox_id, namespace), spec.sandbox_id
+                request,
+                types.NamedObject(spec.sandbox_id, namespace),
+                spec.sandbox_id,
+                trying=functools.partial(self._dial_ahead, spec.sandbox_id),
             )
         if isinstance(found, str):
+            self._ahead.drop(spec.sandbox_id)
             sandbox = await self._cold.start(spec, namespace, found)
             start, address = Start(kind="cold", reason=found), sandbox.status.pod_ip
             limits: types.Resources | types.PoolResources = wanted.resources
@@ -174,11 +182,19 @@ class KubernetesBackend:
         """See SandboxBackend."""
         with explained(f"the sandbox {sandbox_id} cannot be found"):
             agent = await self._agent(sandbox_id)
-        token = agent_token(self._cluster.key, agent.owner)
+        ahead = await self._ahead.take(sandbox_id, agent.owner) if open_ == _RPC else None
         try:
-            return await agents.dial(agent.address, names.AGENT_PORT, token, open_)
+            return ahead or await self._dial(agent, open_)
         except (ProofError, OSError) as error:
             raise unavailable(f"the sandbox {sandbox_id} cannot be reached: {error}") from error
+
+    async def _dial(self, agent: Agent, open_: Open) -> FrameStream:
+        token = agent_token(self._cluster.key, agent.owner)
+        return await agents.dial(agent.address, names.AGENT_PORT, token, open_)
+
+    def _dial_ahead(self, sandbox_id: str, pod: types.WarmPod) -> None:
+        agent = Agent(pod.status.pod_ip, pod.metadata.uid)
+        self._ahead.begin(sandbox_id, agent.owner, self._dial(agent, _RPC))
 
     async def _agent(self, sandbox_id: str) -> Agent:
         """Raises KubeError, and the ApiErrors of `dial`: only the operator says that a sandbox has ended."""
@@ -245,6 +261,7 @@ class KubernetesBackend:
     async def destroy(self, sandbox_id: str, end: str = "terminated") -> bool:
         """See SandboxBackend. A warm pod that was claimed and never recorded is freed by the operator."""
         self._claimed.pop(sandbox_id, None)
+        self._ahead.drop(sandbox_id)
         with explained(f"the sandbox {sandbox_id} cannot be ended"):
             sandbox = await self._cluster.sandbox(sandbox_id)
             if sandbox is None:
@@ -257,7 +274,9 @@ class KubernetesBackend:
             deleted = await self._cluster.client.delete(SANDBOX, name, namespace, uid=uid)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GONE_LIMIT):
-                await self._cluster.wait(name, namespace, lambda now: now is None or now.metadata.uid != uid)
+                await self._cluster.sandboxes.wait(
+                    name, namespace, lambda now: now is None or now.metadata.uid != uid
+                )
         return deleted
 
     async def watch(self) -> AsyncIterator[Ended | Stranger]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from llmsafespace_gateway.backends.kubernetes import objects
@@ -20,7 +19,6 @@ from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, SANDBOX, WAR
 
 START_LIMIT = 60.0  # seconds for the first lists
 _ID = "id"  # index: by public id
-Key = tuple[str, str]  # name, namespace
 
 
 class Cluster:
@@ -44,8 +42,6 @@ class Cluster:
         self.catalogue = Catalogue(self.environments, self.profiles, settings.system_namespace)
         self.claims = Claims(client, self.catalogue, self.warm_pods, self.warm_pools)
         self.sandboxes.index(_ID, lambda sandbox: [objects.public_id(sandbox)])
-        self.sandboxes.on_change(self._sandbox_changed)
-        self._waiting: dict[Key, set[asyncio.Future[None]]] = {}
 
     @classmethod
     async def connect(cls, path: Path) -> Cluster:
@@ -122,30 +118,3 @@ class Cluster:
             except NotFound:
                 return None
         return found if objects.has(sandbox, found) else None
-
-    # -- waiting -------------------------------------------------------------------------------------------
-
-    async def wait(
-        self, name: str, namespace: str, reached: Callable[[types.Sandbox | None], bool]
-    ) -> types.Sandbox | None:
-        """The Sandbox as soon as it is (or is gone) as `reached` wants it."""
-        key = name, namespace
-        while not reached(found := self.sandboxes.get(name, namespace)):
-            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiting = self._waiting.setdefault(key, set())
-            waiting.add(changed)
-            try:
-                await changed
-            finally:
-                waiting.discard(changed)
-                if not waiting and self._waiting.get(key) is waiting:
-                    del self._waiting[key]
-        return found
-
-    def _sandbox_changed(self, old: types.Sandbox | None, new: types.Sandbox | None) -> None:
-        sandbox = new or old
-        if sandbox is None:
-            return
-        for changed in self._waiting.get((sandbox.metadata.name, sandbox.metadata.namespace), ()):
-            if not changed.done():
-                changed.set_result(None)

@@ -65,7 +65,7 @@ class ColdStarts:
                 await create(self._cluster, wanted)
             try:
                 async with asyncio.timeout(START_LIMIT):
-                    found = await self._cluster.wait(name, namespace, _decided)
+                    found = await self._cluster.sandboxes.wait(name, namespace, _decided)
             except TimeoutError:
                 found = self._cluster.sandboxes.get(name, namespace)
             if found is None or not objects.runs(found):

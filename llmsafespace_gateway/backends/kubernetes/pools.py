@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from llmsafespace_operator.resources import types
 from llmsafespace_operator.resources.kinds import WARMPOOL
 
 ALL = "*"
+SEEN_LIMIT = 5.0  # seconds for our own watch to show a deletion
 
 
 class Pools:
@@ -53,11 +56,16 @@ class Pools:
         return await self._cluster.client.create(WARMPOOL, body, namespace)
 
     async def delete(self, name: str) -> None:
-        """See SandboxBackend.delete_pool."""
+        """See SandboxBackend.delete_pool. Returns when this process knows it, too."""
         there = self._known().get(name)
-        if there is not None:
-            with explained(f"the warm pool {name} could not be removed"):
-                await self._cluster.client.delete(WARMPOOL, name, there.metadata.namespace)
+        if there is None:
+            return
+        namespace, uid = there.metadata.namespace, there.metadata.uid
+        with explained(f"the warm pool {name} could not be removed"):
+            await self._cluster.client.delete(WARMPOOL, name, namespace, uid=uid)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEEN_LIMIT):
+                await self._cluster.warm_pools.wait(name, namespace, lambda now: _is_over(now, uid))
 
     def status(self, name: str) -> WarmPoolStatus:
         """See SandboxBackend.pool_status."""
@@ -76,6 +84,10 @@ class Pools:
             if pool.metadata.deletion_timestamp is None:
                 found.setdefault(pool.metadata.name, pool)
         return found
+
+
+def _is_over(pool: types.WarmPool | None, uid: str) -> bool:
+    return pool is None or pool.metadata.uid != uid or pool.metadata.deletion_timestamp is not None
 
 
 def visible(pool: types.WarmPool, tenant: str | None, tenants: Mapping[str, str]) -> bool:

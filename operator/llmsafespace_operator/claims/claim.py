@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,11 +43,18 @@ class Claims:
         warm_pods.index(_FREE, _free_in)
         warm_pods.on_change(self._changed)
 
-    async def claim(self, request: Request, sandbox: NamedObject, claim_id: str) -> WarmPod | str:
+    async def claim(
+        self,
+        request: Request,
+        sandbox: NamedObject,
+        claim_id: str,
+        trying: Callable[[WarmPod], None] = lambda pod: None,
+    ) -> WarmPod | str:
         """The warm pod that is now `sandbox`'s and nobody else's, or why its start is cold, in words.
 
         The same `claim_id` again gives the same pod. Raises KubeError when the API server does not answer:
         a pod may have been claimed then, which the same claim finds, and otherwise the operator frees.
+        `trying` is told each pod just before it is asked for.
         """
         mine = self.claimed(claim_id)
         if mine is not None:
@@ -58,6 +65,7 @@ class Claims:
             if isinstance(found, str):
                 return found
             for pod in found:
+                trying(pod)
                 won = await self._take(pod, WarmPodClaim(claim_id, sandbox, datetime.now(UTC)))
                 if won is not None:
                     return won

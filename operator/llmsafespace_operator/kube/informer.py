@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Generic
 
 from llmsafespace_operator.kube.client import Gone, KubeClient, KubeError
+from llmsafespace_operator.kube.objects import Key, key_of
 from llmsafespace_operator.kube.store import Callback, Store
 from llmsafespace_operator.resources.kinds import Kind, T
 
@@ -43,6 +44,8 @@ class Informer(Generic[T]):
             _Follower(client, kind, self._store, scope, label_selector, watch_seconds) for scope in scopes
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        self._waiting: dict[Key, set[asyncio.Future[None]]] = {}
+        self._store.on_change(self._changed)
 
     def on_change(self, callback: Callback[T]) -> None:
         """Call `callback(old, new)` on the loop for each change: old None: new here, new None: deleted."""
@@ -63,6 +66,21 @@ class Informer(Generic[T]):
     def items(self) -> Iterable[T]:
         """All objects, as they are now."""
         return self._store.items()
+
+    async def wait(self, name: str, namespace: str, reached: Callable[[T | None], bool]) -> T | None:
+        """The object as soon as it is (or is gone) as `reached` wants it: set a limit where one is wanted."""
+        key = namespace, name
+        while not reached(found := self._store.get(key)):
+            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting = self._waiting.setdefault(key, set())
+            waiting.add(changed)
+            try:
+                await changed
+            finally:
+                waiting.discard(changed)
+                if not waiting and self._waiting.get(key) is waiting:
+                    del self._waiting[key]
+        return found
 
     def observe(self, item: T) -> None:
         """Take in the answer of an own write at once, unless something newer is known.
@@ -98,6 +116,13 @@ class Informer(Generic[T]):
     def silent_for(self) -> float:
         """Seconds since the watch that was silent longest was last heard; its limit is a little over 30."""
         return time.monotonic() - min(each.heard for each in self._followers)
+
+    def _changed(self, old: T | None, new: T | None) -> None:
+        changed = new if new is not None else old
+        if changed is not None and self._waiting:
+            for waiter in self._waiting.get(key_of(changed), ()):
+                if not waiter.done():
+                    waiter.set_result(None)
 
 
 class _Follower(Generic[T]):

@@ -10,6 +10,7 @@ from prometheus_client import Counter
 from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOD
 from llmsafespace_operator.resources.kubernetes import Metadata, Pod
 from llmsafespace_operator.resources.types import (
@@ -25,6 +26,7 @@ from llmsafespace_operator.sandbox.plan import (
     Action,
     Observed,
     Plan,
+    RemoveFinalizer,
     StartPod,
     Write,
     blocked,
@@ -52,6 +54,7 @@ class SandboxReconciler:
         self._actions = actions
         self._events = events
         self._turns = turns
+        self._released: set[str] = set()  # uids that the cache still shows, and that are gone
         self.controller = Controller("sandbox", self.reconcile, workers=_WORKERS)
 
     def follow(self) -> None:
@@ -66,7 +69,7 @@ class SandboxReconciler:
         """One round; returns when to look again. Raises KubeError, after which it is tried again."""
         namespace, name = key
         sandbox = self._caches.sandboxes.get(name, namespace)
-        if sandbox is None:
+        if sandbox is None or sandbox.metadata.uid in self._released:
             self._leave(key)
             return None
         seen = await self._observer.observe(sandbox)
@@ -93,6 +96,8 @@ class SandboxReconciler:
         await self._actions.apply(seen, action)
         if isinstance(action, Write):
             self._tell(seen.sandbox, action.status)
+        elif isinstance(action, RemoveFinalizer) and len(seen.sandbox.metadata.finalizers) == 1:
+            self._released.add(seen.sandbox.metadata.uid)
 
     def _tell(self, sandbox: Sandbox, now: SandboxStatus) -> None:
         before = sandbox.status
@@ -102,8 +107,9 @@ class SandboxReconciler:
             self._events.emit(SANDBOX, sandbox.metadata, kind, "Ended", f"{now.end}: {now.message}")
         elif now.phase == "Running" and before.phase != "Running":
             STARTS.labels(now.start_kind).inc()
-            how = f"{now.start_kind} start in pod {now.pod_namespace}/{now.pod_name}"
-            self._events.emit(SANDBOX, sandbox.metadata, "Normal", "Started", how)
+            if not names.made_by_gateway(sandbox.metadata.name):  # who asks a gateway does not read events
+                how = f"{now.start_kind} start in pod {now.pod_namespace}/{now.pod_name}"
+                self._events.emit(SANDBOX, sandbox.metadata, "Normal", "Started", how)
 
     def _in_turn(self, key: Key, seen: Observed, found: Plan) -> Plan:
         """The plan, or to wait when it would begin one cold start too many."""
@@ -124,6 +130,8 @@ class SandboxReconciler:
         changed = new or old
         if changed is not None:
             self.controller.enqueue(key_of(changed))
+        if new is None and old is not None:
+            self._released.discard(old.metadata.uid)
 
     def _warm_pod_changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
         changed = new or old

@@ -23,7 +23,7 @@ from tests.cluster.chaos.outage import Outage
 from tests.cluster.faults import Faults
 from tests.cluster.support_processes import Installation
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.heavy]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MINIMUM, MAXIMUM = 6, 12
 LIMIT = 120.0  # seconds until nothing is left, graces and watches that have to be found silent included

@@ -116,6 +116,18 @@ async def test_death_is_told_after_the_last_message(
     assert await client.kernel.shutdown(0) == returncode
 
 
+@pytest.mark.parametrize(("leave", "returncode"), [("_exit(3)", 3), ("abort()", -6)])
+async def test_a_kernel_that_leaves_at_once_has_sent_all_that_it_said(
+    start: Any, take: Any, leave: str, returncode: int
+) -> None:
+    client = await take(await start())
+    much = 16 * 2**20  # more than any socket holds
+    client.begin_run(f"import os\nprint('x' * {much}, flush=True)\nprint('last', flush=True)\nos.{leave}")
+    outcome = await client.end()
+    assert client.exits == [returncode]
+    assert outcome.text() == "x" * much + "\nlast\n"
+
+
 async def test_what_a_kernel_started_ends_with_it(start: Any, take: Any) -> None:
     client = await take(await start())
     started = await client.run("import subprocess; subprocess.Popen(['sleep', '600']).pid")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import importlib
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import zmq
 from ipykernel.ipkernel import IPythonKernel
@@ -38,6 +41,8 @@ class SandboxKernelApp(IPKernelApp):
         self.configure_tornado_logger()
         self.iopub_thread = IOPub(socket, os.path.dirname(self.abs_connection_file))
         self.iopub_thread.start()
+        for name in ("_exit", "abort"):
+            setattr(os, name, _said_first(getattr(os, name), self.iopub_thread))
         self.iopub_socket = self.iopub_thread.background_socket
 
     def io_loop_add_reader(self, descriptor: int, callback: Any) -> None:
@@ -57,6 +62,23 @@ class SandboxKernelApp(IPKernelApp):
         tell = getattr(self.kernel, "bound", None)
         if tell is not None:
             tell()
+
+
+def _said_first(leave: Callable[..., NoReturn], iopub: IOPub) -> Callable[..., NoReturn]:
+    """`leave` ends the process at once: let libzmq's thread send what it still has before.
+
+    What a signal kills cannot wait; what was sent just before such a death may be lost.
+    """
+    kernel = os.getpid()
+
+    @functools.wraps(leave)
+    def wrapper(*arguments: Any) -> NoReturn:
+        if os.getpid() == kernel:  # a fork of the kernel has none of its threads
+            with contextlib.suppress(Exception):
+                iopub.finish()
+        leave(*arguments)
+
+    return wrapper
 
 
 def _loop() -> Any:

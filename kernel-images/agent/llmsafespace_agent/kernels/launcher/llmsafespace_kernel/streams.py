@@ -18,6 +18,7 @@ from zmq.backend import Socket as BackendSocket
 from zmq.eventloop.zmqstream import ZMQStream
 
 _PIPE_CAPACITY = 65536
+_LAST_WORDS = 3.0  # seconds that the agent may take to read what an ending kernel has sent
 
 
 class IOPub(IOPubThread):
@@ -77,6 +78,17 @@ class IOPub(IOPubThread):
         marks = [more] * last + [flags]
         with self._send_lock:
             deque(map(self._send_part, msg, marks), 0)
+
+    def finish(self) -> None:
+        """Wait, within limits, until what was sent has left this process. Nothing can be sent afterwards.
+
+        libzmq tells that by the end of the closed socket's monitor.
+        """
+        if self.closed or not self._send_lock.acquire(timeout=_LAST_WORDS):
+            return  # and the lock is kept, so that nobody finds a closed socket
+        ended = self.socket.get_monitor_socket(zmq.EVENT_MONITOR_STOPPED)
+        self.socket.close(linger=int(_LAST_WORDS * 1000))
+        ended.poll(int(_LAST_WORDS * 1000))
 
 
 class Out(OutStream):
