@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 DWELL = 5.0  # seconds between bound and DELETE
-LIMIT = 60.0  # of one request
+LIMIT = 150.0  # of one request: longer than a gateway lets a cold start take
 SETTLE = 300.0  # seconds after the last arrival; what is not over then is stuck
 RUNTIME_NAME = "python:3.11"
 BODY = {"runtime": RUNTIME_NAME, "env": {"WHO": "bench"}}

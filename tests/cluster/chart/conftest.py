@@ -1,4 +1,4 @@
-"""Releases of the chart, from the images that `make images` builds."""
+"""Releases of the chart, from the images that `make images` builds; gone before other tests need the room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cluster.conftest import Cluster, Images
 from tests.cluster.support import Kubectl, Namespaces
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def helm(cluster: Cluster, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     if not shutil.which("helm"):
         pytest.skip("there is no helm on the PATH")
@@ -26,7 +26,7 @@ def helm(cluster: Cluster, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFa
     return Helm(cluster.kubeconfig, tmp_path_factory.mktemp("helm"), version)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def make_release(
     helm: Helm, kubectl: Kubectl, crds: None, images: Images
 ) -> Iterator[Callable[..., Release]]:
@@ -47,13 +47,13 @@ def make_release(
         yield make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def outside(cluster: Cluster) -> Iterator[Outside]:
     with serving(cluster.host) as servers:
         yield servers
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def storage_class(kubectl: Kubectl, images: Images) -> Iterator[str]:
     """With one volume."""
     namespaces = Namespaces(kubectl)
@@ -64,7 +64,7 @@ def storage_class(kubectl: Kubectl, images: Images) -> Iterator[str]:
         namespaces.remove_all()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def release(storage_class: str, outside: Outside, make_release: Callable[..., Release]) -> Release:
     """One release for all tests that leave it working. Its package index is on this machine."""
     made = make_release(
