@@ -8,10 +8,12 @@ import ipaddress
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.resources.kinds import Kind
+from llmsafespace_operator.kube.errors import KubeError
+from llmsafespace_operator.resources.kinds import LEASE, Kind
 from llmsafespace_operator.resources.kubernetes import AnyObject
 
 NETWORK = ipaddress.ip_network("10.99.0.0/16")
@@ -19,7 +21,9 @@ PODS_PER_NODE = 900
 SELECTOR = {"type": "llmsafespace-bench"}
 TOLERATION = {"key": "kwok.x-k8s.io/node", "operator": "Exists"}
 _NODE = Kind("", "v1", "Node", "nodes", AnyObject, namespaced=False)
+_LEASES = "kube-node-lease"
 _READY_LIMIT = 30.0
+_HEARTBEAT = 10.0  # seconds, as a kubelet's: a node whose Lease stands still for 40 is given up
 
 
 def needed(pods: int) -> int:
@@ -36,12 +40,29 @@ async def fake_nodes(client: KubeClient, count: int) -> AsyncIterator[None]:
     try:
         for number, network in enumerate(networks):
             await client.create(_NODE, _node(number, str(network)))
-        await _until_ready(client, count)
-        yield
+        beating = asyncio.create_task(_beat(client, count))
+        try:
+            await _until_ready(client, count)
+            yield
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
     finally:
         for number in range(len(networks)):
             await client.delete(_NODE, _name(number))
+            await client.delete(LEASE, _name(number), _LEASES)
         subprocess.run(["ip", "route", "del", *route], check=True)
+
+
+async def _beat(client: KubeClient, count: int) -> None:
+    """Renew the nodes' Leases, which KWOK leaves to others."""
+    while True:
+        for number in range(count):
+            with contextlib.suppress(KubeError):  # the API server may be down just now
+                await client.apply(
+                    LEASE, _name(number), _lease(number), _LEASES, manager="llmsafespace-bench"
+                )
+        await asyncio.sleep(_HEARTBEAT)
 
 
 async def _until_ready(client: KubeClient, count: int) -> None:
@@ -64,6 +85,13 @@ def _taints(node: AnyObject) -> list[str]:
 
 def _name(number: int) -> str:
     return f"llmsafespace-bench-{number}"
+
+
+def _lease(number: int) -> dict[str, Any]:
+    renewed = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return {
+        "spec": {"holderIdentity": _name(number), "leaseDurationSeconds": 40, "renewTime": renewed},
+    }
 
 
 def _node(number: int, network: str) -> dict[str, Any]:
