@@ -22,6 +22,11 @@ _BOTH = select(
     *(column.label(f"k_{column.name}") for column in kernels.c),
     *(column.label(f"s_{column.name}") for column in sandboxes.c),
 ).join_from(kernels, sandboxes)
+_OF_SANDBOX = (
+    select(kernels)
+    .where(kernels.c.sandbox_id == bindparam("wanted"))
+    .order_by(kernels.c.created_at, kernels.c.id)
+)
 
 
 async def insert(store: Store, row: KernelRow) -> None:
@@ -58,9 +63,8 @@ async def with_sandbox(store: Store, kernel_id: str) -> tuple[SandboxRow, Kernel
 
 async def of_sandbox(store: Store, sandbox_id: str) -> list[KernelRow]:
     """The kernels of a sandbox, the default one first."""
-    wanted = select(kernels).where(kernels.c.sandbox_id == sandbox_id)
     async with store.read() as connection:
-        found = await many(connection, KernelRow, wanted.order_by(kernels.c.created_at, kernels.c.id))
+        found = await many(connection, KernelRow, _OF_SANDBOX, {"wanted": sandbox_id})
     return sorted(found, key=lambda row: not row.is_default)
 
 

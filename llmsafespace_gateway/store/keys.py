@@ -35,6 +35,8 @@ _KNOWN = (
     .join(tenants)
 )
 
+_REVOKED = select(api_keys.c.id).where(api_keys.c.revoked_at >= bindparam("since"))
+
 
 async def insert(store: Store, row: KeyRow) -> None:
     """Add a key."""
@@ -88,7 +90,7 @@ async def revoke(store: Store, key_id: str, at: float) -> KeyRow | None:
 async def revoked_since(store: Store, moment: float) -> list[str]:
     """The ids of the keys that were revoked at or after a moment: one look into an index."""
     async with store.read() as connection:
-        found = await connection.execute(select(api_keys.c.id).where(api_keys.c.revoked_at >= moment))
+        found = await connection.execute(_REVOKED, {"since": moment})
         return [str(key_id) for (key_id,) in found]
 
 

@@ -14,6 +14,8 @@ from llmsafespace_gateway.store.rows import Row
 
 MAX_PAGE = 10_000
 R = TypeVar("R", bound=Row)
+# Statements that every request needs are built once, with `bindparam`: that costs more than running them.
+Parameters = Mapping[str, Any] | None
 
 
 def to_row(kind: type[R], mapping: Mapping[Any, Any]) -> R:
@@ -26,21 +28,25 @@ def values(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__struct_fields__}
 
 
-async def one(connection: StoreConnection, kind: type[R], statement: Select[Any]) -> R | None:
+async def one(
+    connection: StoreConnection, kind: type[R], statement: Select[Any], parameters: Parameters = None
+) -> R | None:
     """The first row of a query."""
-    found = (await connection.execute(statement)).mappings().first()
+    found = (await connection.execute(statement, parameters)).mappings().first()
     return None if found is None else to_row(kind, found)
 
 
-async def many(connection: StoreConnection, kind: type[R], statement: Select[Any]) -> list[R]:
+async def many(
+    connection: StoreConnection, kind: type[R], statement: Select[Any], parameters: Parameters = None
+) -> list[R]:
     """All rows of a query, which must be bounded by its caller."""
-    return [to_row(kind, found) for found in (await connection.execute(statement)).mappings()]
+    return [to_row(kind, found) for found in (await connection.execute(statement, parameters)).mappings()]
 
 
-async def get(store: Store, kind: type[R], statement: Select[Any]) -> R | None:
+async def get(store: Store, kind: type[R], statement: Select[Any], parameters: Parameters = None) -> R | None:
     """The first row of a query, on a connection of its own."""
     async with store.read() as connection:
-        return await one(connection, kind, statement)
+        return await one(connection, kind, statement, parameters)
 
 
 async def page(

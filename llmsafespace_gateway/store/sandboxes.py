@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
@@ -13,9 +13,21 @@ from sqlalchemy.exc import IntegrityError
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import get as get_one
-from llmsafespace_gateway.store.query import many, one, page, values, visible_sandboxes
+from llmsafespace_gateway.store.query import many, one, page, to_row, values, visible_sandboxes
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 from llmsafespace_gateway.store.schema import grants, kernels, sandboxes, sessions
+
+_BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("wanted"))
+_INSERT, _INSERT_KERNEL = insert_into(sandboxes), insert_into(kernels)
+_END = (
+    change(sandboxes)
+    .where(sandboxes.c.id == bindparam("wanted"), sandboxes.c.state != "ended")
+    .values(state="ended", end=bindparam("word"), end_message=bindparam("message"), ended_at=bindparam("at"))
+    .returning(sandboxes)
+)
+_END_SESSIONS = delete(sessions).where(
+    sessions.c.kernel_id.in_(select(kernels.c.id).where(kernels.c.sandbox_id == bindparam("wanted")))
+)
 
 
 async def insert(store: Store, row: SandboxRow, kernel: KernelRow | None = None) -> None:
@@ -25,9 +37,9 @@ async def insert(store: Store, row: SandboxRow, kernel: KernelRow | None = None)
     """
     try:
         async with store.write() as connection:
-            await connection.execute(insert_into(sandboxes), values(row))
+            await connection.execute(_INSERT, values(row))
             if kernel is not None:
-                await connection.execute(insert_into(kernels), values(kernel))
+                await connection.execute(_INSERT_KERNEL, values(kernel))
     except IntegrityError as error:
         raise ApiError(
             "conflict", "a sandbox or kernel with this id or Idempotency-Key exists; send another"
@@ -36,7 +48,7 @@ async def insert(store: Store, row: SandboxRow, kernel: KernelRow | None = None)
 
 async def get(store: Store, sandbox_id: str) -> SandboxRow | None:
     """A sandbox, ended or not."""
-    return await get_one(store, SandboxRow, select(sandboxes).where(sandboxes.c.id == sandbox_id))
+    return await get_one(store, SandboxRow, _BY_ID, {"wanted": sandbox_id})
 
 
 async def by_idempotency_key(store: Store, owner: str, key: str) -> SandboxRow | None:
@@ -92,16 +104,12 @@ async def end(store: Store, sandbox_id: str, end: str, message: str | None, at: 
     Only the first call counts: None when it had ended before, or is not there.
     """
     async with store.write() as connection:
-        ended = await connection.execute(
-            change(sandboxes)
-            .where(sandboxes.c.id == sandbox_id, sandboxes.c.state != "ended")
-            .values(state="ended", end=end, end_message=message or None, ended_at=at)
-        )
-        if not ended.rowcount:
+        told = {"wanted": sandbox_id, "word": end, "message": message or None, "at": at}
+        found = (await connection.execute(_END, told)).mappings().first()
+        if found is None:
             return None
-        own = select(kernels.c.id).where(kernels.c.sandbox_id == sandbox_id)
-        await connection.execute(delete(sessions).where(sessions.c.kernel_id.in_(own)))
-        return await one(connection, SandboxRow, select(sandboxes).where(sandboxes.c.id == sandbox_id))
+        await connection.execute(_END_SESSIONS, {"wanted": sandbox_id})
+        return to_row(SandboxRow, found)
 
 
 async def forget_ended(store: Store, before: float) -> int:
