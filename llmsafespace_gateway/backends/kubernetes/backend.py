@@ -35,7 +35,7 @@ from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailab
 from llmsafespace_gateway.backends.kubernetes.pools import Pools
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_operator.claims import agents, grants
-from llmsafespace_operator.claims.choice import request_of
+from llmsafespace_operator.claims.choice import Request, request_of
 from llmsafespace_operator.claims.egress_token import sign
 from llmsafespace_operator.claims.runtimes import Resolved, label
 from llmsafespace_operator.claims.tokens import agent_token
@@ -101,15 +101,8 @@ class KubernetesBackend:
             raise RuntimeUnavailable(obstacle)
         self._egress_token(spec.sandbox_id, _NO_ADDRESS, wanted, profile)  # refused before a pod is taken
         request = request_of(wanted, namespace, resolved.environment, profile)
-        with explained("no sandbox could be claimed"):
-            found = await self._cluster.claims.claim(
-                request,
-                types.NamedObject(spec.sandbox_id, namespace),
-                spec.sandbox_id,
-                trying=functools.partial(self._dial_ahead, spec.sandbox_id),
-            )
+        found = await self._claim(request, types.NamedObject(spec.sandbox_id, namespace))
         if isinstance(found, str):
-            self._ahead.drop(spec.sandbox_id)
             sandbox = await self._cold.start(spec, namespace, found)
             start, address = Start(kind="cold", reason=found), sandbox.status.pod_ip
             limits: types.Resources | types.PoolResources = wanted.resources
@@ -126,6 +119,20 @@ class KubernetesBackend:
             isolation=self._isolation(profile, spec.security_level, limits),
             egress_token=self._egress_token(spec.sandbox_id, address, wanted, profile),
         )
+
+    async def _claim(self, request: Request, sandbox: types.NamedObject) -> types.WarmPod | str:
+        """A warm pod, with a stream to its agent on the way; nothing is left of one where there is no pod."""
+        name = sandbox.name
+        found: types.WarmPod | str = ""
+        try:
+            with explained("no sandbox could be claimed"):
+                found = await self._cluster.claims.claim(
+                    request, sandbox, name, trying=functools.partial(self._dial_ahead, name)
+                )
+        finally:
+            if isinstance(found, str):
+                self._ahead.drop(name)
+        return found
 
     def _namespace(self, tenant: str) -> str:
         for namespace, owner in self._cluster.settings.sandbox_namespaces.items():
