@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 STATUS = {
@@ -38,6 +39,13 @@ class ApiError(Exception):
         self.message = message
         self.details = details or {}
         self.retry_after = retry_after
+
+    @property
+    def retry_headers(self) -> dict[str, str]:
+        """When to try again, for the answer's head, in whole seconds (RFC 9110, 10.2.3)."""
+        if self.retry_after is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
     @property
     def status(self) -> int:

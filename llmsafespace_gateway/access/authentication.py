@@ -15,6 +15,7 @@ import msgspec
 from llmsafespace_gateway.access.key_format import bearer, key_hash, matches, parse_key
 from llmsafespace_gateway.access.principal import ROLES, Principal
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.recent import Recent
 from llmsafespace_gateway.store import Store, keys
 from llmsafespace_gateway.store.rows import KeyRow, UserRow
 
@@ -44,7 +45,7 @@ class Authenticator:
         # the time of a refusal does not tell whether a key's id is in use.
         self._cache: collections.OrderedDict[bytes, Known] = collections.OrderedDict()
         self._expiries: dict[str, float | None] = {}
-        self._revoked: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._revoked = Recent(CACHED)
         self._watchers: dict[str, set[Callable[[], None]]] = {}
         self._used: dict[str, float] = {}
         self._wrote_uses = time.monotonic()
@@ -93,9 +94,7 @@ class Authenticator:
         if not gone:
             return
         for key_id in gone:
-            self._revoked[key_id] = None
-            if len(self._revoked) > CACHED:
-                self._revoked.popitem(last=False)
+            self._revoked.add(key_id)
         self._drop(set(gone))
 
     def forget_user(self, user_id: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import TYPE_CHECKING, Any
 
 from tornado.web import RequestHandler
@@ -67,11 +66,9 @@ def _query_token(handler: RequestHandler) -> str | None:
 
 
 def _refusal_headers(error: ApiError) -> dict[str, str]:
-    headers: dict[str, str] = {}
+    headers = error.retry_headers
     if isinstance(error, RateLimited):
         headers.update(error.headers)
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.code == "unauthorized":
         headers["WWW-Authenticate"] = 'Bearer realm="llmsafespace"'
     return headers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ import msgspec
 
 from llmsafespace_gateway.access.principal import Principal
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.recent import Recent
 
 _REMEMBERED = 10_000
 
@@ -103,7 +103,7 @@ class Quotas:
         self._stated: dict[str, dict[str, Any]] = {}
         self._use: dict[tuple[str, str | None], _Use] = {}
         self._holders: dict[str, Reservation] = {}
-        self._ended: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._ended = Recent(_REMEMBERED)
 
     def set_quota(self, tenant: str, quota: Mapping[str, Any]) -> None:
         """`quota` as a tenant's row has it: it overrides the default, key by key."""
@@ -135,9 +135,7 @@ class Quotas:
         if held is not None:
             self._count(held, -1)
         # It may have ended before its creator committed the reservation.
-        self._ended[sandbox_id] = None
-        if len(self._ended) > _REMEMBERED:
-            self._ended.popitem(last=False)
+        self._ended.add(sandbox_id)
 
     def holder(self, sandbox_id: str) -> tuple[str, str] | None:
         """Tenant and owner of a living sandbox."""

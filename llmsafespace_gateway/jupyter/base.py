@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from http.client import responses
 from typing import Any, cast
 
@@ -122,8 +121,8 @@ class JupyterHandler(AuthenticatedHandler):
         self.set_status(error.status)
         if not self._reads_body:  # a path that is no UTF-8: tornado closes the connection
             self.set_header("Connection", "close")
-        if error.retry_after is not None:
-            self.set_header("Retry-After", str(max(1, math.ceil(error.retry_after))))
+        for name, value in error.retry_headers.items():
+            self.set_header(name, value)
         document = {
             "message": error.message,
             "reason": responses.get(error.status),

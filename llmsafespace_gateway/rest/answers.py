@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import msgspec
@@ -64,8 +63,8 @@ class Answers(RequestHandler):
         self.set_header("Content-Type", JSON)
         if not self.body_read:
             self.set_header("Connection", "close")
-        if error.retry_after is not None:
-            self.set_header("Retry-After", str(max(1, math.ceil(error.retry_after))))
+        for name, value in error.retry_headers.items():
+            self.set_header(name, value)
         if error.status == 416 and "size" in error.details:
             self.set_header("Content-Range", f"bytes */{error.details['size']}")
         if "allowed" in error.details and error.status == 405:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import logging
 import secrets
@@ -28,6 +27,7 @@ from llmsafespace_agent.wire.requests import (
 )
 from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.recent import Recent
 from llmsafespace_gateway.sandboxes.activity import Activity
 from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, unreachable, written
 from llmsafespace_gateway.sandboxes.agents import Agents
@@ -55,7 +55,7 @@ class Sandboxes:
         self._agents = Agents(backend)
         self._activity = Activity()
         self._creating: dict[str, asyncio.Task[SandboxRow]] = {}
-        self._ended: collections.OrderedDict[str, None] = collections.OrderedDict()  # recorded by us, lately
+        self._ended = Recent(_REMEMBERED)  # whose end this process has recorded
         self._listeners: dict[str, set[Callable[[Ended], None]]] = {}
         self._reconciliation = Reconciliation(store, backend, self._record_end)
         self._tasks: list[asyncio.Task[None]] = []
@@ -299,9 +299,7 @@ class Sandboxes:
         for callback in list(self._listeners.pop(ended.sandbox_id, ())):
             callback(ended)
         if row is not None:
-            self._ended[row.id] = None
-            if len(self._ended) > _REMEMBERED:
-                self._ended.popitem(last=False)
+            self._ended.add(row.id)
 
     async def _write_back(self) -> None:
         while True:

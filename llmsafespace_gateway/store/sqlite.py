@@ -1,8 +1,9 @@
 """SQLite on the event loop's own thread.
 
 A statement on a row takes microseconds; the way through a thread and back takes a hundred times as long, and
-half of the processor time of a sandbox's life. What may take longer never happens here: waiting for another
-process's transaction is tried again and again, and the write-ahead log is put into the file by a thread.
+two fifths of the gateway's processor time in a sandbox's life. What may take longer never happens here:
+waiting for another process's transaction is tried again and again, and the write-ahead log is put into the
+file by a thread.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Pods can reach all of them, and sandboxes none but through the egress proxy.
 
 from __future__ import annotations
 
-import datetime
 import http.server
 import io
 import socket
@@ -15,11 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from tests.certificates import self_signed
 from tests.cluster.support import Kubectl
 
 Address = tuple[str, int]
@@ -137,7 +132,7 @@ tls.serve_forever()
 
 def web_site(kubectl: Kubectl, namespace: str, image: str) -> str:
     """A web site at PUBLIC_ADDRESS, as pods see it, which has all PUBLIC_NAMES; its certificate in PEM."""
-    certificate, key = _certificate()
+    certificate, key = self_signed(PUBLIC_NAMES)
     labels = {"app": "web-site"}
     container = {
         "name": "main",
@@ -167,22 +162,3 @@ def web_site(kubectl: Kubectl, namespace: str, image: str) -> str:
     )
     kubectl("wait", "pod", "web-site", "-n", namespace, "--for=condition=Ready", "--timeout=60s")
     return certificate
-
-
-def _certificate() -> tuple[str, str]:
-    """A certificate of all PUBLIC_NAMES that vouches for itself, and its key, in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "outside")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(subject_name=name, issuer_name=name, public_key=key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in PUBLIC_NAMES]), False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return made.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
