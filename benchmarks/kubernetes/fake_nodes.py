@@ -8,11 +8,11 @@ import ipaddress
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Any
 
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import KubeError
+from llmsafespace_operator.kube.objects import micro_time
 from llmsafespace_operator.resources.kinds import LEASE, Kind
 from llmsafespace_operator.resources.kubernetes import AnyObject
 
@@ -88,7 +88,7 @@ def _name(number: int) -> str:
 
 
 def _lease(number: int) -> dict[str, Any]:
-    renewed = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    renewed = micro_time()
     return {
         "spec": {"holderIdentity": _name(number), "leaseDurationSeconds": 40, "renewTime": renewed},
     }

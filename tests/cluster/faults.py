@@ -96,7 +96,7 @@ class FaultyServer:
         server = self._server = self._server or await Server.find()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=server.tls, limit=0),
-            headers=await server.credentials(),
+            headers=await server.credentials() | {"Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
             read_bufsize=2**21,

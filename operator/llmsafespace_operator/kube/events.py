@@ -9,11 +9,11 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from datetime import UTC, datetime
 from typing import Any
 
 from llmsafespace_operator.kube import metrics
 from llmsafespace_operator.kube.client import KubeClient, KubeError
+from llmsafespace_operator.kube.objects import micro_time
 from llmsafespace_operator.resources import kinds
 from llmsafespace_operator.resources.kinds import Kind
 from llmsafespace_operator.resources.kubernetes import Metadata
@@ -77,7 +77,7 @@ class Events:
         namespace = metadata.namespace or "default"
         return namespace, {
             "metadata": {"name": f"{metadata.name[:230]}.{secrets.token_hex(8)}", "namespace": namespace},
-            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "eventTime": micro_time(),
             "reportingController": f"llmsafespace.dev/{self._component}",
             "reportingInstance": self._instance,
             "type": type,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from llmsafespace_operator.kube import metrics
 from llmsafespace_operator.kube.client import KubeClient, KubeError, NotFound
+from llmsafespace_operator.kube.objects import micro_time
 from llmsafespace_operator.resources import kinds
 from llmsafespace_operator.resources.kubernetes import AnyObject
 
@@ -134,7 +134,7 @@ class Leadership:
 
     async def _write(self, holder: str, duration: int) -> AnyObject:
         """Write the Lease, provided that it still is as it was last seen."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = micro_time()
         spec: dict[str, Any] = {
             "holderIdentity": holder,
             "leaseDurationSeconds": duration,

@@ -1,6 +1,8 @@
-"""What every object has: a key and a version."""
+"""What every object has: a key, a version, times."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -24,3 +26,8 @@ def key_of(item: msgspec.Struct) -> Key:
 def version_of(item: msgspec.Struct) -> int:
     """The resource version; within a kind Kubernetes lets clients compare them as numbers. 0: it has none."""
     return int(metadata(item).resource_version or 0)
+
+
+def micro_time() -> str:
+    """Now, as a MicroTime: the API server wants all six digits, zeros as well."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

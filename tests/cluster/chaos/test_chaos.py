@@ -94,7 +94,7 @@ async def test_deaths_and_bad_roads(arena: Arena, draw: random.Random) -> None:
 @pytest.mark.heavy
 @pytest.mark.timeout(4 * 3600)
 async def test_deaths_and_bad_roads_for_ten_thousand_sandboxes(arena: Arena, draw: random.Random) -> None:
-    await under_load(arena, draw, sandboxes=10_000, at_once=32, every=100)
+    await under_load(arena, draw, sandboxes=10_000, at_once=64, every=100)
 
 
 @pytest.mark.heavy
