@@ -141,15 +141,15 @@ class Operator:
             (informers.sandboxes, self._sandboxes.controller),
         ]
         await self._count()
-        self._runtimes.rewrite()
-        self._profiles.sweep()
-        for informer, controller in every:
-            for item in informer.items():
-                controller.enqueue(key_of(item))
         controllers = [self._runtimes.images_controller, *(controller for _, controller in every)]
         try:
             for controller in controllers:
-                await controller.start()
+                controller.start()
+            self._runtimes.rewrite()
+            self._profiles.sweep()
+            for informer, controller in every:
+                for item in informer.items():
+                    controller.enqueue(key_of(item))
             await asyncio.get_running_loop().create_future()
         finally:
             for controller in controllers:

@@ -108,7 +108,7 @@ class Operator:
                 await informer.start()
             for controller in (self.pools.controller, self.pods.controller):
                 stack.push_async_callback(controller.stop)
-                await controller.start()
+                controller.start()
             yield self
 
     async def warm_pods(self) -> list[WarmPod]:

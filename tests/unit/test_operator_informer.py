@@ -97,6 +97,7 @@ steps = st.one_of(
     st.tuples(st.just("deliver"), st.integers(1, 3)),
     st.tuples(st.just("bookmark"), st.none()),
     st.tuples(st.just("relist"), st.floats(0, 1)),
+    st.tuples(st.just("refresh"), st.tuples(st.floats(0, 1), st.integers(0, 5))),
     st.tuples(st.just("observe"), st.integers(0, 30)),
 )
 
@@ -124,6 +125,14 @@ class Run:
         known = self.store.version(NAMESPACE)
         version = known + round((self.server.version - known) * lateness)
         self.store.replace(NAMESPACE, self.server.states[version].values(), version)
+
+    def refresh(self, overtaken: tuple[float, int]) -> None:
+        """A list that is asked for while a watch goes on, which tells the next events before it comes."""
+        lateness, told = overtaken
+        since = self.store.version(NAMESPACE)
+        version = since + round((self.server.version - since) * lateness)
+        self.deliver(told)
+        self.store.replace(NAMESPACE, self.server.states[version].values(), version, since=since)
 
     def observe(self, number: int) -> None:
         if self.server.answers:
@@ -155,6 +164,15 @@ def store_with(*items: AnyObject, version: int) -> Store[AnyObject]:
     store: Store[AnyObject] = Store([NAMESPACE])
     store.replace(NAMESPACE, items, version)
     return store
+
+
+def test_a_list_that_a_watch_has_overtaken_takes_nothing_back() -> None:
+    store = store_with(thing("a", 4), thing("gone", 5), version=10)
+    store.apply(NAMESPACE, event("DELETED", thing("gone", 13)))
+    store.apply(NAMESPACE, event("ADDED", thing("new", 14)))
+    store.replace(NAMESPACE, [thing("a", 4), thing("gone", 5)], 12, since=10)
+    assert {item.metadata.name for item in store.items()} == {"a", "new"}
+    assert store.version(NAMESPACE) == 14
 
 
 def test_an_own_write_is_seen_at_once_and_nothing_older_undoes_it() -> None:

@@ -108,7 +108,7 @@ async def controller(
     reconcile: Callable[[Key], Awaitable[float | None]], workers: int = 8
 ) -> AsyncIterator[Controller]:
     made = Controller(f"test-{next(_numbers)}", reconcile, workers=workers)
-    await made.start()
+    made.start()
     try:
         async with asyncio.timeout(LIMIT):
             yield made
@@ -205,13 +205,42 @@ async def test_nothing_runs_before_the_start_nor_after_the_stop() -> None:
             ended.set()
 
     made = Controller(f"test-{next(_numbers)}", reconcile)
-    made.enqueue(key("a"))
+    made.enqueue(key("before"))
+    made.start()
     await asyncio.sleep(0)
     assert runs == []
-    await made.start()
+    made.enqueue(key("a"))
     await asyncio.sleep(0)
     await made.stop()
     assert ended.is_set()
     made.enqueue(key("b"))
     await asyncio.sleep(0)
     assert runs == [key("a")]
+
+
+async def test_a_key_that_a_stop_took_from_its_worker_is_reconciled_after_the_next_start() -> None:
+    ran = asyncio.Event()
+
+    async def reconcile(key: Key) -> None:
+        ran.set()
+
+    made = Controller(f"test-{next(_numbers)}", reconcile)
+    made.start()
+    made.enqueue(key("a"))
+    await made.stop()
+    assert not ran.is_set()
+    made.start()
+    made.enqueue(key("a"))
+    async with asyncio.timeout(LIMIT):
+        await ran.wait()
+    await made.stop()
+
+
+async def test_what_happens_while_another_process_leads_is_not_kept() -> None:
+    async def reconcile(key: Key) -> None:
+        raise AssertionError
+
+    made = Controller(f"test-{next(_numbers)}", reconcile)
+    for number in range(1000):
+        made.enqueue(key(str(number)), after=number % 2)
+    assert len(made) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -20,8 +21,8 @@ LIMIT = 120.0  # seconds for one reconcile
 class Controller:
     """A queue and its workers. A reconcile that raises is tried again, later each time.
 
-    It may return the seconds after which the key is to be looked at again. Keys may be added before
-    `start`; nothing runs until then.
+    It may return the seconds after which the key is to be looked at again. Before `start` and after `stop`
+    nothing is remembered: whoever starts it adds what there is.
     """
 
     def __init__(
@@ -38,8 +39,14 @@ class Controller:
         self._retries = metrics.RETRIES.labels(name)
         self._duration = metrics.WORK_DURATION.labels(name)
 
+    def __len__(self) -> int:
+        """How many keys wait, for a worker or for their time."""
+        return len(self._queue) + len(self._timers)
+
     def enqueue(self, key: Key, *, priority: int = 0, after: float = 0.0) -> None:
         """Reconcile the key: at once, higher priorities first, or in `after` seconds at the latest."""
+        if not self._started:
+            return
         if after <= 0:
             self._queue.add(key, priority)
             self._employ()
@@ -52,10 +59,9 @@ class Controller:
             timer.cancel()
         self._timers[key] = loop.call_later(after, self._due, key, priority)
 
-    async def start(self) -> None:
-        """Begin to reconcile."""
+    def start(self) -> None:
+        """Reconcile what is added from now on."""
         self._started = True
-        self._employ()
 
     async def stop(self) -> None:
         """Cancel what runs, and wait for it."""
@@ -67,6 +73,7 @@ class Controller:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        self._queue.clear()
 
     def _due(self, key: Key, priority: int) -> None:
         self._timers.pop(key, None)
@@ -79,10 +86,12 @@ class Controller:
                 return
             task = asyncio.create_task(self._work(key))
             self._tasks.add(task)
-            task.add_done_callback(self._dismiss)
+            task.add_done_callback(functools.partial(self._dismiss, key))
 
-    def _dismiss(self, task: asyncio.Task[None]) -> None:
+    def _dismiss(self, key: Key, task: asyncio.Task[None]) -> None:
+        """Here and not in the task, which may be cancelled before its first step."""
         self._tasks.discard(task)
+        self._queue.done(key)
         self._employ()
 
     async def _work(self, key: Key) -> None:
@@ -96,7 +105,6 @@ class Controller:
             again = self._failed(key, error)
         finally:
             self._duration.observe(time.monotonic() - began)
-            self._queue.done(key)
         if again is not None:
             self.enqueue(key, after=again)
 

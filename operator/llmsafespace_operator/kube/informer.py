@@ -191,11 +191,12 @@ class _Follower(Generic[T]):
         return advanced, None
 
     async def refresh(self) -> None:
-        """List, and take in what is there."""
+        """List, and take in what is there. A watch may go on meanwhile."""
+        since = self._store.version(self._scope)
         found = await self._client.snapshot(
             self._kind, self._scope or None, label_selector=self._label_selector
         )
-        self._store.replace(self._scope, found.items, int(found.version), found.unreadable)
+        self._store.replace(self._scope, found.items, int(found.version), found.unreadable, since=since)
         self.heard = time.monotonic()
         self._must_list = False
         self.listed.set()

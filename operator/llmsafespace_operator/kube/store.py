@@ -76,13 +76,26 @@ class Store(Generic[T]):
         """Up to which version everything is known; 0: nothing yet."""
         return self._versions[scope]
 
-    def replace(self, scope: str, listed: Iterable[T], version: int, unreadable: Iterable[Key] = ()) -> None:
+    def replace(
+        self,
+        scope: str,
+        listed: Iterable[T],
+        version: int,
+        unreadable: Iterable[Key] = (),
+        *,
+        since: int | None = None,
+    ) -> None:
         """Take in a whole list; what is in `unreadable` stays as it was known.
 
-        The list is the API server's present state. A version below the scope's therefore means that its
-        history was set back (a restored backup): then the list counts, and nothing that was known.
+        `since` is the scope's version when the list was asked for, by default what it is now. A list is the
+        API server's present state, so one below that means that its history was set back (a restored
+        backup): then the list counts, and nothing that was known. One that a watch has overtaken meanwhile
+        tells nothing new.
         """
-        set_back = version < self._versions[scope]
+        now = self._versions[scope]
+        set_back = version < (now if since is None else since)
+        if version < now and not set_back:
+            return
         self._versions[scope] = version
         present = {key_of(item): item for item in listed}
         for key, known in self._in(scope):

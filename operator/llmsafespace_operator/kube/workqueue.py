@@ -60,6 +60,12 @@ class WorkQueue:
             return key
         return None
 
+    def clear(self) -> None:
+        """Forget what waits. No worker has a key."""
+        self._heap.clear()
+        self._waiting.clear()
+        self._again.clear()
+
     def done(self, key: Key) -> None:
         """The worker is through with it."""
         self._taken.discard(key)
