@@ -59,7 +59,9 @@ class Sandboxes:
 
     def gone(self, name: str) -> bool:
         """Whether nothing is left of it: neither itself, nor its pod, Secret or WarmPod."""
-        if self.get(name) is not None or self._find("secrets", self.namespace, name) is not None:
+        secrets = self.kubectl.items("secrets", self.namespace)
+        owners = {owner["name"] for one in secrets for owner in one["metadata"].get("ownerReferences", [])}
+        if self.get(name) is not None or name in owners:
             return False
         claims = (one["spec"].get("claim", {}) for one in self.kubectl.items(WARMPOD, self.pools))
         return self.pods(name) == [] and all(claim.get("sandbox", {}).get("name") != name for claim in claims)

@@ -117,7 +117,7 @@ def _in_force(made: Installed) -> None:
 
 
 def a_pod(*changes: Change, name: str = "some-pod") -> dict[str, Any]:
-    """The pod that the operator makes for a WarmPod, and what somebody changed in it."""
+    """The pod that the operator makes for a WarmPod that there is not, and what somebody changed in it."""
     recipe = Recipe(
         kind=WARMPOD,
         owner=Metadata(name=name, uid="0-0"),
@@ -126,12 +126,24 @@ def a_pod(*changes: Change, name: str = "some-pod") -> dict[str, Any]:
     )
     settings = Settings(system_namespace="system", key_file="/key", gateway_url="http://gateway")
     made = {"apiVersion": "v1", "kind": "Pod", **copy.deepcopy(pod(recipe, settings))}
-    for each in ("namespace", "ownerReferences"):
-        made["metadata"].pop(each)
+    made["metadata"].pop("namespace")
     made["spec"]["nodeSelector"] = {"no-such": "node"}
     for change in changes:
         change(made["spec"])
     return made
+
+
+def an_orphan(name: str) -> dict[str, Any]:
+    """The same as a pod that stays, although there is nobody whose it is."""
+    made = a_pod(_without_secret, name=name)
+    made["metadata"].pop("ownerReferences")
+    return made
+
+
+def _without_secret(spec: dict[str, Any]) -> None:
+    for container in spec["containers"]:
+        container["volumeMounts"] = [one for one in container["volumeMounts"] if one["name"] != "config"]
+    spec["volumes"] = [one for one in spec["volumes"] if one["name"] != "config"]
 
 
 def _spec(**fields: Any) -> Change:
@@ -187,7 +199,8 @@ PROJECTED = {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}
         (_spec(hostIPC=True), "leave hostIPC out"),
         (_container(ports=[{"containerPort": 1, "hostPort": 1}]), "leave hostPort out"),
         (_volume({"hostPath": {"path": "/"}}), "no hostPath"),
-        (_volume({"secret": {"secretName": "another"}}), "the Secret of its own name"),
+        (_volume({"secret": {"secretName": "another"}}), "the Secret of its own owner"),
+        (_volume({"secret": {"secretName": "some-pod"}}), "the Secret of its own owner"),
         (_volume({"configMap": {"name": "some"}}), "no volumes but emptyDir"),
         (_volume({"persistentVolumeClaim": {"claimName": "some"}}), "no volumes but emptyDir"),
         (_volume(PROJECTED), "no volumes but emptyDir"),
@@ -260,7 +273,7 @@ def test_what_makes_pods_elsewhere_makes_none_here(
 
 
 def test_nobody_enters_a_pod_or_changes_its_image(kubectl: Kubectl, installed: Installed) -> None:
-    installed.create(installed.operator, a_pod(name="entered"), installed.pools)
+    installed.create(installed.operator, an_orphan("entered"), installed.pools)
     where = ("--namespace", installed.pools)
 
     for door in ("exec", "attach", "portforward"):
@@ -279,7 +292,7 @@ def test_nobody_enters_a_pod_or_changes_its_image(kubectl: Kubectl, installed: I
 def test_an_image_that_is_no_longer_allowed_goes_on_in_the_pods_that_have_it(
     kubectl: Kubectl, installed: Installed
 ) -> None:
-    installed.create(installed.operator, a_pod(name="old"), installed.pools)
+    installed.create(installed.operator, an_orphan("old"), installed.pools)
     installed.allow("localhost/llmsafespace-python:new")
     try:
         eventually(

@@ -94,6 +94,16 @@ def test_original_manifest_runs_in_a_warm_pod(
     eventually(lambda: sandboxes.gone("sandbox-12345"))
 
 
+def test_a_secret_of_the_same_name_is_left_alone(sandboxes: Sandboxes, kubectl: Kubectl) -> None:
+    kubectl("create", "secret", "generic", "regcred", "--from-literal=a=b", "-n", sandboxes.namespace)
+    before = kubectl.json("get", "secret", "regcred", "-n", sandboxes.namespace)
+    sandboxes.apply("regcred", useWarmPool=False)
+    sandboxes.in_phase("regcred", "Running")
+    sandboxes.delete("regcred")
+    eventually(lambda: sandboxes.gone("regcred"))
+    assert kubectl.json("get", "secret", "regcred", "-n", sandboxes.namespace) == before
+
+
 async def test_numbers_in_manifests_need_no_quotes(sandboxes: Sandboxes, kubectl: Kubectl) -> None:
     sandboxes.pool("plain", 1, {"cpu": 1, "memory": 268435456})
     kubectl.apply(UNQUOTED, namespace=sandboxes.namespace)

@@ -95,7 +95,7 @@ def test_every_folder_is_empty_and_limited() -> None:
     assert len(paths) == len(volumes) == len(made["volumes"])
     for path, name in paths.items():
         if path == "/etc/llmsafespace":
-            assert volumes[name]["secret"] == {"secretName": "pool-1a2b", "defaultMode": 0o440}
+            assert volumes[name]["secret"] == {"secretName": "agent-uid-1", "defaultMode": 0o440}
         else:
             assert number(volumes[name]["emptyDir"]["sizeLimit"]) > 0
 
@@ -140,9 +140,10 @@ def test_a_sandbox_cannot_choose_a_weaker_seccomp_profile_than_its_profile_has()
 
 
 def test_pod_and_secret_end_with_their_owner_and_are_found_by_labels() -> None:
-    for made in (pod(recipe(), SETTINGS), secret(recipe(), TOKEN, SETTINGS)):
-        metadata = made["metadata"]
-        assert (metadata["name"], metadata["namespace"]) == ("pool-1a2b", "warm-pools")
+    made = {"pool-1a2b": pod(recipe(), SETTINGS), "agent-uid-1": secret(recipe(), TOKEN, SETTINGS)}
+    for name, one in made.items():
+        metadata = one["metadata"]
+        assert (metadata["name"], metadata["namespace"]) == (name, "warm-pools")
         (owner,) = metadata["ownerReferences"]
         assert (owner["kind"], owner["uid"]) == ("WarmPod", "uid-1")
         assert metadata["labels"] == {
@@ -301,6 +302,18 @@ def test_an_end_says_what_kubernetes_said() -> None:
     evicted = seen(phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
     message = "its pod was lost: Evicted: The node was low on resource: memory."
     assert end_of(evicted) == End("lost", message)
+
+
+def test_an_end_says_what_the_agent_said_last_and_no_more_of_it() -> None:
+    log = f"INFO: listening\nNetworkOpen: 10.96.0.1:443 can be reached {'x' * 1000}\n"
+    found = end_of(
+        seen(phase="Failed", containerStatuses=container(terminated={"exitCode": 1, "message": log}))
+    )
+    assert found is not None
+    assert found.message.startswith(
+        "the agent ended with status 1: NetworkOpen: 10.96.0.1:443 can be reached"
+    )
+    assert len(found.message) < 600
 
 
 def test_trouble_is_said_in_words() -> None:

@@ -44,8 +44,8 @@ _OWN_MEMORY = 0.95
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """All that makes a sandbox's pod what it is.
 
-    `owner` (a WarmPod or a Sandbox, as `kind` says) gives it name, namespace and end. `deadline`: seconds
-    after which Kubernetes ends it whatever its agent does; None until it is claimed.
+    `owner` (a WarmPod or a Sandbox, as `kind` says) gives the pod name, namespace and end. `deadline`:
+    seconds after which Kubernetes ends it whatever its agent does; None until it is claimed.
     """
 
     kind: Kind[Any]
@@ -72,7 +72,7 @@ def profile_label(profile: SandboxProfile | None, security_level: str) -> str:
 def secret(recipe: Recipe, token: str, settings: Settings) -> dict[str, Any]:
     """The Secret that tells the agent what it is, its token included."""
     return {
-        "metadata": _metadata(recipe),
+        "metadata": {**_metadata(recipe), "name": names.agent_secret(recipe.owner.uid)},
         "type": "Opaque",
         "stringData": {CONFIG_FILE: msgspec.json.encode(_agent(recipe, token, settings)).decode()},
     }
@@ -210,6 +210,7 @@ def _container(recipe: Recipe, settings: Settings) -> dict[str, Any]:
             "runAsNonRoot": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # why it did not start
         "startupProbe": {
             "tcpSocket": {"port": names.READY_PORT},
             "periodSeconds": 1,
@@ -223,7 +224,7 @@ def _container(recipe: Recipe, settings: Settings) -> dict[str, Any]:
 
 
 def _volumes(recipe: Recipe) -> list[dict[str, Any]]:
-    config = {"secretName": recipe.owner.name, "defaultMode": 0o440}
+    config = {"secretName": names.agent_secret(recipe.owner.uid), "defaultMode": 0o440}
     return [{"name": "config", "secret": config}, *(folder.volume() for folder in _folders(recipe))]
 
 

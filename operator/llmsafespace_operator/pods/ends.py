@@ -13,6 +13,7 @@ _MESSAGES = {
     "expired": "the sandbox reached its idle timeout or its maximum lifetime",
     "oom": "the sandbox used more memory than it may",
 }
+_LONGEST = 500  # characters of what a sandbox may have written itself
 # Waiting for these is no trouble.
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
@@ -76,7 +77,8 @@ def _killed(terminated: ContainerTerminated) -> End:
     if terminated.reason == "OOMKilled":
         return End("oom", _MESSAGES["oom"])
     how = f"status {terminated.exit_code}" if not terminated.signal else f"signal {terminated.signal}"
-    return End("failed", _worded(f"the agent ended with {how}", terminated.message))
+    said = terminated.message.strip().rpartition("\n")[2][:_LONGEST]  # the last line of its log
+    return End("failed", _worded(f"the agent ended with {how}", said))
 
 
 def _terminated(pod: Pod) -> ContainerTerminated | None:

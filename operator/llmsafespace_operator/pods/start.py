@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import AlreadyExists
 from llmsafespace_operator.pods import build
@@ -15,18 +17,14 @@ class NameTaken(Exception):
 
 
 async def start(client: KubeClient, recipe: build.Recipe, token: str, settings: Settings) -> Pod:
-    """Create what is not there yet; safe to repeat after an answer was lost.
+    """Create what is not there yet; safe to repeat after an answer was lost. Raises KubeError, NameTaken.
 
-    A Secret that is there is an earlier attempt's, or an earlier owner's, and nobody reads Secrets to tell:
-    it is made anew. Raises KubeError, NameTaken.
+    The Secret's name is its owner's uid, so one that is there is of an earlier attempt. If somebody else
+    made it, its token is wrong, and nobody will bind this pod.
     """
     name, namespace = recipe.owner.name, recipe.owner.namespace
-    secret = build.secret(recipe, token, settings)
-    try:
-        await client.create(SECRET, secret, namespace)
-    except AlreadyExists:
-        await client.delete(SECRET, name, namespace)
-        await client.create(SECRET, secret, namespace)
+    with contextlib.suppress(AlreadyExists):
+        await client.create(SECRET, build.secret(recipe, token, settings), namespace)
     try:
         return await client.create(POD, build.pod(recipe, settings), namespace)
     except AlreadyExists:

@@ -49,6 +49,11 @@ def sandbox_id(name: str, uid: str) -> str:
     return name if made_by_gateway(name) else f"sb-{uid.replace('-', '')[:20]}"
 
 
+def agent_secret(uid: str) -> str:
+    """The Secret of the agent whose pod belongs to the object with this uid: a name that nobody else has."""
+    return f"agent-{uid}"
+
+
 def context_id(uid: str) -> str:
     """The default context (Jupyter kernel id) of a Sandbox that the operator binds."""
     return str(uuid.uuid5(_CONTEXTS, uid))

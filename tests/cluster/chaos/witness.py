@@ -8,7 +8,7 @@ from benchmarks.kubernetes.stubs import BOUND, SECOND_BIND
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, SECRET, WARMPOD
-from llmsafespace_operator.resources.names import COMPONENT, SANDBOX_COMPONENT
+from llmsafespace_operator.resources.names import COMPONENT, SANDBOX_COMPONENT, agent_secret
 from llmsafespace_operator.resources.types import WarmPod, WarmPodClaim
 
 _OURS = f"{COMPONENT}={SANDBOX_COMPONENT}"
@@ -66,12 +66,14 @@ class Witness:
         ]
         if len(ready) != minimum:
             found.append(f"{len(ready)} warm pods are ready")
-        for kind in (POD, SECRET):
+        uids = {each.metadata.name: each.metadata.uid for each in warm_pods}
+        wanted = {POD: ready, SECRET: {agent_secret(uids[name]) for name in ready}}
+        for kind, needed in wanted.items():
             pools, _ = await self._client.list(kind, self._pools, label_selector=_OURS)
             cold, _ = await self._client.list(kind, self._sandboxes, label_selector=_OURS)
             names = {each.metadata.name for each in (*pools, *cold)}
-            found += [f"{kind.kind} {name} of nobody" for name in sorted(names - ready)]
-            found += [f"no {kind.kind} {name}" for name in sorted(ready - names)]
+            found += [f"{kind.kind} {name} of nobody" for name in sorted(names - needed)]
+            found += [f"no {kind.kind} {name}" for name in sorted(needed - names)]
         return "; ".join(found)
 
 

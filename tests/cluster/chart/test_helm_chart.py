@@ -50,7 +50,7 @@ WRONG = [
 READ = {"get", "list", "watch"}
 OPERATOR_IN_BOTH = {
     ("", "pods"): READ | {"create", "patch", "delete"},
-    ("", "secrets"): {"create", "delete"},
+    ("", "secrets"): {"create"},
     ("llmsafespace.dev", "sandboxprofiles"): READ,
     ("llmsafespace.dev", "sandboxprofiles/status"): {"patch"},
     ("events.k8s.io", "events"): {"create"},
