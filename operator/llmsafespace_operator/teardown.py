@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsafespace_operator.environments.policies import COMPONENT
-from llmsafespace_operator.kube.client import KubeClient, KubeError
+from llmsafespace_operator.kube.client import KubeClient, KubeError, TooManyRequests, Unavailable
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import NETWORK_POLICY, SANDBOX, WARMPOD, WARMPOOL, Kind
 from llmsafespace_operator.resources.settings import Settings, SettingsError, load
@@ -31,15 +31,13 @@ class Leftovers(Exception):
 async def teardown(client: KubeClient, settings: Settings, limit: float = LIMIT) -> None:
     """Delete all that the operator serves, return when it is gone, and leave no policy of a profile behind.
 
-    The operator has to run meanwhile. Raises Leftovers after `limit` seconds, and KubeError.
+    The operator has to run meanwhile. Raises Leftovers after `limit` seconds, and KubeError when the API
+    server refuses.
     """
     left: list[str] = []
     try:
         async with asyncio.timeout(limit):
-            while True:
-                left = await _round(client, settings)
-                if not left:
-                    break
+            while left := await _found(client, settings):  # noqa: ASYNC110
                 await asyncio.sleep(PAUSE)
     except TimeoutError:
         raise Leftovers(
@@ -50,6 +48,14 @@ async def teardown(client: KubeClient, settings: Settings, limit: float = LIMIT)
         found, _ = await client.list(NETWORK_POLICY, namespace, label_selector=POLICIES)
         for policy in found:
             await client.delete(NETWORK_POLICY, policy.metadata.name, namespace)
+
+
+async def _found(client: KubeClient, settings: Settings) -> list[str]:
+    """What one round found, or why it could not look now."""
+    try:
+        return await _round(client, settings)
+    except (Unavailable, TooManyRequests) as error:
+        return [str(error)]
 
 
 async def _round(client: KubeClient, settings: Settings) -> list[str]:

@@ -70,7 +70,7 @@ def test_image_that_is_not_pinned_is_not_listed(
     assert "localhost/floating:latest" not in images(kubectl, installation)
 
 
-def test_runtime_whose_image_is_missing_is_unavailable_while_that_shows(
+def test_runtime_whose_image_is_missing_is_unavailable_until_it_names_another(
     installation: Installation, kubectl: Kubectl, environment: Callable[..., None]
 ) -> None:
     sandboxes = Sandboxes(installation, kubectl)
@@ -83,6 +83,7 @@ def test_runtime_whose_image_is_missing_is_unavailable_while_that_shows(
     eventually(lambda: condition(sandboxes.status("second"), "Ready")["reason"] == "RuntimeUnavailable")
     sandboxes.delete("second")
     sandboxes.delete("imageless")
+    environment("test-missing", image=f"{MISSING}2", language="missing", version="1")
     eventually(lambda: available(kubectl, "test-missing")["status"] == "True")
 
 

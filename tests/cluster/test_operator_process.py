@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation
-from tests.cluster.support_sandboxes import SANDBOX, WARMPOOL, Sandboxes
+from tests.cluster.support_sandboxes import SANDBOX, WARMPOOL, Sandboxes, condition, manifest
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,20 @@ def test_cold_starts_are_limited_and_wait_their_turn(installation: Installation,
     for name in made:
         sandboxes.in_phase(name, "Running")
     kubectl("delete", SANDBOX, *made, "-n", sandboxes.namespace)
+
+
+def test_a_cold_start_that_is_refused_does_not_hold_up_the_others(
+    installation: Installation, kubectl: Kubectl
+) -> None:
+    installation.operator(max_cold_starts=1)
+    sandboxes = Sandboxes(installation, kubectl)
+    profile = manifest("SandboxProfile", "nowhere", {"runtimeClassName": "there-is-none"})
+    kubectl.apply(profile, namespace=sandboxes.namespace)
+    sandboxes.apply("refused", useWarmPool=False, profileRef={"name": "nowhere"})
+    eventually(lambda: condition(sandboxes.status("refused"), "Ready")["reason"] == "PodRefused")
+    sandboxes.apply("served", useWarmPool=False)
+    sandboxes.in_phase("served", "Running")
+    kubectl("delete", SANDBOX, "refused", "served", "-n", sandboxes.namespace)
 
 
 def test_it_says_how_it_is(installation: Installation) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -46,6 +48,18 @@ async def test_each_address_is_a_pod_that_is_bound_once(port: int) -> None:
 async def test_the_token_of_another_pod_is_refused(port: int) -> None:
     with pytest.raises(ProofError):
         await dial("127.0.0.2", port, token("127.0.0.3"), OpenRpc())
+
+
+async def test_an_agent_that_goes_away_before_its_proof_was_not_reached(tmp_path: Path) -> None:
+    def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    tls, _ = certificate.finish(certificate.begin(), str(tmp_path))
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0, ssl=tls)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(OSError, match="did not answer"):
+            await dial("127.0.0.1", port, token("127.0.0.2"), OpenRpc())
 
 
 async def test_code_is_answered(port: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
+import msgspec
 import pytest
 
 from llmsafespace_operator.environments import policies
-from llmsafespace_operator.environments.verdict import allowed, judge
+from llmsafespace_operator.environments.verdict import MEMORY, allowed, judge
 from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.conditions import condition
 from llmsafespace_operator.resources.kubernetes import (
     Container,
     ContainerState,
@@ -25,10 +29,12 @@ from llmsafespace_operator.resources.types import (
     PortRule,
     RuntimeEnvironment,
     RuntimeEnvironmentSpec,
+    RuntimeEnvironmentStatus,
     SandboxProfile,
     SandboxProfileSpec,
 )
 
+NOW = datetime.now(UTC)
 IMAGE = "registry.example.org:5000/sandboxes/python:3.11-2"
 DIGEST = "@sha256:" + "0123456789abcdef" * 4
 SETTINGS = Settings(system_namespace="system", key_file="key", gateway_url="http://gateway")
@@ -54,7 +60,7 @@ def pod(*, waiting: str = "", ready: bool = False, image: str = IMAGE, pool: boo
 class TestRuntimes:
     @pytest.mark.parametrize("image", [IMAGE, f"python{DIGEST}", f"{IMAGE}{DIGEST}", "localhost/a/b_c:dev"])
     def test_pinned_image_is_available(self, image: str) -> None:
-        assert judge(environment(image), []).available
+        assert judge(environment(image), [], NOW).available
         assert allowed([environment(image)]) == [image]
 
     @pytest.mark.parametrize(
@@ -71,29 +77,44 @@ class TestRuntimes:
         ],
     )
     def test_other_image_is_neither_available_nor_admitted(self, image: str, reason: str) -> None:
-        verdict = judge(environment(image), [])
+        verdict = judge(environment(image), [], NOW)
         assert (verdict.available, verdict.reason) == (False, reason)
         assert allowed([environment(image), environment()]) == [IMAGE]
 
     def test_language_is_one_that_can_be_asked_for(self) -> None:
-        assert judge(environment(language="c++"), []).available
-        assert judge(environment(language="two words"), []).reason == "InvalidLanguage"
+        assert judge(environment(language="c++"), [], NOW).available
+        assert judge(environment(language="two words"), [], NOW).reason == "InvalidLanguage"
 
     def test_image_that_cannot_be_pulled_takes_the_runtime_away_while_pods_say_so(self) -> None:
-        verdict = judge(environment(), [pod(waiting="ImagePullBackOff")])
+        verdict = judge(environment(), [pod(waiting="ImagePullBackOff")], NOW)
         assert (verdict.available, verdict.reason) == (False, "ImageUnusable")
         assert "ImagePullBackOff: no such image" in verdict.message
-        assert judge(environment(), []).available
+        assert judge(environment(), [], NOW).available
+
+    def test_it_stays_away_for_a_while_when_those_pods_are_gone_unless_one_works(self) -> None:
+        troubled = judge(environment(), [pod(waiting="ErrImagePull")], NOW)
+        noted = condition("Available", False, troubled.reason, troubled.message, now=NOW, generation=1)
+        known = msgspec.structs.replace(
+            environment(),
+            metadata=Metadata(name="one", generation=1),
+            status=RuntimeEnvironmentStatus(False, NOW, [noted]),
+        )
+        assert judge(known, [], NOW) == troubled
+        assert judge(known, [pod()], NOW) == troubled
+        assert judge(known, [pod(ready=True)], NOW).available
+        assert judge(known, [], NOW + timedelta(seconds=MEMORY)).available
+        anew = msgspec.structs.replace(known, metadata=Metadata(name="one", generation=2))
+        assert judge(anew, [], NOW).available
 
     def test_one_pod_that_works_is_enough(self) -> None:
-        assert judge(environment(), [pod(waiting="ErrImagePull"), pod(ready=True)]).available
+        assert judge(environment(), [pod(waiting="ErrImagePull"), pod(ready=True)], NOW).available
 
     def test_pods_of_other_images_say_nothing(self) -> None:
-        assert judge(environment(), [pod(waiting="ErrImagePull", image="other:1")]).available
+        assert judge(environment(), [pod(waiting="ErrImagePull", image="other:1")], NOW).available
 
     def test_sandbox_whose_own_wishes_keep_it_from_starting_takes_nothing_from_others(self) -> None:
-        assert judge(environment(), [pod(waiting="CreateContainerError")]).available
-        assert not judge(environment(), [pod(waiting="CreateContainerError", pool=True)]).available
+        assert judge(environment(), [pod(waiting="CreateContainerError")], NOW).available
+        assert not judge(environment(), [pod(waiting="CreateContainerError", pool=True)], NOW).available
 
 
 def profile(namespace: str, *rules: NetworkRule) -> SandboxProfile:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import itertools
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from llmsafespace_operator.claims.catalogue import Catalogue
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.errors import Forbidden, NotFound
+from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, Kind
 from llmsafespace_operator.resources.kubernetes import (
     ContainerState,
     ContainerStatus,
@@ -37,7 +42,7 @@ from llmsafespace_operator.resources.types import (
 )
 from llmsafespace_operator.sandbox import plan as plans
 from llmsafespace_operator.sandbox import status
-from llmsafespace_operator.sandbox.observe import chosen
+from llmsafespace_operator.sandbox.observe import Caches, Observer, chosen
 from llmsafespace_operator.sandbox.plan import Observed, plan
 from llmsafespace_operator.sandbox.turns import Turns
 
@@ -574,3 +579,24 @@ class TestTurns:
         assert not turns.take(self.third)
         assert turns.leave(self.first) == []
         assert turns.leave(self.second) == [self.third]
+
+
+async def test_a_warm_pod_of_a_namespace_that_is_not_served_any_more_is_gone_unasked() -> None:
+    class Server:
+        async def get(self, kind: Kind[Any], *_: Any) -> None:
+            raise NotFound("no such pod") if kind is POD else Forbidden("not in this namespace")
+
+    client = cast(KubeClient, Server())
+    caches = Caches(
+        sandboxes=Informer(client, SANDBOX, [NAMESPACE]),
+        warm_pods=Informer(client, WARMPOD, [POOLS]),
+        pods=Informer(client, POD, [NAMESPACE, POOLS]),
+        profiles=Informer(client, PROFILE, [NAMESPACE]),
+        runtimes=Informer(client, RUNTIME),
+    )
+    catalogue = Catalogue(caches.runtimes, caches.profiles, "system")
+    settings = msgspec.structs.replace(SETTINGS, pool_namespaces=[POOLS])
+    observer = Observer(client, caches, catalogue, settings)
+    spec = SandboxSpec("python:3.11", warm_pod=WarmPodClaimed("one", "left-the-settings", OURS))
+    sandbox = Sandbox(Metadata(name=OURS, namespace=NAMESPACE, uid=UID), spec)
+    assert (await observer.observe(sandbox)).warm_pod is None

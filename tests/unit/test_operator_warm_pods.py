@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.resources.kubernetes import Metadata, Pod, PodCondition, PodStatus
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.errors import Unavailable, Unreachable
+from llmsafespace_operator.kube.events import Events
+from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_operator.resources.kubernetes import Metadata, OwnerReference, Pod, PodCondition, PodStatus
+from llmsafespace_operator.resources.settings import Settings
 from llmsafespace_operator.resources.types import (
     NamedObject,
     PreloadScript,
@@ -28,7 +35,10 @@ from llmsafespace_operator.resources.types import (
     WarmPoolStatus,
 )
 from llmsafespace_operator.warmpool import makes
+from llmsafespace_operator.warmpool.caches import Caches
 from llmsafespace_operator.warmpool.counts import Counts, count
+from llmsafespace_operator.warmpool.members import Members
+from llmsafespace_operator.warmpool.pods import WarmPodReconciler
 from llmsafespace_operator.warmpool.records import Record, Records
 from llmsafespace_operator.warmpool.status import Known, body, status, urgent, verdict
 from llmsafespace_operator.warmpool.steps import START_LIMIT, Announce, Make, Remove, Wait, next_step
@@ -210,6 +220,58 @@ def test_a_status_is_written_with_its_zeros() -> None:
     assert written == {"availablePods": 2, "assignedPods": 0, "pendingPods": 0, "replicas": 0}
 
 
+# -- what is asked for -------------------------------------------------------------------------------------
+
+
+async def test_a_warm_pod_goes_only_when_the_api_server_says_itself_that_its_pod_is_not_ready() -> None:
+    class Server:
+        live = owned_pod("True")
+        deleted: list[str] = []
+
+        async def get(self, *_: Any) -> Pod:
+            return self.live
+
+        async def delete(self, kind: Any, name: str, *_: Any, **__: Any) -> bool:
+            self.deleted.append(name)
+            return False
+
+    server = Server()
+    client = cast(KubeClient, server)
+    warm_pods, pods = Informer(client, WARMPOD, ["pools"]), Informer(client, POD, ["pools"])
+    caches = Caches(
+        warm_pools=Informer(client, WARMPOOL, ["pools"]),
+        warm_pods=warm_pods,
+        pods=pods,
+        sandboxes=Informer(client, SANDBOX, ["sandboxes"]),
+        profiles=Informer(client, PROFILE, ["pools"]),
+        runtimes=Informer(client, RUNTIME),
+        catalogue=cast(Catalogue, None),
+    )
+    settings = Settings(system_namespace="system", key_file="key", gateway_url="http://gateway")
+    reconciler = WarmPodReconciler(client, caches, cast(Events, None), Records(), settings, b"key")
+    announced = warm_pod("Ready")
+    announced.metadata.resource_version = "9"
+    known_pool = pool()
+    known_pool.metadata.resource_version = "1"
+    caches.warm_pools.observe(known_pool)
+    warm_pods.observe(announced)
+    pods.observe(owned_pod("False"))
+    await reconciler.reconcile(("pools", "p-1"))
+    assert server.deleted == []
+    server.live = owned_pod("False")
+    await reconciler.reconcile(("pools", "p-1"))
+    assert server.deleted == ["p-1"]
+
+
+def owned_pod(ready: str) -> Pod:
+    made = pod(ready=ready)
+    owner = OwnerReference(api_version="llmsafespace.dev/v1", kind="WarmPod", name="p-1", uid="u")
+    made.metadata = Metadata(
+        name="p-1", namespace="pools", uid="pod", resource_version="8", owner_references=[owner]
+    )
+    return made
+
+
 # -- what is remembered ------------------------------------------------------------------------------------
 
 
@@ -255,3 +317,35 @@ def test_a_trouble_is_told_when_it_comes_and_when_it_goes() -> None:
     records.note(("pools", "p"), "p-1", "no image")
     records.gone(("pools", "p"), "p-1")
     assert records.of(("pools", "p")).trouble() == ""
+
+
+# -- what is remembered ------------------------------------------------------------------------------------
+
+
+async def test_a_warm_pod_that_was_not_created_for_certain_is_not_waited_for() -> None:
+    class Server:
+        def __init__(self, *answers: Exception) -> None:
+            self.answers = list(answers)
+
+        async def create(self, *_: Any) -> None:
+            raise self.answers.pop(0)
+
+    async def settled(*answers: Exception) -> bool:
+        client = cast(KubeClient, Server(*answers))
+        members = Members(client, Informer(client, WARMPOD, ["pools"]))
+        with pytest.raises(Unavailable):
+            await members.create(pool(), 1, Record())
+        return members.settled(("pools", "p"))
+
+    assert await settled(Unreachable("refused"))
+    assert not await settled(Unavailable("lost"), Unreachable("refused"))
+    assert not await settled(Unavailable("lost"), Unavailable("lost"))
+
+
+def test_claims_are_forgotten_where_nobody_asks_for_their_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    record, now = Record(), 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(1000):
+        now += 1.0
+        record.claimed()
+    assert len(record._arrivals) <= 11

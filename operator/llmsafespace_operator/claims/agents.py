@@ -9,7 +9,7 @@ import ssl
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.proof import prove_as_gateway
+from llmsafespace_agent.wire.proof import NoAnswer, prove_as_gateway
 from llmsafespace_agent.wire.requests import Open
 
 CONNECT_TIMEOUT = 5.0
@@ -41,6 +41,8 @@ async def dial(address: str, port: int, token: str, open_: Open) -> FrameStream:
         connection: socket.socket = stream.transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await prove_as_gateway(stream, bytes.fromhex(token), msgspec.to_builtins(open_))
+    except NoAnswer as error:
+        raise ConnectionError(str(error)) from error
     except BaseException:
         stream.abort()
         raise

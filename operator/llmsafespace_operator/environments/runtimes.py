@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from llmsafespace_operator.environments.verdict import allowed, evidence, judge
+from llmsafespace_operator.environments.verdict import MEMORY, Verdict, allowed, evidence, judge
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.informer import Informer
@@ -51,23 +51,35 @@ class RuntimeReconciler:
         """Write the list of images, as it may have changed while another process led or none."""
         self.images_controller.enqueue(_IMAGES)
 
-    async def reconcile(self, key: Key) -> None:
-        """Write the verdict, when it is another than before."""
+    async def reconcile(self, key: Key) -> float | None:
+        """Write the verdict, when it is another than before; returns when it may be another again."""
         environment = self._runtimes.get(key[1])
         if environment is None:
-            return
-        verdict = judge(environment, self._pods.items())
-        before, now = environment.status, datetime.now(UTC)
-        ready = condition("Available", verdict.available, verdict.reason, verdict.message, now=now)
+            return None
+        now = datetime.now(UTC)
+        verdict = judge(environment, self._pods.items(), now)
+        await self._write(environment, verdict, now)
+        return MEMORY if not verdict.available else None
+
+    async def _write(self, environment: RuntimeEnvironment, verdict: Verdict, now: datetime) -> None:
+        before, name = environment.status, environment.metadata.name
+        ready = condition(
+            "Available",
+            verdict.available,
+            verdict.reason,
+            verdict.message,
+            now=now,
+            generation=environment.metadata.generation,
+        )
         conditions = merged(before.conditions, ready)
         if before.available == verdict.available and before.conditions == conditions:
             return
         status = RuntimeEnvironmentStatus(verdict.available, now, conditions)
         # False is the default, which would be left out.
         body = {"status": {**msgspec.to_builtins(status), "available": verdict.available}}
-        self._runtimes.observe(await self._client.patch(RUNTIME, key[1], body, subresource="status"))
+        self._runtimes.observe(await self._client.patch(RUNTIME, name, body, subresource="status"))
         if not verdict.available:
-            log.warning("the runtime %s is not available: %s", key[1], verdict.message)
+            log.warning("the runtime %s is not available: %s", name, verdict.message)
 
     async def write_images(self, _: Key) -> None:
         """Write the ConfigMap that the admission policy reads."""

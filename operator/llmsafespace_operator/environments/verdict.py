@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
 
 import msgspec
 
 from llmsafespace_operator.pods.ends import is_ready
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kubernetes import ContainerStatus, Pod
+from llmsafespace_operator.resources.kubernetes import Condition, ContainerStatus, Pod
 from llmsafespace_operator.resources.types import RuntimeEnvironment
 
 _HOST = r"[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?"
@@ -18,6 +19,8 @@ _IMAGE = re.compile(
     rf"({_HOST}/)?{_NAME}(/{_NAME})*(:(?P<tag>[\w][\w.-]{{0,127}}))?(@(?P<digest>sha256:[0-9a-f]{{64}}))?",
     re.ASCII,
 )
+MEMORY = 60.0  # seconds
+_UNUSABLE = "ImageUnusable"
 _LANGUAGE = re.compile(r"[a-z][a-z+_-]*", re.ASCII)
 # What the kubelet calls it when an image is not to be had, and when what is in it does not start.
 _NO_IMAGE = {
@@ -48,17 +51,33 @@ class Evidence(msgspec.Struct, frozen=True):
     trouble: str = ""
 
 
-def judge(environment: RuntimeEnvironment, pods: Iterable[Pod]) -> Verdict:
-    """Available unless its own words forbid it, or its pods cannot use the image and none can."""
+def judge(environment: RuntimeEnvironment, pods: Iterable[Pod], now: datetime) -> Verdict:
+    """Available unless its own words forbid it, or its pods cannot use the image and none can.
+
+    When those pods are gone, that stands for a while: a pool would make new ones at once, of this runtime
+    and of the one that takes its place in turn.
+    """
     spec = environment.spec
     wrong = _wrong(spec.language, spec.image)
     if wrong is not None:
         return wrong
     seen = [one for one in map(evidence, pods) if one.image == spec.image]
+    if any(one.works for one in seen):
+        return Verdict(True, "Valid")
     troubled = next((one.trouble for one in seen if one.trouble), "")
-    if troubled and not any(one.works for one in seen):
-        return Verdict(False, "ImageUnusable", f"pods of the image {spec.image} do not start: {troubled}")
-    return Verdict(True, "Valid")
+    if troubled:
+        return Verdict(False, _UNUSABLE, f"pods of the image {spec.image} do not start: {troubled}")
+    before = unusable(environment, now)
+    return Verdict(False, _UNUSABLE, before.message) if before is not None else Verdict(True, "Valid")
+
+
+def unusable(environment: RuntimeEnvironment, now: datetime) -> Condition | None:
+    """What was found less than MEMORY ago: that this image cannot be used."""
+    generation = environment.metadata.generation
+    for one in environment.status.conditions:
+        if one.reason == _UNUSABLE and one.observed_generation == generation and one.last_transition_time:
+            return one if (now - one.last_transition_time).total_seconds() < MEMORY else None
+    return None
 
 
 def evidence(pod: Pod) -> Evidence:

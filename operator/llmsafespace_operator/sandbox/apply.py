@@ -134,10 +134,10 @@ class Actions:
             request = bind_request(self._egress_key, sandbox, wanted.profile, address, born.timestamp())
             token = tokens.agent_token(self._key, owner)
             await binding.bind(address, names.AGENT_PORT, token, request)
-        except (ProofError, ValueError) as error:
-            raise Refused(f"its agent was not bound: {error}") from error
         except OSError as error:
             raise Blocked("AgentUnreachable", f"its agent does not answer: {error}") from error
+        except (ProofError, ValueError) as error:
+            raise Refused(f"its agent was not bound: {error}") from error
 
     async def _assign(self, warm_pod: WarmPod) -> None:
         claim, meta = warm_pod.spec.claim, warm_pod.metadata

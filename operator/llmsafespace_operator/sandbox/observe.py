@@ -104,9 +104,12 @@ class Observer:
         ]
 
     async def _named(self, sandbox: Sandbox) -> WarmPod | None:
-        """The WarmPod that the Sandbox names, asked for, as the cache has not seen that claim."""
+        """The WarmPod that the Sandbox names, asked for, as the cache has not seen that claim.
+
+        There is none in a namespace that is not served any more: nobody may ask there.
+        """
         reference = reference_of(sandbox)
-        if reference is None:
+        if reference is None or reference.namespace not in self._settings.pool_namespaces:
             return None
         found = await self._live(WARMPOD, reference.name, reference.namespace)
         return found if found is not None and is_claimed_for(found, sandbox) else None

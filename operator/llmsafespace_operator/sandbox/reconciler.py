@@ -77,6 +77,8 @@ class SandboxReconciler:
         try:
             await self._carry_out(seen, found)
         except Blocked as stop:
+            if seen.pod is None:
+                self._leave(key)  # nothing starts: others may
             await self._carry_out(seen, blocked(seen, stop.obstacle))
             return _AGAIN
         except Refused as stop:
@@ -97,7 +99,9 @@ class SandboxReconciler:
         if isinstance(action, Write):
             self._tell(seen.sandbox, action.status)
         elif isinstance(action, RemoveFinalizer) and len(seen.sandbox.metadata.finalizers) == 1:
-            self._released.add(seen.sandbox.metadata.uid)
+            meta = seen.sandbox.metadata
+            if self._caches.sandboxes.get(meta.name, meta.namespace) is not None:
+                self._released.add(meta.uid)
 
     def _tell(self, sandbox: Sandbox, now: SandboxStatus) -> None:
         before = sandbox.status

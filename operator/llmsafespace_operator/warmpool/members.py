@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import AlreadyExists, Conflict, KubeError, Unavailable
+from llmsafespace_operator.kube.errors import AlreadyExists, Conflict, KubeError, Unavailable, Unreachable
 from llmsafespace_operator.kube.expectations import Expectations
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.kube.objects import Key, key_of
@@ -38,14 +38,17 @@ class Members:
         self._expectations.forget(pool)
 
     async def create(self, pool: WarmPool, count: int, record: Record) -> None:
-        """Create so many at once; what the API server refuses is a failed start."""
+        """Create so many at once; what the API server refuses is a failed start. Raises Unavailable."""
         results = await asyncio.gather(
             *(self._create(pool, record) for _ in range(count)), return_exceptions=True
         )
         for result in results:
-            if isinstance(result, KubeError):
+            if isinstance(result, KubeError) and not isinstance(result, Unavailable):
                 record.failed(result.message)
-            elif isinstance(result, BaseException):
+        for result in results:
+            if isinstance(result, BaseException) and (
+                isinstance(result, Unavailable) or not isinstance(result, KubeError)
+            ):
                 raise result
 
     async def delete(self, pool: Key, doomed: Iterable[str]) -> bool:
@@ -79,24 +82,30 @@ class Members:
         record.created(name)
         try:
             made = await self._made(name, meta.namespace, body)
-        except Unavailable:
-            raise  # it may be there all the same: wait until it is seen
-        except KubeError:
-            self._expectations.observed_created(key, name)
-            record.gone(name)
-            raise
+        except KubeError as error:
+            if not isinstance(error, Unavailable) or isinstance(error, Unreachable):
+                self._expectations.observed_created(key, name)
+                record.gone(name)
+            raise  # otherwise it may be there all the same: wait until it is seen
         self._warm_pods.observe(made)
 
     async def _made(self, name: str, namespace: str, body: dict[str, Any]) -> WarmPod:
-        """Tried again when it is not known whether it was made: of one name there is but one."""
+        """Tried again when it is not known whether it was made: of one name there is but one.
+
+        Raises Unreachable when it was not, Unavailable when nobody knows.
+        """
         try:
             return await self._client.create(WARMPOD, body, namespace)
-        except Unavailable:
-            pass
+        except Unreachable:
+            raise
+        except Unavailable as error:
+            doubt = error
         try:
             return await self._client.create(WARMPOD, body, namespace)
         except AlreadyExists:
             return await self._client.get(WARMPOD, name, namespace)
+        except Unreachable:
+            raise doubt from None
 
     async def _delete(self, pool: Key, warm_pod: WarmPod) -> None:
         """Only in the state in which nobody had claimed it; the API server compares."""

@@ -14,7 +14,7 @@ from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.errors import Forbidden, Invalid, NotFound
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.pods.ends import trouble
+from llmsafespace_operator.pods.ends import is_ready, trouble
 from llmsafespace_operator.pods.start import NameTaken, owned, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD, WARMPOOL
@@ -175,10 +175,10 @@ class WarmPodReconciler:
         return None
 
     async def _pod(self, warm_pod: WarmPod) -> Pod | None:
-        """Its own pod; asked for before one that was there is called gone."""
+        """Its own pod; asked for before one that was ready is called gone, or not ready any more."""
         meta = warm_pod.metadata
         pod = self._caches.pods.get(meta.name, meta.namespace)
-        if pod is None and warm_pod.status.phase == "Ready":
+        if warm_pod.status.phase == "Ready" and (pod is None or not is_ready(pod)):
             try:
                 pod = await self._client.get(POD, meta.name, meta.namespace)
             except NotFound:
@@ -186,8 +186,10 @@ class WarmPodReconciler:
         return pod if pod is not None and owned(pod, meta.uid) else None
 
     def _note(self, warm_pod: WarmPod, trouble_: str) -> None:
-        """What keeps it from starting, "" for nothing."""
-        self._records.note(pool_of(warm_pod), warm_pod.metadata.name, trouble_)
+        """What keeps it from starting, "" for nothing. One that is gone meanwhile is in no trouble."""
+        meta = warm_pod.metadata
+        if not trouble_ or self._caches.warm_pods.get(meta.name, meta.namespace) is not None:
+            self._records.note(pool_of(warm_pod), meta.name, trouble_)
 
     def _warm_pod_changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
         if new is not None:

@@ -66,8 +66,8 @@ class WarmPoolReconciler:
         if isinstance(make, makes.Make) and make.revision != record.revision:
             record.changed(make.revision)
         actions = plan(self._observed(pool, record, may_create=isinstance(make, makes.Make)))
-        scaled = record.desired not in (None, actions.desired)
-        if scaled:
+        if record.desired not in (None, actions.desired):
+            record.scaled = True
             message = f"from {record.desired} to {actions.desired} unclaimed warm pods"
             self._events.emit(WARMPOOL, pool.metadata, "Normal", "Scaled", message)
         record.wishes, record.desired = actions.wishes, actions.desired
@@ -75,7 +75,7 @@ class WarmPoolReconciler:
         if await self._members.delete(key_of(pool), actions.delete):
             await self._members.create(pool, actions.create, record)
         known = self._known(pool, record, actions, unavailable=make if isinstance(make, str) else "")
-        report_in = await self._report(pool, record, known, scaled=scaled)
+        report_in = await self._report(pool, record, known)
         return _again(record, actions, report_in)
 
     def _observed(self, pool: WarmPool, record: Record, *, may_create: bool) -> Observed:
@@ -140,10 +140,10 @@ class WarmPoolReconciler:
             problems=tuple(record.problems or ()),
         )
 
-    async def _report(self, pool: WarmPool, record: Record, known: Known, *, scaled: bool) -> float | None:
+    async def _report(self, pool: WarmPool, record: Record, known: Known) -> float | None:
         """Write the status where it has changed; returns in how many seconds, if not now."""
         metrics.report(key_of(pool), known.counts, known.desired, record.rate())
-        wanted = status(pool, known, scaled, datetime.now(UTC))
+        wanted = status(pool, known, record.scaled, datetime.now(UTC))
         if wanted == pool.status:
             return None
         wait = record.reported_at + _REPORT - time.monotonic()
@@ -154,7 +154,7 @@ class WarmPoolReconciler:
         self._caches.warm_pools.observe(
             await self._client.patch(WARMPOOL, meta.name, patch, meta.namespace, subresource="status")
         )
-        record.reported_at = time.monotonic()
+        record.reported_at, record.scaled = time.monotonic(), False
         return None
 
     def _soon(self, pool: Key) -> None:

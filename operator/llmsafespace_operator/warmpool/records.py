@@ -25,6 +25,7 @@ class Record:
         self.revision = ""
         self.retry_at = 0.0
         self.reported_at = float("-inf")
+        self.scaled = False  # since the last report
         self.problems: list[str] | None = None  # of what is to be preloaded; None: not asked for yet
         self._arrivals: deque[float] = deque()
         self._measured = False
@@ -35,6 +36,7 @@ class Record:
 
     def claimed(self) -> None:
         """A pod was claimed now."""
+        self.rate()  # forgets old ones, also where nobody else asks: in a process that does not lead
         self._arrivals.append(time.monotonic())
 
     def rate(self) -> float:

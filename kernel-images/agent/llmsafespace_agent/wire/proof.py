@@ -28,6 +28,10 @@ class ProofError(Exception):
     """The peer could not prove that it holds the token."""
 
 
+class NoAnswer(ProofError):
+    """The peer went away or was silent: it may well hold the token."""
+
+
 class Hello(msgspec.Struct, frozen=True):
     """First frame, gateway to agent."""
 
@@ -70,7 +74,7 @@ async def _receive(stream: FrameStream, kind: type[T]) -> T:
         async with asyncio.timeout(PROOF_TIMEOUT):
             frame, body = await stream.next_frame()
     except (TimeoutError, ConnectionError) as error:
-        raise ProofError("the peer did not answer the proof") from error
+        raise NoAnswer("the peer did not answer the proof") from error
     if frame != FrameKind.JSON or len(body) > (_MAX_HELLO if kind is not Answer else 256 * 1024):
         raise ProofError("the peer sent something else than a proof")
     try:
