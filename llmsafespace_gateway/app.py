@@ -52,6 +52,9 @@ class GatewayApp(JupyterApp):
     database_url = Unicode("", help="SQLAlchemy URL of the store; SQLite in the data dir by default.").tag(
         config=True
     )
+    database_url_file = Unicode(
+        "", help="A file with the URL of the store, instead of --database-url: for one with a password."
+    ).tag(config=True)
     first_key_file = Unicode(
         "", help="A file with the first admin key, instead of one that is made up and printed."
     ).tag(config=True)
@@ -101,6 +104,7 @@ class GatewayApp(JupyterApp):
         "data-dir": "GatewayApp.data_dir",
         "runtimes-dir": "GatewayApp.runtimes_dir",
         "database-url": "GatewayApp.database_url",
+        "database-url-file": "GatewayApp.database_url_file",
         "first-key-file": "GatewayApp.first_key_file",
         "backend": "GatewayApp.backend",
         "kubernetes-settings": "GatewayApp.kubernetes_settings",

@@ -20,7 +20,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.logs import JsonFormatter
 from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
-from llmsafespace_gateway.store import Store, sqlite_url
+from llmsafespace_gateway.store import Store, sqlite_url, stated_url
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
@@ -88,7 +88,8 @@ async def build(app: GatewayApp) -> Services:
     _log_as_json(app.log_level)
     async with AsyncExitStack() as parts:
         data_dir = _data_dir(app.data_dir)
-        store = await Store.open(app.database_url or sqlite_url(data_dir))
+        url = stated_url(app.database_url, app.database_url_file)
+        store = await Store.open(url or sqlite_url(data_dir))
         parts.push_async_callback(store.close)
         access = Access(
             store,

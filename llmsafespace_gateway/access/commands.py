@@ -21,7 +21,7 @@ from llmsafespace_gateway.access.administration import check_names, ensure_user,
 from llmsafespace_gateway.access.decisions import key_scopes
 from llmsafespace_gateway.access.principal import DEFAULT_TENANT, ROLES, SCOPES
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store import Store, keys, sqlite_url
+from llmsafespace_gateway.store import Store, keys, sqlite_url, stated_url
 from llmsafespace_gateway.store.rows import KeyRow, UserRow
 
 USAGE_ERROR = 2
@@ -116,12 +116,18 @@ def _store_options(parser: argparse.ArgumentParser) -> None:
         default=Path(base, "llmsafespace").expanduser(),
         help="the gateway's data dir (default: %(default)s)",
     )
-    parser.add_argument("--database-url", help="the gateway's database_url, where it has one")
+    parser.add_argument("--database-url", default="", help="the gateway's database_url, where it has one")
+    parser.add_argument(
+        "--database-url-file",
+        default="",
+        metavar="FILE",
+        help="a file with that URL: for one with a password",
+    )
 
 
 def _url(arguments: argparse.Namespace, make: bool) -> str:
-    if arguments.database_url:
-        return str(arguments.database_url)
+    if url := stated_url(arguments.database_url, arguments.database_url_file):
+        return url
     data_dir: Path = arguments.data_dir.expanduser().absolute()
     if make:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)

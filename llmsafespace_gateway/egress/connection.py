@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -19,6 +18,7 @@ from llmsafespace_gateway.egress.http_head import (
     origin_head,
     parse_request,
 )
+from llmsafespace_gateway.egress.lookups import Lookups, TooManyLookups
 from llmsafespace_gateway.egress.rules import Network, Rule, as_address, matching, normal_host, usable
 
 Decided = Callable[[bool, str, int, str], None]
@@ -29,6 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one sandbox's traffic; times are seconds, `buffer` bytes a direction."""
 
     connections: int = 32
+    lookups: int = 8  # names that are looked up at once
     head: float = 15.0
     resolve: float = 10.0
     connect: float = 10.0
@@ -37,8 +38,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What one sandbox may reach."""
+    """What `sandbox` may reach."""
 
+    sandbox: str
     rules: tuple[Rule, ...]
 
 
@@ -52,17 +54,18 @@ class _Refused(Exception):
 
 
 class Dialer:
-    """Resolves a name, checks every address, and connects to one that was checked."""
+    """Resolves a name, checks every address, and connects to one that was checked; for all sandboxes."""
 
     def __init__(self, limits: Limits, denied: Sequence[Network]) -> None:
         self._limits = limits
         self._denied = denied
+        self._lookups = Lookups(limits.lookups)
 
     async def dial(
-        self, host: str, port: int, rule: Rule
+        self, sandbox: str, host: str, port: int, rule: Rule
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to `host`. Raises _Refused."""
-        addresses = usable(await self._resolve(host, port), rule, self._denied)
+        """A connection to `host` for `sandbox`. Raises _Refused."""
+        addresses = usable(await self._resolve(sandbox, host), rule, self._denied)
         if not addresses:
             raise _Refused(f"{host} has no public address; private and internal addresses are never reached")
         for address in addresses:
@@ -71,15 +74,19 @@ class Dialer:
                     return await asyncio.open_connection(address, port, limit=self._limits.buffer)
         raise _Refused(f"{host}:{port} did not accept a connection", 504, denied=False)
 
-    async def _resolve(self, host: str, port: int) -> list[str]:
+    async def _resolve(self, sandbox: str, host: str) -> list[str]:
         if as_address(host) is not None:
             return [host]
+        found: list[str] = []
         try:
-            async with asyncio.timeout(self._limits.resolve):
-                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, TimeoutError, UnicodeError):
-            raise _Refused(f"the name {host} could not be resolved", 502, denied=False) from None
-        return [str(address[0]) for *_, address in found]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.resolve):
+                    found = await self._lookups.addresses(sandbox, host)
+        except TooManyLookups as error:
+            raise _Refused(str(error), 503, denied=False) from None
+        if not found:
+            raise _Refused(f"the name {host} could not be resolved", 502, denied=False)
+        return found
 
 
 class Connection:
@@ -150,7 +157,7 @@ class Connection:
 
     async def _forward(self, request: ProxyRequest) -> None:
         rule = self._rule(request)
-        reader, writer = await self._dialer.dial(request.host, request.port, rule)
+        reader, writer = await self._dialer.dial(self._policy.sandbox, request.host, request.port, rule)
         try:
             if request.tunnel:
                 await self._tunnel(request, reader, writer)

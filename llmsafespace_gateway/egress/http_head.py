@@ -12,6 +12,7 @@ from llmsafespace_gateway.egress.rules import normal_host
 
 MAX_HEAD = 32 * 1024  # bytes
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_LENGTH = re.compile(r"[0-9]{1,18}")  # int() refuses thousands of digits with an error of its own
 _HOP_BY_HOP = frozenset(
     (
         "connection",
@@ -116,7 +117,7 @@ def _body_length(headers: Headers) -> int:
     if not lengths:
         return 0
     length = lengths.pop()
-    if lengths or not length.isascii() or not length.isdigit():
+    if lengths or not _LENGTH.fullmatch(length):
         raise BadRequest("Content-Length is malformed")
     return int(length)
 

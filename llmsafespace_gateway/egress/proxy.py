@@ -75,7 +75,7 @@ class EgressProxy:
         Only the gateway's own user and `uid` may connect. Returns the socket's path. Raises ValueError for
         a rule that is none, OSError when the socket cannot be made.
         """
-        policy = Policy(rules=(*self._index_rules, *to_rules(rules)))
+        policy = Policy(key, (*self._index_rules, *to_rules(rules)))
         gate = self._gates.get(key)
         if gate is not None and gate.path.parent == folder:
             gate.policy = policy

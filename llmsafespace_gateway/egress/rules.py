@@ -22,8 +22,10 @@ _FORBIDDEN: tuple[Network, ...] = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        "168.63.129.16/32",  # Azure's platform, which answers its virtual machines only
         "169.254.0.0/16",
         "172.16.0.0/12",
+        "192.0.0.0/24",  # IETF protocol assignments, and in it Oracle's older metadata address
         "192.168.0.0/16",
         "::/128",
         "::1/128",

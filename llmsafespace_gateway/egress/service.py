@@ -161,7 +161,7 @@ class EgressService:
             raise _Refused("preamble", "this proxy serves sandboxes only, through their agents")
         try:
             grant = verify(self._key, token, address, self._now())
-            return grant, Policy(rules=(*self._index_rules, *to_rules(grant.rules)))
+            return grant, Policy(grant.sandbox_id, (*self._index_rules, *to_rules(grant.rules)))
         except (BadToken, ValueError) as error:
             raise _Refused("token", str(error)) from None
 

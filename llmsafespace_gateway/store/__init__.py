@@ -1,7 +1,7 @@
 """The gateway's records: tables, queries, migrations."""
 
 from llmsafespace_gateway.store import audit, grants, kernels, keys, pools, sandboxes, sessions, users
-from llmsafespace_gateway.store.engine import Store, sqlite_url
+from llmsafespace_gateway.store.engine import Store, sqlite_url, stated_url
 
 __all__ = [
     "Store",
@@ -13,5 +13,6 @@ __all__ = [
     "sandboxes",
     "sessions",
     "sqlite_url",
+    "stated_url",
     "users",
 ]

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import make_url
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store.migrate import migrate
 from llmsafespace_gateway.store.sqlite import Inline, Sqlite
 
@@ -64,6 +66,29 @@ class Store:
 def sqlite_url(data_dir: Path) -> str:
     """The URL of the store in a data dir."""
     return f"sqlite:///{data_dir / 'db.sqlite'}"
+
+
+def stated_url(url: str, file: str) -> str:
+    """The store's URL as an operator states it: `url` itself, or what is in `file`; empty when both are.
+
+    The file is for URLs with a password, as every process of a machine can read the others' command lines.
+    Raises ApiError with what to do, and without what the file holds.
+    """
+    if not file:
+        return url
+    if url:
+        raise ApiError("invalid_request", "--database-url and --database-url-file are both given; drop one")
+    try:
+        text = Path(file).read_text().strip()
+        make_url(text)
+    except (OSError, ValueError, ArgumentError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no URL in it"
+        raise ApiError(
+            "invalid_request",
+            f"--database-url-file {file}: {reason}; put the URL of the store into it, as in "
+            "postgresql://user:password@host/name, readable for this user",
+        ) from None
+    return text
 
 
 def _database(url: URL) -> AsyncEngine | Sqlite:

@@ -107,6 +107,24 @@ def test_a_broken_store_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--data-dir" in capsys.readouterr().err
 
 
+def test_the_url_of_the_store_comes_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "url").write_text(f"sqlite:///{tmp_path}/other.sqlite\n")
+    where = ["--data-dir", str(tmp_path / "none"), "--database-url-file", str(tmp_path / "url")]
+    assert main(["create", *where, "--user", "ada", "--role", "viewer"]) == 0
+    text = capsys.readouterr().out.strip()
+    assert (tmp_path / "other.sqlite").exists()
+    assert not (tmp_path / "none").exists()
+    assert main(["list", *where, "--json"]) == 0
+    assert [key["user"] for key in json.loads(capsys.readouterr().out)] == ["ada"]
+    assert main(["revoke", text, *where]) == 0
+    capsys.readouterr()
+    assert main(["list", *where, "--database-url", "sqlite://"]) == 2
+    assert "drop one" in capsys.readouterr().err
+    (tmp_path / "url").unlink()
+    assert main(["list", *where]) == 2
+    assert "--database-url-file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["create", "--help"], ["list", "--help"], ["revoke", "--help"]]
 )

@@ -31,6 +31,9 @@ from llmsafespace_gateway.egress.rules import (
         "127.255.0.1",
         "0.0.0.0",
         "0.1.2.3",
+        "168.63.129.16",
+        "192.0.0.9",
+        "192.0.0.192",
         "192.0.2.1",
         "198.18.0.1",
         "224.0.0.1",
@@ -47,6 +50,7 @@ from llmsafespace_gateway.egress.rules import (
         "::ffff:127.0.0.1",
         "64:ff9b::10.0.0.1",
         "64:ff9b::169.254.169.254",
+        "64:ff9b::168.63.129.16",
         "2002:0a00:0001::1",
         "2001:0:4136:e378:8000:63bf:3fff:fdd2",
         "2001:db8::1",
@@ -57,7 +61,8 @@ def test_forbidden(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"]
+    "address",
+    ["8.8.8.8", "1.1.1.1", "168.63.129.17", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"],
 )
 def test_public(address: str) -> None:
     assert not forbidden_address(ipaddress.ip_address(address))

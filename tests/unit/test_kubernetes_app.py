@@ -62,3 +62,14 @@ def test_packages_that_are_missing_are_named(tmp_path: Path, settings: Path) -> 
 
 def test_a_first_key_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "first.key" in refusal(tmp_path, "--first-key-file", str(tmp_path / "first.key"))
+
+
+def test_the_url_of_the_store_comes_from_a_file(tmp_path: Path) -> None:
+    url = tmp_path / "url"
+    assert "url: No such file" in refusal(tmp_path, "--database-url-file", str(url))
+    url.write_text(f"sqlite:///{tmp_path}/other.sqlite\n")
+    file = ("--database-url-file", str(url))
+    assert "drop one" in refusal(tmp_path, *file, "--database-url", "sqlite://")
+    assert "first.key" in refusal(tmp_path, *file, "--first-key-file", str(tmp_path / "first.key"))
+    assert (tmp_path / "other.sqlite").exists()
+    assert not (tmp_path / "db.sqlite").exists()
