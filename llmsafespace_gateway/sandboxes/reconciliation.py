@@ -56,8 +56,7 @@ class Reconciliation:
                 await self.adopt(stranger)
         for place in living:
             if place.sandbox_id not in known and await self._is_orphan(place):
-                log.warning("sandbox %s has no record and nobody who waits for it", place.sandbox_id)
-                await self._backend.destroy(place.sandbox_id, "lost")
+                await self._end_orphan(place.sandbox_id)
         if self._backend.shared:
             there = {place.sandbox_id for place in living} | {each.claim.sandbox_id for each in strangers}
             settled = time.time() - _SETTLED
@@ -108,6 +107,14 @@ class Reconciliation:
         since = await users.first_created(self._store)
         old = place.started_at < time.time() - ORPHAN_GRACE
         return old and since is not None and place.started_at > since
+
+    async def _end_orphan(self, sandbox_id: str) -> None:
+        """One that cannot be ended now is no reason to leave the others."""
+        log.warning("sandbox %s has no record and nobody who waits for it", sandbox_id)
+        try:
+            await self._backend.destroy(sandbox_id, "lost")
+        except ApiError as error:
+            log.warning("sandbox %s could not be ended, another try follows: %s", sandbox_id, error)
 
     async def _record_ends(self, sandbox_ids: Iterable[str]) -> None:
         for sandbox_id in sandbox_ids:

@@ -20,6 +20,7 @@ from llmsafespace_gateway.backends.base import (
     Start,
     Stranger,
 )
+from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.reconciliation import ORPHAN_GRACE, Reconciliation
 from llmsafespace_gateway.store import Store, kernels, sandboxes, users
 from llmsafespace_gateway.store.rows import SandboxRow, UserRow
@@ -103,6 +104,29 @@ async def test_an_orphan_is_removed_after_a_grace(store: Store) -> None:
     backend.add("sb-new", ORPHAN_GRACE - 10)
     await reconciliation(store, backend).once()
     assert set(backend.there) == {"sb-new"}
+
+
+async def test_an_orphan_that_cannot_be_ended_holds_up_nothing_else(
+    store: Store, make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_user(store)
+    await sandboxes.insert(store, make_sandbox("sb-gone", backend="kubernetes", created_at=LONG_AGO))
+    backend = Backend()
+    for name in ("sb-stuck", "sb-old"):
+        backend.add(name, ORPHAN_GRACE + 10)
+    destroy = backend.destroy
+
+    async def stuck(sandbox_id: str, end: str = "terminated") -> bool:
+        if sandbox_id == "sb-stuck":
+            raise ApiError("service_unavailable", "not now")
+        return await destroy(sandbox_id, end)
+
+    monkeypatch.setattr(backend, "destroy", stuck)
+    await reconciliation(store, backend).once()
+    assert set(backend.there) == {"sb-stuck"}
+    gone = await sandboxes.get(store, "sb-gone")
+    assert gone is not None
+    assert gone.end == "lost"
 
 
 async def test_a_sandbox_with_a_record_stays(store: Store, make_sandbox: MakeSandbox) -> None:
