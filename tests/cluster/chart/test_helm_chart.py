@@ -136,13 +136,13 @@ def test_the_api_server_takes_every_object(
 def test_the_examples_are_valid(helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces) -> None:
     namespace = namespaces("examples")
     for path in EXAMPLES.glob("*.yaml"):
-        example = yaml.safe_load(path.read_text())
-        if path.name.startswith("values-"):
-            helm("lint", "--strict", str(CHART), values=example)
-        else:
-            example["metadata"].pop("namespace", None)
-            dry = ("--dry-run=server", "--validate=strict", "--namespace", namespace)
-            kubectl("create", *dry, "-f", "-", stdin=json.dumps(example))
+        for example in yaml.safe_load_all(path.read_text()):
+            if path.name.startswith("values-"):
+                helm("lint", "--strict", str(CHART), values=example)
+            else:
+                example["metadata"].pop("namespace", None)
+                dry = ("--dry-run=server", "--validate=strict", "--namespace", namespace)
+                kubectl("create", *dry, "-f", "-", stdin=json.dumps(example))
 
 
 def rights(objects: Iterable[Object], account: str) -> dict[str, dict[tuple[str, ...], set[str]]]:
