@@ -259,6 +259,22 @@ def test_every_namespace_of_sandboxes_is_shut(helm: Helm) -> None:
         if each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     }
     assert denied == set(served)
+    for each in of_kind(objects, "Namespace", "NetworkPolicy"):
+        if each["metadata"].get("namespace", each["metadata"]["name"]) in served:
+            assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", each["metadata"]
     for labels in served.values():
         assert labels["llmsafespace.dev/sandboxes"] == "true"
         assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_no_sandbox_reaches_the_release_whether_its_namespace_is_served_or_no_more(helm: Helm) -> None:
+    served = ["agent-sandboxes", "team-a", "team-b", "warm-pools"]
+    others = [
+        {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": served},
+        {"key": "llmsafespace.dev/sandboxes", "operator": "DoesNotExist"},
+    ]
+    policies = of_kind(helm.render(**WITH_EVERYTHING), "NetworkPolicy")
+    rules = [rule for policy in policies for rule in policy["spec"].get("ingress", [])]
+    peers = [peer for rule in rules for peer in rule.get("from", [])]
+    wide = [peer["namespaceSelector"] for peer in peers if set(peer) == {"namespaceSelector"}]
+    assert wide == [{"matchExpressions": others}] * 3  # gateway, operator, egress proxy

@@ -150,9 +150,10 @@ podSelector:
   matchLabels: {{- include "llmsafespace.selector" . | nindent 4 }}
 {{- end -}}
 
-{{/* The pods of all namespaces but those of sandboxes, as a NetworkPolicy's peers. */}}
+{{/* The pods of all namespaces but those of sandboxes, as a NetworkPolicy's peers. One that is served no more keeps its label. */}}
 {{- define "llmsafespace.trustedNamespaces" -}}
 - namespaceSelector:
     matchExpressions:
       - {key: kubernetes.io/metadata.name, operator: NotIn, values: {{ include "llmsafespace.namespaces" . }}}
+      - {key: llmsafespace.dev/sandboxes, operator: DoesNotExist}
 {{- end -}}
