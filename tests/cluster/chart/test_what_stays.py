@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.chart.support_chart import Helm, HelmError, Object, Release, own_values
-from tests.cluster.support import Kubectl
+from tests.cluster.support import Kubectl, eventually
 
 SMALL = {"replicas": 1, "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}}}
 
@@ -94,3 +94,57 @@ def test_another_installation_takes_over_what_stayed(idle: Idle) -> None:
     for namespace in (idle.sandboxes, idle.leaving, idle.pools):
         assert idle.policies(namespace) == {"default-deny", "sandboxes"}
         assert idle.kubectl.items("rolebindings", namespace)
+
+
+def test_a_volume_that_there_never_was_does_not_stay(idle: Idle) -> None:
+    """`helm upgrade --wait` would wait for it without end."""
+    idle.upgrade(gateway={**SMALL, "persistence": {"enabled": True, "storageClass": "no-such"}})
+    assert idle.kubectl.items("persistentvolumeclaims", idle.system)
+    idle.upgrade(gateway={**SMALL, "persistence": {"enabled": False}})
+    eventually(lambda: not idle.kubectl.items("persistentvolumeclaims", idle.system), what="no claim")
+
+
+@pytest.fixture
+def storage_class(kubectl: Kubectl) -> Iterator[str]:
+    """With one volume, which no pod ever mounts."""
+    name = f"idle-{secrets.token_hex(3)}"
+    spec = {
+        "storageClassName": name,
+        "capacity": {"storage": "3Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "hostPath": {"path": "/nowhere"},
+    }
+    kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec})
+    yield name
+    kubectl("delete", "persistentvolume", name, "--wait=false")
+
+
+def test_the_volume_of_sqlite_outlives_a_change_to_another_store(idle: Idle, storage_class: str) -> None:
+    def claims() -> list[tuple[str, str]]:
+        found = idle.kubectl.items("persistentvolumeclaims", idle.system)
+        stay = [each for each in found if "deletionTimestamp" not in each["metadata"]]
+        return [(each["metadata"]["uid"], each["status"]["phase"]) for each in stay]
+
+    def mounted() -> bool:
+        where = ("--namespace", idle.system)
+        gateway = idle.kubectl.json("get", "deployment", idle.component("gateway"), *where)
+        volumes = gateway["spec"]["template"]["spec"]["volumes"]
+        return any("persistentVolumeClaim" in each for each in volumes)
+
+    sqlite = {**SMALL, "persistence": {"enabled": True, "size": "2Gi", "storageClass": storage_class}}
+    idle.upgrade(gateway=sqlite)
+    [(uid, _)] = eventually(lambda: c if (c := claims()) and c[0][1] == "Bound" else [], what="a volume")
+    assert mounted()
+
+    # Not a word of the volume any more.
+    for other in ({"database": {"existingSecret": "database"}}, {"persistence": {"enabled": False}}):
+        idle.upgrade(gateway={**SMALL, **other})
+        assert (claims(), mounted()) == ([(uid, "Bound")], False)
+
+    idle.upgrade(gateway=sqlite)
+    assert (claims(), mounted()) == ([(uid, "Bound")], True)
+    idle.helm("rollback", idle.name, "--namespace", idle.system)
+    assert (claims(), mounted()) == ([(uid, "Bound")], False)
+
+    idle.uninstall()
+    assert claims() == []
