@@ -12,6 +12,7 @@ import yaml
 from tests.cluster.chart.support_chart import CHART, Helm, HelmError, Object, own_values
 from tests.cluster.support import Kubectl, Namespaces
 
+RUNNING = ("Deployment", "Job")
 EXAMPLES = CHART.parents[1] / "examples"
 WITH_EVERYTHING = {
     "gateway": {
@@ -221,6 +222,30 @@ def test_no_key_is_an_argument_or_in_a_config_map(helm: Helm) -> None:
     for each in of_kind(objects, "ConfigMap"):
         assert "lsp_" not in json.dumps(each)
         assert "postgresql" not in json.dumps(each)
+
+
+def test_the_database_is_named_by_a_file_not_by_the_command_line(helm: Helm) -> None:
+    """Whoever sees the node's processes, or a crash report with a command line, sees no password."""
+    pods = [each["spec"]["template"]["spec"] for each in of_kind(helm.render(**WITH_EVERYTHING), *RUNNING)]
+    for container in (each for pod in pods for each in pod["containers"]):
+        entries = container.get("env", [])
+        secret = [e["name"] for e in entries if "secretKeyRef" in e.get("valueFrom", {})]
+        words = container["command"] + container.get("args", [])
+        assert [word for word in words for name in secret if f"$({name})" in word] == []
+        assert [word for word in words if word.startswith("--database-url=")] == []
+
+    [gateway] = [each for each in pods if each["serviceAccountName"].endswith("-gateway")]
+    [container] = gateway["containers"]
+    assert "--database-url-file=/etc/llmsafespace/database/url" in container["args"]
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    assert mounts["database"]["mountPath"] == "/etc/llmsafespace/database"
+    assert mounts["database"]["readOnly"] is True
+    volumes = {each["name"]: each for each in gateway["volumes"]}
+    assert volumes["database"]["secret"] == {
+        "secretName": "database",
+        "defaultMode": 0o440,
+        "items": [{"key": "url", "path": "url"}],
+    }
 
 
 def test_two_releases_share_no_object(helm: Helm) -> None:
