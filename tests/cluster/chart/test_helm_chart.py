@@ -30,7 +30,22 @@ WITH_EVERYTHING = {
         "tolerations": [{"key": "for", "operator": "Exists"}],
     },
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "namespaces": {"sandboxes": {"team-a": "a", "team-b": "b"}, "pools": ["warm-pools", "team-a"]},
+    "namespaces": {"sandboxes": {"team-a": "a", "team-b": "b"}, "pools": ["warm-pools", "team-pools"]},
+}
+# Text that YAML or Kubernetes could take for something else.
+ODD = {
+    "image": {"registry": "registry.example.com/team/", "pullSecrets": ["123"]},
+    "namespaces": {"sandboxes": {"agent-sandboxes": None, "123": "123"}, "pools": ["0123"]},
+    "keys": {"existingSecret": "123"},
+    "gateway": {
+        "url": "https://code.example.com",
+        "adminKey": {"existingSecret": "123"},
+        "persistence": {"enabled": True, "storageClass": "-", "size": "123"},
+        "ingress": {"enabled": True, "className": "123", "host": "*.example.com", "tlsSecret": "123"},
+    },
+    "profiles": {"123": {"securityLevel": "standard"}},
+    "runtimes": {"123": {"language": "python", "version": "3.11"}},
+    "warmPools": {"python": None, "123": {"namespace": "0123", "spec": {"runtime": "python:3.11"}}},
 }
 WRONG = [
     ({"gateway": {"replica": 2}}, "'/gateway': additional properties 'replica' not allowed"),
@@ -42,6 +57,13 @@ WRONG = [
     ({"image": {"pullPolicy": "Sometimes"}}, "'Always', 'IfNotPresent', 'Never'"),
     ({"egress": {"denied": ["10.0.0.1"]}}, "'/egress/denied/0'"),
     ({"namespaces": {"pools": []}}, "'/namespaces/pools'"),
+    ({"namespaces": {"pools": ["team.pools"]}}, "'/namespaces/pools/0'"),
+    ({"namespaces": {"sandboxes": {"x": "Team B"}}}, "'/namespaces/sandboxes/x': 'Team B' does not match"),
+    (
+        {"namespaces": {"sandboxes": {"both": "b"}, "pools": ["both"]}},
+        "namespace both is in namespaces.sandb",
+    ),
+    ({"gateway": {"ingress": {"enabled": True, "host": "*.example.com"}}}, "say in gateway.url"),
     ({"namespaces": {"pools": ["system"]}}, "holds the release itself"),
     ({"warmPools": {"python": {"namespace": "elsewhere"}}}, "is not one of namespaces.pools"),
     ({"runtimes": {"r": {"image": "r:1"}}}, "missing property 'language'"),
@@ -119,7 +141,9 @@ def test_wrong_values_are_refused_in_words_that_help(helm: Helm, values: Object,
     assert words in str(refused.value)
 
 
-@pytest.mark.parametrize("values", [{}, WITH_EVERYTHING], ids=["by default", "with everything"])
+@pytest.mark.parametrize(
+    "values", [{}, WITH_EVERYTHING, ODD], ids=["by default", "with everything", "with odd names"]
+)
 def test_the_api_server_takes_every_object(
     helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces, values: Object
 ) -> None:
@@ -132,6 +156,28 @@ def test_the_api_server_takes_every_object(
     dry = ("--dry-run=server", "--validate=strict", "--namespace", system)
     made = kubectl("create", *dry, "--output", "name", "-f", "-", stdin=json.dumps(everything))
     assert len(made.split()) == len(objects)
+
+
+def test_text_stays_text(helm: Helm) -> None:
+    objects = helm.render("123", "123456", **ODD)
+    assert {123, 0o123, 123456}.isdisjoint(_leaves(objects))
+    images = [leaf for leaf in _leaves(objects) if str(leaf).endswith(":dev")]
+    assert all(image.startswith("registry.example.com/team/llmsafespace-") for image in images), images
+    [claim] = of_kind(objects, "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == ""
+    [ingress] = of_kind(objects, "Ingress")
+    assert (ingress["spec"]["rules"][0]["host"], ingress["spec"]["tls"][0]["hosts"]) == (
+        "*.example.com",
+        ["*.example.com"],
+    )
+
+
+def _leaves(tree: Any) -> Iterable[Any]:
+    if isinstance(tree, dict | list):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(each)
+    else:
+        yield tree
 
 
 def test_the_examples_are_valid(helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces) -> None:
@@ -277,7 +323,7 @@ CLUSTER_WIDE = {
 def test_every_namespace_of_sandboxes_is_shut(helm: Helm) -> None:
     objects = helm.render(**WITH_EVERYTHING)
     served = {each["metadata"]["name"]: each["metadata"]["labels"] for each in of_kind(objects, "Namespace")}
-    assert set(served) == {"agent-sandboxes", "team-a", "team-b", "warm-pools"}
+    assert set(served) == {"agent-sandboxes", "team-a", "team-b", "team-pools", "warm-pools"}
     denied = {
         each["metadata"]["namespace"]
         for each in of_kind(objects, "NetworkPolicy")
@@ -293,7 +339,7 @@ def test_every_namespace_of_sandboxes_is_shut(helm: Helm) -> None:
 
 
 def test_no_sandbox_reaches_the_release_whether_its_namespace_is_served_or_no_more(helm: Helm) -> None:
-    served = ["agent-sandboxes", "team-a", "team-b", "warm-pools"]
+    served = ["agent-sandboxes", "team-a", "team-b", "team-pools", "warm-pools"]
     others = [
         {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": served},
         {"key": "llmsafespace.dev/sandboxes", "operator": "DoesNotExist"},
