@@ -64,7 +64,15 @@ def _key(path: str) -> bytes:
 
 
 def _network(text: str) -> Network:
-    return ipaddress.ip_network(text)
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no network like 203.0.113.0/24 or 2001:db8::/32"
+        ) from None
+    if ipaddress.ip_interface(text).ip != network.network_address:
+        raise argparse.ArgumentTypeError(f"{text} is an address in a network: write {network}")
+    return network
 
 
 class _Health(RequestHandler):

@@ -184,6 +184,14 @@ def _no_limit(resource: str) -> Change:
     return lambda spec: spec["containers"][0]["resources"]["limits"].pop(resource)
 
 
+def _limit(resource: str, amount: str) -> Change:
+    def change(spec: dict[str, Any]) -> None:
+        for of in spec["containers"][0]["resources"].values():
+            of[resource] = amount
+
+    return change
+
+
 def _secret_of(name: str) -> dict[str, Any]:
     return {"name": "X", "valueFrom": {"secretKeyRef": {"name": name, "key": "agent.json"}}}
 
@@ -221,6 +229,9 @@ PROJECTED = {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}
         (_no_limit("cpu"), "set resources.limits"),
         (_no_limit("memory"), "set resources.limits"),
         (_no_limit("ephemeral-storage"), "set resources.limits"),
+        (_limit("cpu", "0"), "set resources.limits"),
+        (_limit("memory", "0"), "set resources.limits"),
+        (_limit("ephemeral-storage", "0Gi"), "set resources.limits"),
         (_container(image="docker.io/evil:1"), "image docker.io/evil:1 is not one that sandboxes may run"),
         (_container(image=f"{IMAGE}2"), "is not one that sandboxes may run"),
         (_container(image=IMAGE[:-1]), "is not one that sandboxes may run"),

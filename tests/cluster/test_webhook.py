@@ -64,7 +64,8 @@ class Installed:
 
     def _rendered(self) -> Iterator[Any]:
         version = self._kubectl.json("version")["serverVersion"]["gitVersion"]
-        namespaces = {"sandboxes": {self.namespace: "t", "agent-sandboxes": None}, "pools": [self.namespace]}
+        # The webhook is asked about every kind in each of them.
+        namespaces = {"sandboxes": {"no-such": "t", "agent-sandboxes": None}, "pools": [self.namespace]}
         command = ["helm", "template", self.name.removesuffix("-llmsafespace-webhook"), str(CHART)]
         command += ["--namespace", self.system, "--kube-version", version]
         command += ["--set-json", f"namespaces={json.dumps(namespaces)}", "--set", "warmPools=null"]

@@ -150,7 +150,21 @@ def test_quantities_are_text_however_a_manifest_says_them() -> None:
     assert msgspec.json.encode(plain) == b'{"cpu":"1","memory":"1073741824","cpuPinning":true}'
 
 
-@pytest.mark.parametrize("value", ["-1", '"-1"', '"much"', "true", "0.5", "null", '"1 Gi"'])
+@pytest.mark.parametrize("value", ["1", "10", "500m", "0.5", "00.050", "1.0", "100.00Gi", "010"])
+def test_quantities_above_zero_are_taken(value: str) -> None:
+    made = msgspec.json.decode(f'{{"cpu": "{value}"}}', type=Resources)
+    assert (made.cpu, number(made.cpu) > 0) == (value, True)
+
+
+@pytest.mark.parametrize("value", ["0", '"0"', '"0m"', '"0.0"', '"000.000Gi"', '"0k"', "-0"])
+def test_nothing_is_no_quantity_as_it_would_be_no_limit(value: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(f'{{"cpu": {value}}}', type=Resources)
+
+
+@pytest.mark.parametrize(
+    "value", ["-1", '"-1"', '"much"', "true", "0.5", "null", '"1 Gi"', '"1."', '".5"', '"0.5.1"']
+)
 def test_what_is_no_quantity_is_refused(value: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(f'{{"cpu": {value}}}', type=Resources)

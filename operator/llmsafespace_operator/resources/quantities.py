@@ -8,13 +8,16 @@ from msgspec import Meta
 
 from llmsafespace_operator.resources.kubernetes import Object
 
+# With a digit above zero somewhere: a limit of zero is no limit.
+_POSITIVE = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)"
+
 if TYPE_CHECKING:
     Quantity = str  # what is left of it once it is in an object: see WithQuantities
 else:
     Quantity = Annotated[
-        Annotated[int, Meta(ge=0)]
-        | Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=24)],
-        Meta(description="A Kubernetes quantity: text such as 500m or 1Gi, or a whole number."),
+        Annotated[int, Meta(ge=1)]
+        | Annotated[str, Meta(pattern=rf"^{_POSITIVE}(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=24)],
+        Meta(description="A Kubernetes quantity above zero: text such as 500m or 1Gi, or a whole number."),
     ]
 
 

@@ -12,6 +12,7 @@ import yaml
 from tests.cluster.chart.support_chart import CHART, Helm, HelmError, Object, own_values
 from tests.cluster.support import Kubectl, Namespaces
 
+RUNNING = ("Deployment", "Job")
 EXAMPLES = CHART.parents[1] / "examples"
 WITH_EVERYTHING = {
     "gateway": {
@@ -29,7 +30,22 @@ WITH_EVERYTHING = {
         "tolerations": [{"key": "for", "operator": "Exists"}],
     },
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "namespaces": {"sandboxes": {"team-a": "a", "team-b": "b"}, "pools": ["warm-pools", "team-a"]},
+    "namespaces": {"sandboxes": {"team-a": "a", "team-b": "b"}, "pools": ["warm-pools", "team-pools"]},
+}
+# Text that YAML or Kubernetes could take for something else.
+ODD = {
+    "image": {"registry": "registry.example.com/team/", "pullSecrets": ["123"]},
+    "namespaces": {"sandboxes": {"agent-sandboxes": None, "123": "123"}, "pools": ["0123"]},
+    "keys": {"existingSecret": "123"},
+    "gateway": {
+        "url": "https://code.example.com",
+        "adminKey": {"existingSecret": "123"},
+        "persistence": {"enabled": True, "storageClass": "-", "size": "123"},
+        "ingress": {"enabled": True, "className": "123", "host": "*.example.com", "tlsSecret": "123"},
+    },
+    "profiles": {"123": {"securityLevel": "standard"}},
+    "runtimes": {"123": {"language": "python", "version": "3.11"}},
+    "warmPools": {"python": None, "123": {"namespace": "0123", "spec": {"runtime": "python:3.11"}}},
 }
 WRONG = [
     ({"gateway": {"replica": 2}}, "'/gateway': additional properties 'replica' not allowed"),
@@ -41,6 +57,13 @@ WRONG = [
     ({"image": {"pullPolicy": "Sometimes"}}, "'Always', 'IfNotPresent', 'Never'"),
     ({"egress": {"denied": ["10.0.0.1"]}}, "'/egress/denied/0'"),
     ({"namespaces": {"pools": []}}, "'/namespaces/pools'"),
+    ({"namespaces": {"pools": ["team.pools"]}}, "'/namespaces/pools/0'"),
+    ({"namespaces": {"sandboxes": {"x": "Team B"}}}, "'/namespaces/sandboxes/x': 'Team B' does not match"),
+    (
+        {"namespaces": {"sandboxes": {"both": "b"}, "pools": ["both"]}},
+        "namespace both is in namespaces.sandb",
+    ),
+    ({"gateway": {"ingress": {"enabled": True, "host": "*.example.com"}}}, "say in gateway.url"),
     ({"namespaces": {"pools": ["system"]}}, "holds the release itself"),
     ({"warmPools": {"python": {"namespace": "elsewhere"}}}, "is not one of namespaces.pools"),
     ({"runtimes": {"r": {"image": "r:1"}}}, "missing property 'language'"),
@@ -118,7 +141,9 @@ def test_wrong_values_are_refused_in_words_that_help(helm: Helm, values: Object,
     assert words in str(refused.value)
 
 
-@pytest.mark.parametrize("values", [{}, WITH_EVERYTHING], ids=["by default", "with everything"])
+@pytest.mark.parametrize(
+    "values", [{}, WITH_EVERYTHING, ODD], ids=["by default", "with everything", "with odd names"]
+)
 def test_the_api_server_takes_every_object(
     helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces, values: Object
 ) -> None:
@@ -133,16 +158,38 @@ def test_the_api_server_takes_every_object(
     assert len(made.split()) == len(objects)
 
 
+def test_text_stays_text(helm: Helm) -> None:
+    objects = helm.render("123", "123456", **ODD)
+    assert {123, 0o123, 123456}.isdisjoint(_leaves(objects))
+    images = [leaf for leaf in _leaves(objects) if str(leaf).endswith(":dev")]
+    assert all(image.startswith("registry.example.com/team/llmsafespace-") for image in images), images
+    [claim] = of_kind(objects, "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == ""
+    [ingress] = of_kind(objects, "Ingress")
+    assert (ingress["spec"]["rules"][0]["host"], ingress["spec"]["tls"][0]["hosts"]) == (
+        "*.example.com",
+        ["*.example.com"],
+    )
+
+
+def _leaves(tree: Any) -> Iterable[Any]:
+    if isinstance(tree, dict | list):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(each)
+    else:
+        yield tree
+
+
 def test_the_examples_are_valid(helm: Helm, kubectl: Kubectl, crds: None, namespaces: Namespaces) -> None:
     namespace = namespaces("examples")
     for path in EXAMPLES.glob("*.yaml"):
-        example = yaml.safe_load(path.read_text())
-        if path.name.startswith("values-"):
-            helm("lint", "--strict", str(CHART), values=example)
-        else:
-            example["metadata"].pop("namespace", None)
-            dry = ("--dry-run=server", "--validate=strict", "--namespace", namespace)
-            kubectl("create", *dry, "-f", "-", stdin=json.dumps(example))
+        for example in yaml.safe_load_all(path.read_text()):
+            if path.name.startswith("values-"):
+                helm("lint", "--strict", str(CHART), values=example)
+            else:
+                example["metadata"].pop("namespace", None)
+                dry = ("--dry-run=server", "--validate=strict", "--namespace", namespace)
+                kubectl("create", *dry, "-f", "-", stdin=json.dumps(example))
 
 
 def rights(objects: Iterable[Object], account: str) -> dict[str, dict[tuple[str, ...], set[str]]]:
@@ -223,6 +270,30 @@ def test_no_key_is_an_argument_or_in_a_config_map(helm: Helm) -> None:
         assert "postgresql" not in json.dumps(each)
 
 
+def test_the_database_is_named_by_a_file_not_by_the_command_line(helm: Helm) -> None:
+    """Whoever sees the node's processes, or a crash report with a command line, sees no password."""
+    pods = [each["spec"]["template"]["spec"] for each in of_kind(helm.render(**WITH_EVERYTHING), *RUNNING)]
+    for container in (each for pod in pods for each in pod["containers"]):
+        entries = container.get("env", [])
+        secret = [e["name"] for e in entries if "secretKeyRef" in e.get("valueFrom", {})]
+        words = container["command"] + container.get("args", [])
+        assert [word for word in words for name in secret if f"$({name})" in word] == []
+        assert [word for word in words if word.startswith("--database-url=")] == []
+
+    [gateway] = [each for each in pods if each["serviceAccountName"].endswith("-gateway")]
+    [container] = gateway["containers"]
+    assert "--database-url-file=/etc/llmsafespace/database/url" in container["args"]
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    assert mounts["database"]["mountPath"] == "/etc/llmsafespace/database"
+    assert mounts["database"]["readOnly"] is True
+    volumes = {each["name"]: each for each in gateway["volumes"]}
+    assert volumes["database"]["secret"] == {
+        "secretName": "database",
+        "defaultMode": 0o440,
+        "items": [{"key": "url", "path": "url"}],
+    }
+
+
 def test_two_releases_share_no_object(helm: Helm) -> None:
     def names(release: str) -> set[tuple[str, str, str]]:
         made = helm.render(release, f"{release}-system", **own_values(release, 1))
@@ -252,13 +323,29 @@ CLUSTER_WIDE = {
 def test_every_namespace_of_sandboxes_is_shut(helm: Helm) -> None:
     objects = helm.render(**WITH_EVERYTHING)
     served = {each["metadata"]["name"]: each["metadata"]["labels"] for each in of_kind(objects, "Namespace")}
-    assert set(served) == {"agent-sandboxes", "team-a", "team-b", "warm-pools"}
+    assert set(served) == {"agent-sandboxes", "team-a", "team-b", "team-pools", "warm-pools"}
     denied = {
         each["metadata"]["namespace"]
         for each in of_kind(objects, "NetworkPolicy")
         if each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     }
     assert denied == set(served)
+    for each in of_kind(objects, "Namespace", "NetworkPolicy"):
+        if each["metadata"].get("namespace", each["metadata"]["name"]) in served:
+            assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", each["metadata"]
     for labels in served.values():
         assert labels["llmsafespace.dev/sandboxes"] == "true"
         assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_no_sandbox_reaches_the_release_whether_its_namespace_is_served_or_no_more(helm: Helm) -> None:
+    served = ["agent-sandboxes", "team-a", "team-b", "team-pools", "warm-pools"]
+    others = [
+        {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": served},
+        {"key": "llmsafespace.dev/sandboxes", "operator": "DoesNotExist"},
+    ]
+    policies = of_kind(helm.render(**WITH_EVERYTHING), "NetworkPolicy")
+    rules = [rule for policy in policies for rule in policy["spec"].get("ingress", [])]
+    peers = [peer for rule in rules for peer in rule.get("from", [])]
+    wide = [peer["namespaceSelector"] for peer in peers if set(peer) == {"namespaceSelector"}]
+    assert wide == [{"matchExpressions": others}] * 3  # gateway, operator, egress proxy

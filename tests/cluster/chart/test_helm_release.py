@@ -96,7 +96,7 @@ def _processes(release: Release) -> set[str]:
     return {each["metadata"]["uid"] for each in found if "deletionTimestamp" not in each["metadata"]}
 
 
-def test_nothing_but_the_namespaces_is_left_behind(
+def test_nothing_but_the_namespaces_and_what_shuts_them_is_left_behind(
     make_release: Callable[..., Release], release: Release
 ) -> None:
     around = {"networkPolicies": [{"rules": [{"cidr": "192.0.2.0/24"}]}]}
@@ -111,10 +111,11 @@ def test_nothing_but_the_namespaces_is_left_behind(
     kubectl = gone.kubectl
     names = kubectl("get", CLUSTER_WIDE, "--output", "name").split()
     assert [each for each in names if gone.name in each] == []
-    for namespace in (gone.sandboxes, gone.pools, gone.system):
-        eventually(partial(_empty, kubectl, namespace), what=f"nothing in {namespace}")
-    kept = kubectl("get", "namespaces", "--output", "name").split()
-    assert {f"namespace/{gone.sandboxes}", f"namespace/{gone.pools}"} <= set(kept)
+    shut = {gone.component(name) for name in ("default-deny", "sandboxes")}
+    for namespace, kept in ((gone.sandboxes, shut), (gone.pools, shut), (gone.system, set())):
+        eventually(partial(_holds_only, kubectl, namespace, kept), what=f"{kept or 'nothing'} in {namespace}")
+    there = kubectl("get", "namespaces", "--output", "name").split()
+    assert {f"namespace/{gone.sandboxes}", f"namespace/{gone.pools}"} <= set(there)
     assert release.warm(), "the other release goes on"
 
 
@@ -123,6 +124,7 @@ def _has_policy_of(release: Release, profile: str) -> bool:
     return any(each["metadata"]["name"].endswith(f".{profile}") for each in policies)
 
 
-def _empty(kubectl: Kubectl, namespace: str) -> bool:
+def _holds_only(kubectl: Kubectl, namespace: str, policies: set[str]) -> bool:
     ours = "sandboxes,warmpools,warmpods,pods,secrets,networkpolicies,roles,rolebindings"
-    return kubectl("get", ours, "--namespace", namespace, "--output", "name") == ""
+    found = kubectl("get", ours, "--namespace", namespace, "--output", "name").split()
+    return set(found) == {f"networkpolicy.networking.k8s.io/{name}" for name in policies}

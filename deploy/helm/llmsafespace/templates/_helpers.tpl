@@ -19,14 +19,14 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{/* Labels that select the pods of a component. */}}
 {{- define "llmsafespace.selector" -}}
 app.kubernetes.io/name: {{ (index . 0).Chart.Name }}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
 {{/* The image of one of our programs or runtimes; call with (list $ "gateway"). */}}
 {{- define "llmsafespace.image" -}}
 {{- $image := (index . 0).Values.image -}}
-{{ printf "%s/llmsafespace-%s:%s" $image.registry (index . 1) $image.tag }}
+{{ printf "%s/llmsafespace-%s:%s" (trimSuffix "/" $image.registry) (index . 1) $image.tag }}
 {{- end -}}
 
 {{/* Every namespace that is served, as a JSON list. */}}
@@ -85,7 +85,7 @@ securityContext:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}
@@ -121,11 +121,11 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ $name }}
-  namespace: {{ index . 2 }}
+  namespace: {{ index . 2 | quote }}
   labels: {{- include "llmsafespace.labels" . | nindent 4 }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ $name }}}
 subjects:
-  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace }}}
+  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace | quote }}}
 {{- end -}}
 
 {{/* Likewise of its ClusterRole; call with (list $ "component"). */}}
@@ -139,20 +139,21 @@ metadata:
   labels: {{- include "llmsafespace.labels" . | nindent 4 }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {{ $name }}}
 subjects:
-  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace }}}
+  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace | quote }}}
 {{- end -}}
 
 {{/* The pods of a component as a NetworkPolicy's peer; call with (list $ "component"). */}}
 {{- define "llmsafespace.peer" -}}
 namespaceSelector:
-  matchLabels: {kubernetes.io/metadata.name: {{ (index . 0).Release.Namespace }}}
+  matchLabels: {kubernetes.io/metadata.name: {{ (index . 0).Release.Namespace | quote }}}
 podSelector:
   matchLabels: {{- include "llmsafespace.selector" . | nindent 4 }}
 {{- end -}}
 
-{{/* The pods of all namespaces but those of sandboxes, as a NetworkPolicy's peers. */}}
+{{/* The pods of all namespaces but those of sandboxes, as a NetworkPolicy's peers. One that is served no more keeps its label. */}}
 {{- define "llmsafespace.trustedNamespaces" -}}
 - namespaceSelector:
     matchExpressions:
       - {key: kubernetes.io/metadata.name, operator: NotIn, values: {{ include "llmsafespace.namespaces" . }}}
+      - {key: llmsafespace.dev/sandboxes, operator: DoesNotExist}
 {{- end -}}
