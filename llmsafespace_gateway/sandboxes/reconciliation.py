@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import msgspec
 
@@ -47,16 +48,23 @@ class Reconciliation:
                 log.exception("records and sandboxes could not be compared")
 
     async def once(self) -> None:
-        """Compare records and sandboxes. Raises ApiError when the backend does not answer."""
+        """Compare records and sandboxes. What fails for one of them is told, and left to the next time.
+
+        Raises ApiError when the backend does not say what there is.
+        """
         living = await self._backend.living()
         strangers = await self._backend.strangers()
         known = await sandboxes.running_since(self._store, self._backend.name)
         for stranger in strangers:
-            if stranger.claim.sandbox_id not in known:
-                await self.adopt(stranger)
+            sandbox_id = stranger.claim.sandbox_id
+            if sandbox_id not in known:
+                with _left(sandbox_id, "adopted"):
+                    await self.adopt(stranger)
         for place in living:
             if place.sandbox_id not in known and await self._is_orphan(place):
-                await self._end_orphan(place.sandbox_id)
+                log.warning("sandbox %s has no record and nobody who waits for it", place.sandbox_id)
+                with _left(place.sandbox_id, "ended"):
+                    await self._backend.destroy(place.sandbox_id, "lost")
         if self._backend.shared:
             there = {place.sandbox_id for place in living} | {each.claim.sandbox_id for each in strangers}
             settled = time.time() - _SETTLED
@@ -108,16 +116,18 @@ class Reconciliation:
         old = place.started_at < time.time() - ORPHAN_GRACE
         return old and since is not None and place.started_at > since
 
-    async def _end_orphan(self, sandbox_id: str) -> None:
-        """One that cannot be ended now is no reason to leave the others."""
-        log.warning("sandbox %s has no record and nobody who waits for it", sandbox_id)
-        try:
-            await self._backend.destroy(sandbox_id, "lost")
-        except ApiError as error:
-            log.warning("sandbox %s could not be ended, another try follows: %s", sandbox_id, error)
-
     async def _record_ends(self, sandbox_ids: Iterable[str]) -> None:
         for sandbox_id in sandbox_ids:
-            ended = await self._backend.fate(sandbox_id)
-            if ended is not None:
-                await self._record_end(ended)
+            with _left(sandbox_id, "looked at"):
+                ended = await self._backend.fate(sandbox_id)
+                if ended is not None:
+                    await self._record_end(ended)
+
+
+@contextlib.contextmanager
+def _left(sandbox_id: str, undone: str) -> Iterator[None]:
+    """The others, and the gateway's start, need not wait until the backend answers for this one."""
+    try:
+        yield
+    except ApiError as error:
+        log.warning("sandbox %s could not be %s now: %s", sandbox_id, undone, error)

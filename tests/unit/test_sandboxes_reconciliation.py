@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -74,6 +74,15 @@ async def add_user(store: Store, name: str = "ada", tenant: str = "default", at:
     )
 
 
+def _stuck(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def stuck(sandbox_id: str, *arguments: Any) -> Any:
+        if sandbox_id.endswith("stuck"):
+            raise ApiError("service_unavailable", "not now")
+        return await call(sandbox_id, *arguments)
+
+    return stuck
+
+
 def stranger(sandbox_id: str = "sb-1", owner: str = "ada", **more: Any) -> Stranger:
     return Stranger(
         spec=SandboxSpec(
@@ -106,27 +115,29 @@ async def test_an_orphan_is_removed_after_a_grace(store: Store) -> None:
     assert set(backend.there) == {"sb-new"}
 
 
-async def test_an_orphan_that_cannot_be_ended_holds_up_nothing_else(
+async def test_what_fails_for_one_sandbox_holds_up_no_other(
     store: Store, make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add_user(store)
-    await sandboxes.insert(store, make_sandbox("sb-gone", backend="kubernetes", created_at=LONG_AGO))
+    for name in ("sb-1-gone-stuck", "sb-2-gone"):
+        await sandboxes.insert(store, make_sandbox(name, backend="kubernetes", created_at=LONG_AGO))
     backend = Backend()
-    for name in ("sb-stuck", "sb-old"):
+    for name in ("sb-1-stuck", "sb-2"):
         backend.add(name, ORPHAN_GRACE + 10)
-    destroy = backend.destroy
-
-    async def stuck(sandbox_id: str, end: str = "terminated") -> bool:
-        if sandbox_id == "sb-stuck":
-            raise ApiError("service_unavailable", "not now")
-        return await destroy(sandbox_id, end)
-
-    monkeypatch.setattr(backend, "destroy", stuck)
+    for name in ("sb-1-strange-stuck", "sb-2-strange"):
+        backend.foreign[name] = stranger(name, context_id=f"k-{name}")
+    for call in ("destroy", "fate"):
+        monkeypatch.setattr(backend, call, _stuck(getattr(backend, call)))
     await reconciliation(store, backend).once()
-    assert set(backend.there) == {"sb-stuck"}
-    gone = await sandboxes.get(store, "sb-gone")
-    assert gone is not None
-    assert gone.end == "lost"
+    assert set(backend.there) == {"sb-1-stuck"}
+    ends = {
+        name: await sandboxes.get(store, name) for name in ("sb-1-gone-stuck", "sb-2-gone", "sb-2-strange")
+    }
+    assert {name: row and row.end for name, row in ends.items()} == {
+        "sb-1-gone-stuck": None,
+        "sb-2-gone": "lost",
+        "sb-2-strange": None,
+    }
 
 
 async def test_a_sandbox_with_a_record_stays(store: Store, make_sandbox: MakeSandbox) -> None:
