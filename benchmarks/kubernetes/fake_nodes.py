@@ -88,9 +88,8 @@ def _name(number: int) -> str:
 
 
 def _lease(number: int) -> dict[str, Any]:
-    renewed = micro_time()
     return {
-        "spec": {"holderIdentity": _name(number), "leaseDurationSeconds": 40, "renewTime": renewed},
+        "spec": {"holderIdentity": _name(number), "leaseDurationSeconds": 40, "renewTime": micro_time()},
     }
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections import defaultdict
 
 _TOGETHER = 256  # threads; one that waits for an answer needs little more than its stack
 
@@ -25,7 +24,7 @@ class Lookups:
     def __init__(self, each: int, together: int = _TOGETHER) -> None:
         self._each = each
         self._together = together
-        self._running: defaultdict[str, dict[str, asyncio.Future[list[str]]]] = defaultdict(dict)
+        self._running: dict[tuple[str, str], asyncio.Future[list[str]]] = {}  # by sandbox and host
 
     async def addresses(self, sandbox: str, host: str) -> list[str]:
         """The addresses of `host`, none when it cannot be resolved. Raises TooManyLookups at once.
@@ -33,22 +32,20 @@ class Lookups:
         Connections of a sandbox that ask for the same name at the same time share one lookup: installers
         open many to one host. Waiting has no limit here.
         """
-        own = self._running.get(sandbox, {})
-        return list(await asyncio.shield(own.get(host) or self._begin(sandbox, host)))
+        running = self._running.get((sandbox, host)) or self._begin(sandbox, host)
+        return list(await asyncio.shield(running))
 
     def _begin(self, sandbox: str, host: str) -> asyncio.Future[list[str]]:
-        if len(self._running.get(sandbox, ())) >= self._each:
+        if sum(who == sandbox for who, _ in self._running) >= self._each:
             raise TooManyLookups("too many names of this sandbox are being looked up; try again in a moment")
-        if sum(map(len, self._running.values())) >= self._together:
+        if len(self._running) >= self._together:
             raise TooManyLookups("the proxy is looking up too many names; try again later")
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[str]] = loop.create_future()
-        self._running[sandbox][host] = found
+        self._running[sandbox, host] = found
 
         def ended(addresses: list[str]) -> None:
-            del self._running[sandbox][host]
-            if not self._running[sandbox]:
-                del self._running[sandbox]
+            del self._running[sandbox, host]
             found.set_result(addresses)
 
         def run() -> None:

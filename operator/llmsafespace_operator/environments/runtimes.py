@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from llmsafespace_operator.environments.verdict import MEMORY, Verdict, allowed, evidence, judge
+from llmsafespace_operator.environments.verdict import MEMORY, UNUSABLE, Verdict, allowed, evidence, judge
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.informer import Informer
@@ -59,7 +59,7 @@ class RuntimeReconciler:
         now = datetime.now(UTC)
         verdict = judge(environment, self._pods.items(), now)
         await self._write(environment, verdict, now)
-        return MEMORY if not verdict.available else None
+        return MEMORY if verdict.reason == UNUSABLE else None
 
     async def _write(self, environment: RuntimeEnvironment, verdict: Verdict, now: datetime) -> None:
         before, name = environment.status, environment.metadata.name

@@ -10,7 +10,7 @@ import msgspec
 
 from llmsafespace_operator.pods.ends import is_ready
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kubernetes import Condition, ContainerStatus, Pod
+from llmsafespace_operator.resources.kubernetes import ContainerStatus, Pod
 from llmsafespace_operator.resources.types import RuntimeEnvironment
 
 _HOST = r"[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?"
@@ -19,8 +19,8 @@ _IMAGE = re.compile(
     rf"({_HOST}/)?{_NAME}(/{_NAME})*(:(?P<tag>[\w][\w.-]{{0,127}}))?(@(?P<digest>sha256:[0-9a-f]{{64}}))?",
     re.ASCII,
 )
-MEMORY = 60.0  # seconds
-_UNUSABLE = "ImageUnusable"
+UNUSABLE = "ImageUnusable"
+MEMORY = 60.0  # seconds that this verdict outlives the pods that it is based on
 _LANGUAGE = re.compile(r"[a-z][a-z+_-]*", re.ASCII)
 # What the kubelet calls it when an image is not to be had, and when what is in it does not start.
 _NO_IMAGE = {
@@ -66,18 +66,19 @@ def judge(environment: RuntimeEnvironment, pods: Iterable[Pod], now: datetime) -
         return Verdict(True, "Valid")
     troubled = next((one.trouble for one in seen if one.trouble), "")
     if troubled:
-        return Verdict(False, _UNUSABLE, f"pods of the image {spec.image} do not start: {troubled}")
-    before = unusable(environment, now)
-    return Verdict(False, _UNUSABLE, before.message) if before is not None else Verdict(True, "Valid")
+        return Verdict(False, UNUSABLE, f"pods of the image {spec.image} do not start: {troubled}")
+    before = _remembered(environment, now)
+    return Verdict(False, UNUSABLE, before) if before else Verdict(True, "Valid")
 
 
-def unusable(environment: RuntimeEnvironment, now: datetime) -> Condition | None:
-    """What was found less than MEMORY ago: that this image cannot be used."""
-    generation = environment.metadata.generation
+def _remembered(environment: RuntimeEnvironment, now: datetime) -> str:
+    """Why this image could not be used less than MEMORY ago; empty when it could."""
     for one in environment.status.conditions:
-        if one.reason == _UNUSABLE and one.observed_generation == generation and one.last_transition_time:
-            return one if (now - one.last_transition_time).total_seconds() < MEMORY else None
-    return None
+        same = one.reason == UNUSABLE and one.observed_generation == environment.metadata.generation
+        since = one.last_transition_time
+        if same and since is not None and (now - since).total_seconds() < MEMORY:
+            return one.message
+    return ""
 
 
 def evidence(pod: Pod) -> Evidence:

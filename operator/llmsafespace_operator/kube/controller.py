@@ -39,10 +39,6 @@ class Controller:
         self._retries = metrics.RETRIES.labels(name)
         self._duration = metrics.WORK_DURATION.labels(name)
 
-    def __len__(self) -> int:
-        """How many keys wait, for a worker or for their time."""
-        return len(self._queue) + len(self._timers)
-
     def enqueue(self, key: Key, *, priority: int = 0, after: float = 0.0) -> None:
         """Reconcile the key: at once, higher priorities first, or in `after` seconds at the latest."""
         if not self._started:

@@ -93,9 +93,10 @@ class Store(Generic[T]):
         tells nothing new.
         """
         now = self._versions[scope]
-        set_back = version < (now if since is None else since)
-        if version < now and not set_back:
+        since = now if since is None else since
+        if since <= version < now:
             return
+        set_back = version < since
         self._versions[scope] = version
         present = {key_of(item): item for item in listed}
         for key, known in self._in(scope):

@@ -42,14 +42,13 @@ class Members:
         results = await asyncio.gather(
             *(self._create(pool, record) for _ in range(count)), return_exceptions=True
         )
-        for result in results:
-            if isinstance(result, KubeError) and not isinstance(result, Unavailable):
-                record.failed(result.message)
-        for result in results:
-            if isinstance(result, BaseException) and (
-                isinstance(result, Unavailable) or not isinstance(result, KubeError)
-            ):
-                raise result
+        failures = [result for result in results if isinstance(result, BaseException)]
+        refused = [one for one in failures if isinstance(one, KubeError) and not isinstance(one, Unavailable)]
+        for error in refused:
+            record.failed(error.message)
+        for failure in failures:
+            if failure not in refused:
+                raise failure
 
     async def delete(self, pool: Key, doomed: Iterable[str]) -> bool:
         """Delete those that are still as the cache shows them; false when one is not, perhaps by a claim.

@@ -36,15 +36,18 @@ class Record:
 
     def claimed(self) -> None:
         """A pod was claimed now."""
-        self.rate()  # forgets old ones, also where nobody else asks: in a process that does not lead
         self._arrivals.append(time.monotonic())
+        self._forget_old()  # in a process that does not lead, nobody asks for the rate
 
     def rate(self) -> float:
         """Claims per second."""
+        self._forget_old()
+        return len(self._arrivals) / _WINDOW
+
+    def _forget_old(self) -> None:
         since = time.monotonic() - _WINDOW
         while self._arrivals and self._arrivals[0] < since:
             self._arrivals.popleft()
-        return len(self._arrivals) / _WINDOW
 
     def created(self, name: str) -> None:
         """A WarmPod was created now."""
