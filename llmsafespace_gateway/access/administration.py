@@ -18,7 +18,6 @@ from llmsafespace_gateway.access.decisions import GRANT_LEVELS, key_scopes, sand
 from llmsafespace_gateway.access.key_format import key_hash, new_key, parse_key
 from llmsafespace_gateway.access.principal import (
     ADMIN,
-    DEFAULT_TENANT,
     KEYS_WRITE,
     ROLES,
     SANDBOXES_READ,
@@ -29,6 +28,7 @@ from llmsafespace_gateway.access.quotas import Quota, merge_quota
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, audit, grants, keys, sandboxes, users
 from llmsafespace_gateway.store.rows import AuditRow, GrantRow, KeyRow, SandboxRow, TenantRow, UserRow
+from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
 _USER = re.compile(r"[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,126}[^\s\x00-\x1f\x7f])?")
 _TENANT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")

@@ -19,10 +19,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from llmsafespace_gateway.access.administration import check_names, ensure_user, issue_key
 from llmsafespace_gateway.access.decisions import key_scopes
-from llmsafespace_gateway.access.principal import DEFAULT_TENANT, ROLES, SCOPES
+from llmsafespace_gateway.access.principal import ROLES, SCOPES
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, keys, sqlite_url, stated_url
 from llmsafespace_gateway.store.rows import KeyRow, UserRow
+from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
 USAGE_ERROR = 2
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

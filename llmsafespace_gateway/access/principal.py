@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from llmsafespace_gateway.tenants import DEFAULT_TENANT
+
 SANDBOXES_READ = "sandboxes:read"
 SANDBOXES_WRITE = "sandboxes:write"
 EXECUTE = "execute"
@@ -33,8 +35,6 @@ ROLES: dict[str, frozenset[str]] = {
     "developer": SCOPES - {ADMIN},
     "viewer": frozenset({SANDBOXES_READ, FILES_READ, WARMPOOLS_READ}),
 }
-
-DEFAULT_TENANT = "default"
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -10,6 +10,9 @@ import msgspec
 from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_agent.wire.requests import BindRequest, Limits, Open
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.tenants import DEFAULT_TENANT
+
+PUBLISHED = "published"  # in place of an owner: the pool's code was approved by an admin
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +35,11 @@ class EgressRule(msgspec.Struct, frozen=True):
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend must know to find or make a sandbox; whom it belongs to is in `owner` and `tenant`."""
+    """What a backend must know to find or make a sandbox; whom it belongs to is in `owner` and `tenant`.
+
+    `warm_pool` is the pool that the request names; without one, only pools that run nobody's code in the
+    sandbox, or published ones, may serve it (see WarmPoolSpec).
+    """
 
     sandbox_id: str
     runtime: str
@@ -42,15 +49,21 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     egress: tuple[EgressRule, ...] = ()
     use_warm_pool: bool = True
+    warm_pool: str | None = None
     limits: Limits = Limits()
     env: dict[str, str] = {}  # looked at for what cannot be bound late (PYTHONHASHSEED, LD_*, …)
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """How a sandbox came to be; `reason` says why it was cold, `warnings` what differs from the request."""
+    """How a sandbox came to be; `reason` says why it was cold, `warnings` what differs from the request.
+
+    `pool` is the warm pool that it is of, `pool_owner` whose that is: a user's id, or PUBLISHED.
+    """
 
     kind: str  # warm, cold
     reason: str = ""
+    pool: str | None = None
+    pool_owner: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -123,7 +136,12 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WarmPoolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool of sandboxes that are started ahead; `tenant` None serves all tenants."""
+    """A pool of sandboxes that are started ahead.
+
+    `tenant` is its owner's, and names are unique in a tenant; None is the operator's configuration, which
+    serves all tenants. `owner` is the id of the user who made it. `published`: an admin approved its code,
+    as who configures the gateway or may create WarmPool objects does by that alone.
+    """
 
     name: str
     runtime: str
@@ -138,6 +156,32 @@ class WarmPoolSpec(msgspec.Struct, frozen=True, kw_only=True):
     target_utilization: int = 80
     scale_down_delay: int = 300
     tenant: str | None = None
+    owner: str | None = None
+    published: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other pools: tenants' names have no `/`."""
+        return f"{self.tenant or ''}/{self.name}"
+
+    @property
+    def has_code(self) -> bool:
+        """Whether somebody's code, or a package of somebody's choice, runs in its sandboxes."""
+        return bool(self.preload_packages or self.preload_scripts)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether requests that do not ask for it may get its code: an admin, or the operator, says so."""
+        return self.published or self.tenant is None
+
+    @property
+    def said_owner(self) -> str | None:
+        """Whose it is, for the answer to a request: a user's id, or PUBLISHED."""
+        return PUBLISHED if self.trusted else self.owner
+
+    def serves(self, tenant: str) -> bool:
+        """Whether users of this tenant may see it and ask for it."""
+        return self.tenant in (None, tenant) or (self.published and self.tenant == DEFAULT_TENANT)
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +231,9 @@ class SandboxBackend(Protocol):
     async def claim(self, spec: SandboxSpec) -> Claim:
         """Take a warm sandbox, or start a cold one, for `spec.sandbox_id`; the same id again gets the same.
 
+        A request without `warm_pool` gets code of a trusted pool only. One with it gets that pool's: raises
+        ApiError(not_found) when there is none that serves the tenant, ApiError(invalid_request) when the
+        pool has another runtime or security level, or less resources; is the pool empty, the start is cold.
         Raises RuntimeUnavailable, or ApiError(service_unavailable) when there is no room.
         """
 
@@ -227,14 +274,14 @@ class SandboxBackend(Protocol):
     async def pools(self, tenant: str | None = None) -> list[WarmPoolSpec] | None:
         """The pools that serve a tenant (None: all), None where the backend keeps no account of them.
 
-        A pool of more than this one tenant has no tenant.
+        A pool of more than one tenant has no tenant, unless it was published in DEFAULT_TENANT.
         """
 
     async def apply_pool(self, pool: WarmPoolSpec) -> None:
         """Create or change a warm pool. Raises RuntimeUnavailable."""
 
-    async def delete_pool(self, name: str) -> None:
-        """Remove a pool; its unclaimed sandboxes end, claimed ones live on."""
+    async def delete_pool(self, pool: WarmPoolSpec) -> None:
+        """Remove a pool (by its tenant and name); its unclaimed sandboxes end, claimed ones live on."""
 
-    async def pool_status(self, name: str) -> WarmPoolStatus:
-        """How a pool stands now. Raises ApiError(not_found)."""
+    async def pool_status(self, pool: WarmPoolSpec) -> WarmPoolStatus:
+        """How a pool (by its tenant and name) stands now. Raises ApiError(not_found)."""

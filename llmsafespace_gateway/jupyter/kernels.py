@@ -49,6 +49,7 @@ class KernelsHandler(JupyterHandler):
             kernel_id=kernel_id,
             env=env,
             path=path,
+            warm_pool=text(wanted.warm_pool, "warm_pool") or None,
         )
         owner = Owner(self.principal.user_id, self.principal.tenant)
         row = await self.sandboxes.existing(owner, request)

@@ -19,12 +19,13 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 
 class KernelWish(msgspec.Struct):
-    """The body of POST /api/kernels."""
+    """The body of POST /api/kernels; `warm_pool` is ours, the warm pool to take the sandbox from."""
 
     name: str | None = None
     path: str | None = None
     kernel_id: str | None = None
     env: dict[str, str | int | float | bool | None] | None = None
+    warm_pool: str | None = None
 
 
 class SessionKernel(msgspec.Struct):
@@ -50,6 +51,7 @@ class SessionWish(msgspec.Struct):
     kernel: SessionKernel | None = None
     notebook: Notebook | None = None
     env: dict[str, str | int | float | bool | None] | None = None
+    warm_pool: str | None = None
 
 
 def wish(body: bytes, kind: type[Any]) -> Any:
@@ -124,7 +126,12 @@ def kernel_model(row: KernelRow, sandbox: SandboxRow | None = None) -> dict[str,
         model["sandbox"] = {
             "id": sandbox.id,
             "runtime": sandbox.runtime,
-            "start": {"kind": sandbox.start_kind, "reason": sandbox.start_reason},
+            "start": {
+                "kind": sandbox.start_kind,
+                "reason": sandbox.start_reason,
+                "pool": sandbox.start_pool,
+                "pool_owner": sandbox.start_pool_owner,
+            },
             "warnings": list(sandbox.warnings),
         }
     return model

@@ -46,7 +46,9 @@ class SessionsHandler(KernelsHandler):
         kernel = wanted.kernel or SessionKernel()
         if kernel.id:
             return await self.living(kernel_uuid(kernel.id) or kernel.id, EXECUTE)
-        return await self.start(KernelWish(name=kernel.name, path=path, env=wanted.env))
+        return await self.start(
+            KernelWish(name=kernel.name, path=path, env=wanted.env, warm_pool=wanted.warm_pool)
+        )
 
     def session(
         self, row: SessionRow, kernel: KernelRow, sandbox: SandboxRow | None = None

@@ -143,6 +143,8 @@ def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSa
         raise invalid("body.timezone", f"expected a name as Europe/Paris, got {body.timezone!r}")
     for index, package in enumerate(body.packages):
         check_package(package, f"body.packages[{index}]")
+    if body.warm_pool is not None and not body.use_warm_pool:
+        raise invalid("body.warmPool", "expected none with useWarmPool false")
     return CreateSandbox(
         runtime=body.runtime,
         security_level=body.security_level,
@@ -150,6 +152,7 @@ def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSa
         resources=resources(body.resources),
         egress=egress(body.network_access),
         use_warm_pool=body.use_warm_pool,
+        warm_pool=body.warm_pool,
         env=body.env,
         files=contents(body.files),
         packages=tuple(body.packages),
@@ -182,7 +185,12 @@ def sandbox_answer(row: SandboxRow, kernel_id: str | None) -> SandboxAnswer:
         ended_at=moment(row.ended_at) if row.ended_at is not None else None,
         end=row.end,
         end_message=row.end_message,
-        start=StartAnswer(kind=row.start_kind, reason=row.start_reason),
+        start=StartAnswer(
+            kind=row.start_kind,
+            reason=row.start_reason,
+            pool=row.start_pool,
+            pool_owner=row.start_pool_owner,
+        ),
         warnings=list(row.warnings),
         resources=resources_answer(row.cpu, row.memory, row.storage),
         network_access=NetworkAccessAnswer(
@@ -280,5 +288,7 @@ def pool_answer(spec: WarmPoolSpec, status: WarmPoolStatus) -> WarmPoolAnswer:
             scale_down_delay=spec.scale_down_delay,
         ),
         tenant=spec.tenant,
+        owner=spec.owner,
+        published=spec.trusted,
         status=pool_status(status),
     )

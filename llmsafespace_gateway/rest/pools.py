@@ -1,4 +1,4 @@
-"""Routes: warm pools, runtimes and profiles."""
+"""Routes: warm pools. What one preloads runs in other people's sandboxes only where an admin published it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_gateway.backends.base import Profile, Resources, SandboxBackend, WarmPoolSpec
+from llmsafespace_gateway.access.principal import EXECUTE, Principal
+from llmsafespace_gateway.backends.base import (
+    Condition,
+    Resources,
+    SandboxBackend,
+    WarmPoolSpec,
+    WarmPoolStatus,
+)
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.conversions import (
     check_package,
     pool_answer,
     pool_status,
     resources,
-    resources_answer,
 )
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import Route
 from llmsafespace_gateway.rest.types_admin import (
     AutoScaling,
     PreloadScript,
-    ProfileAnswer,
-    ProfileList,
-    RuntimeAnswer,
-    RuntimeList,
     WarmPoolAnswer,
     WarmPoolCreate,
     WarmPoolList,
@@ -42,11 +44,23 @@ _DEFAULTS = Resources(cpu=1.0, memory=1024**3)
 
 
 def _spec(row: PoolRow) -> WarmPoolSpec:
-    return msgspec.convert({**row.spec, "name": row.name, "tenant": row.tenant}, WarmPoolSpec)
+    stated = {
+        "name": row.name,
+        "tenant": row.tenant or None,
+        "owner": row.owner,
+        "published": row.published,
+    }
+    return msgspec.convert(row.spec | stated, WarmPoolSpec)
 
 
 def _row(spec: WarmPoolSpec) -> PoolRow:
-    return PoolRow(name=spec.name, tenant=spec.tenant, spec=msgspec.to_builtins(spec))
+    return PoolRow(
+        name=spec.name,
+        tenant=spec.tenant or "",
+        owner=spec.owner,
+        published=spec.published,
+        spec=msgspec.to_builtins(spec),
+    )
 
 
 async def _visible(call: RestHandler) -> list[WarmPoolSpec]:
@@ -56,15 +70,62 @@ async def _visible(call: RestHandler) -> list[WarmPoolSpec]:
     return kept if kept is not None else [_spec(row) for row in await pools.visible(call.store, tenant)]
 
 
+async def every_pool(store: Store, backend: SandboxBackend) -> list[WarmPoolSpec]:
+    """The pools of all tenants."""
+    kept = await backend.pools()
+    return kept if kept is not None else [_spec(row) for row in await pools.visible(store, None)]
+
+
 async def _one(call: RestHandler, *, change: bool = False) -> WarmPoolSpec:
-    """The pool that the path names. One of several tenants is seen by them, and changed by none of them."""
-    name = call.path_values["name"]
-    found = next((spec for spec in await _visible(call) if spec.name == name), None)
+    """The pool that the path names: of two with one name the tenant's own. Raises ApiError."""
+    name, tenant = call.path_values["name"], call.principal.tenant
+    known = [spec for spec in await _visible(call) if spec.name == name]
+    found = min(known, key=lambda spec: spec.tenant != tenant, default=None)
     if found is None:
         raise ApiError("not_found", f"there is no warm pool {name[:128]!r} that you can see")
-    if change and found.tenant is None:
-        raise ApiError("forbidden", "this pool serves all tenants; whoever runs the gateway changes it")
+    if change:
+        _may_change(call.principal, found)
     return found
+
+
+def _may_change(principal: Principal, pool: WarmPoolSpec) -> None:
+    """Raise ApiError(forbidden): what runs in other people's sandboxes is not anybody's to change."""
+    if pool.tenant != principal.tenant:
+        raise ApiError("forbidden", "this pool serves all tenants; whoever runs the gateway changes it")
+    if principal.is_admin or (principal.user_id == pool.owner and not pool.published):
+        return
+    if pool.published:
+        raise ApiError("forbidden", f"the pool {pool.name!r} is published: only admins change it")
+    raise ApiError("forbidden", f"the pool {pool.name!r} is changed by its owner and by admins only")
+
+
+def _may_be(principal: Principal, pool: WarmPoolSpec) -> None:
+    """Raise ApiError(forbidden) when the caller may not make or keep such a pool."""
+    if pool.published and not principal.is_admin:
+        raise ApiError("forbidden", "published: only an admin lets a pool serve others' sandboxes")
+    if pool.has_code and EXECUTE not in principal.scopes:
+        raise ApiError(
+            "forbidden",
+            f"a pool that preloads packages or scripts runs code: this key lacks the scope {EXECUTE}",
+            {"scope": EXECUTE},
+        )
+
+
+async def _answer(call: RestHandler, spec: WarmPoolSpec) -> WarmPoolAnswer:
+    return pool_answer(spec, await _status(call, spec))
+
+
+async def _status(call: RestHandler, spec: WarmPoolSpec) -> WarmPoolStatus:
+    """How a pool stands; one that the backend could not take up (its runtime has gone) says so."""
+    try:
+        return await call.backend.pool_status(spec)
+    except ApiError as error:
+        if error.code != "not_found":
+            raise
+        message = f"nothing is started for it: see GET /api/v1/runtimes/{spec.runtime}"
+        return WarmPoolStatus(
+            conditions=(Condition(type="Ready", status="False", reason="NotKept", message=message),)
+        )
 
 
 def _check(spec: WarmPoolSpec) -> None:
@@ -78,24 +139,27 @@ def _check(spec: WarmPoolSpec) -> None:
 
 async def list_pools(call: RestHandler) -> WarmPoolList:
     """GET /warmpools."""
-    found = await _visible(call)
-    return WarmPoolList(
-        items=[pool_answer(spec, await call.backend.pool_status(spec.name)) for spec in found]
-    )
+    return WarmPoolList(items=[await _answer(call, spec) for spec in await _visible(call)])
 
 
 async def create_pool(call: RestHandler) -> WarmPoolAnswer:
-    """POST /warmpools."""
-    spec = _wanted(call.body, call.principal.tenant)
-    kept = await call.backend.pools()
-    if kept is None:
-        await _record_and_apply(call, spec)
-    elif any(pool.name == spec.name for pool in kept):
+    """POST /warmpools. Names are the tenant's own: other tenants' pools neither conflict nor are told of."""
+    spec = _wanted(call.body, call.principal.tenant, call.principal.user_id)
+    _may_be(call.principal, spec)
+    if any(pool.name == spec.name for pool in await _visible(call)):
         raise ApiError("conflict", f"there is a warm pool {spec.name!r} already; choose another name")
+    if await call.backend.pools() is None:
+        await _record_and_apply(call, spec)
     else:
         await call.backend.apply_pool(spec)
-    call.audit("warmpool.create", spec.name, runtime=spec.runtime, min_size=spec.min_size)
-    return pool_answer(spec, await call.backend.pool_status(spec.name))
+    call.audit(
+        "warmpool.create",
+        spec.name,
+        runtime=spec.runtime,
+        min_size=spec.min_size,
+        published=spec.published,
+    )
+    return await _answer(call, spec)
 
 
 async def _record_and_apply(call: RestHandler, spec: WarmPoolSpec) -> None:
@@ -103,11 +167,11 @@ async def _record_and_apply(call: RestHandler, spec: WarmPoolSpec) -> None:
     try:
         await call.backend.apply_pool(spec)
     except BaseException:
-        await pools.delete(call.store, spec.name)
+        await pools.delete(call.store, spec.tenant or "", spec.name)
         raise
 
 
-def _wanted(body: WarmPoolCreate, tenant: str | None) -> WarmPoolSpec:
+def _wanted(body: WarmPoolCreate, tenant: str | None, owner: str | None) -> WarmPoolSpec:
     scaling = body.auto_scaling or AutoScaling()
     spec = WarmPoolSpec(
         name=body.name,
@@ -123,6 +187,8 @@ def _wanted(body: WarmPoolCreate, tenant: str | None) -> WarmPoolSpec:
         target_utilization=scaling.target_utilization,
         scale_down_delay=scaling.scale_down_delay,
         tenant=tenant,
+        owner=owner,
+        published=body.published,
     )
     _check(spec)
     return spec
@@ -133,7 +199,7 @@ def pool_spec(pool: dict[str, Any]) -> WarmPoolSpec:
 
     Raises ApiError(invalid_request), naming the field.
     """
-    return _wanted(decode(msgspec.json.encode(pool), WarmPoolCreate), None)
+    return _wanted(decode(msgspec.json.encode(pool), WarmPoolCreate), None, None)
 
 
 async def restore_pools(store: Store, backend: SandboxBackend, configured: Sequence[WarmPoolSpec]) -> None:
@@ -145,10 +211,9 @@ async def restore_pools(store: Store, backend: SandboxBackend, configured: Seque
     for spec in configured:
         await pools.put(store, _row(spec))
     for row in await pools.visible(store, None):
-        if row.name in names:
-            continue
-        if row.tenant is None:
-            await pools.delete(store, row.name)
+        if not row.tenant:
+            if row.name not in names:
+                await pools.delete(store, row.tenant, row.name)
             continue
         try:
             await backend.apply_pool(_spec(row))
@@ -162,8 +227,7 @@ def _scripts(scripts: list[PreloadScript]) -> tuple[tuple[str, str], ...]:
 
 async def get_pool(call: RestHandler) -> WarmPoolAnswer:
     """GET /warmpools/{name}."""
-    spec = await _one(call)
-    return pool_answer(spec, await call.backend.pool_status(spec.name))
+    return await _answer(call, await _one(call))
 
 
 async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
@@ -172,7 +236,7 @@ async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
     spec = await _one(call, change=True)
     changes: dict[str, object] = {
         name: value
-        for name in ("min_size", "max_size", "ttl")
+        for name in ("min_size", "max_size", "ttl", "published")
         if (value := getattr(body, name)) is not msgspec.UNSET
     }
     if isinstance(body.preload_packages, list):
@@ -185,123 +249,30 @@ async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
         changes["scale_down_delay"] = body.auto_scaling.scale_down_delay
     changed = msgspec.structs.replace(spec, **changes)
     _check(changed)
+    _may_be(call.principal, changed)
     await call.backend.apply_pool(changed)
     if await call.backend.pools() is None:
         await pools.put(call.store, _row(changed))
-    call.audit("warmpool.update", spec.name, fields=sorted(changes))
-    return pool_answer(changed, await call.backend.pool_status(spec.name))
+    call.audit("warmpool.update", spec.name, fields=sorted(changes), published=changed.published)
+    return await _answer(call, changed)
 
 
 async def delete_pool(call: RestHandler) -> None:
     """DELETE /warmpools/{name}."""
     spec = await _one(call, change=True)
-    await pools.delete(call.store, spec.name)
-    await call.backend.delete_pool(spec.name)
+    await pools.delete(call.store, spec.tenant or "", spec.name)
+    await call.backend.delete_pool(spec)
     call.audit("warmpool.delete", spec.name)
 
 
 async def get_pool_status(call: RestHandler) -> WarmPoolStatusAnswer:
     """GET /warmpools/{name}/status."""
-    spec = await _one(call)
-    return pool_status(await call.backend.pool_status(spec.name))
-
-
-# -- runtimes and profiles -------------------------------------------------------------------------------
-
-
-async def list_runtimes(call: RestHandler) -> RuntimeList:
-    """GET /runtimes."""
-    return RuntimeList(
-        items=[
-            RuntimeAnswer(
-                id=runtime.id,
-                language=runtime.language,
-                version=runtime.version,
-                display_name=runtime.display_name,
-                languages=list(runtime.languages),
-                pre_installed_packages=list(runtime.packages),
-                available=runtime.available,
-                reason=runtime.reason,
-            )
-            for runtime in await call.backend.runtimes()
-        ]
-    )
-
-
-async def get_runtime(call: RestHandler) -> RuntimeAnswer:
-    """GET /runtimes/{runtime_id}."""
-    wanted = call.path_values["runtime_id"]
-    for runtime in (await list_runtimes(call)).items:
-        if runtime.id == wanted:
-            return runtime
-    raise ApiError("not_found", f"there is no runtime {wanted[:128]!r}; GET /api/v1/runtimes lists them")
-
-
-async def list_profiles(call: RestHandler) -> ProfileList:
-    """GET /profiles."""
-    return ProfileList(items=[_profile_answer(profile) for profile in await call.backend.profiles()])
-
-
-async def get_profile(call: RestHandler) -> ProfileAnswer:
-    """GET /profiles/{profile_id}."""
-    wanted, known = call.path_values["profile_id"], await call.backend.profiles()
-    found = next((profile for profile in known if profile.name == wanted), None)
-    if found is None:
-        names = ", ".join(profile.name for profile in known)
-        raise ApiError("not_found", f"there is no such profile; known are {names}")
-    return _profile_answer(found)
-
-
-def _profile_answer(profile: Profile) -> ProfileAnswer:
-    defaults = profile.resource_defaults
-    return ProfileAnswer(
-        id=profile.name,
-        security_level=profile.security_level,
-        description=profile.description,
-        resource_defaults=resources_answer(defaults.cpu, defaults.memory, defaults.storage),
-        measures=list(profile.measures),
-        writable_paths=list(profile.writable_paths),
-        network=profile.network,
-    )
+    return pool_status(await _status(call, await _one(call)))
 
 
 _POOL = "/warmpools/{name}"
 
 ROUTES = [
-    Route(
-        method="GET",
-        path="/runtimes",
-        handle=list_runtimes,
-        tag="Runtimes",
-        summary="Runtimes that sandboxes can have",
-        response=RuntimeList,
-    ),
-    Route(
-        method="GET",
-        path="/runtimes/{runtime_id}",
-        handle=get_runtime,
-        tag="Runtimes",
-        summary="A runtime",
-        response=RuntimeAnswer,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path="/profiles",
-        handle=list_profiles,
-        tag="Runtimes",
-        summary="What the security levels mean",
-        response=ProfileList,
-    ),
-    Route(
-        method="GET",
-        path="/profiles/{profile_id}",
-        handle=get_profile,
-        tag="Runtimes",
-        summary="What a security level means",
-        response=ProfileAnswer,
-        errors=(404,),
-    ),
     Route(
         method="GET",
         path="/warmpools",
@@ -344,7 +315,7 @@ ROUTES = [
         request=WarmPoolPatch,
         response=WarmPoolAnswer,
         max_body=16 * 1024 * 1024,
-        errors=(404, 422),
+        errors=(403, 404, 422),
     ),
     Route(
         method="DELETE",

@@ -15,8 +15,9 @@ from sqlalchemy import text
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import openapi
 from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.pools import every_pool
 from llmsafespace_gateway.rest.routing import JSON, Route
-from llmsafespace_gateway.store import pools, sandboxes
+from llmsafespace_gateway.store import sandboxes
 
 HTML = "text/html; charset=utf-8"
 CSS = "text/css; charset=utf-8"
@@ -88,9 +89,10 @@ async def metrics(call: RestHandler) -> None:
     living = await sandboxes.running(call.store)
     call.metrics.sandboxes.set(len(living))
     sums: collections.Counter[tuple[str, str]] = collections.Counter()
-    for name, runtime in await _pools(call):
+    for pool in await every_pool(call.store, call.backend):
+        runtime = pool.runtime
         try:
-            status = await call.backend.pool_status(name)
+            status = await call.backend.pool_status(pool)
         except ApiError:
             continue  # removed meanwhile
         sums[runtime, "available"] += status.available
@@ -100,14 +102,6 @@ async def metrics(call: RestHandler) -> None:
     for labels, count in sums.items():
         call.metrics.pool.labels(*labels).set(count)
     _send(call, METRICS, call.metrics.text())
-
-
-async def _pools(call: RestHandler) -> list[tuple[str, str]]:
-    """Name and runtime of every pool."""
-    kept = await call.backend.pools()
-    if kept is not None:
-        return [(pool.name, pool.runtime) for pool in kept]
-    return [(row.name, str(row.spec.get("runtime", ""))) for row in await pools.visible(call.store, None)]
 
 
 ROUTES = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsafespace_gateway.rest import commands, executions, files, people, pools, sandboxes, system
+from llmsafespace_gateway.rest import commands, executions, files, people, pools, runtimes, sandboxes, system
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.pools import pool_spec, restore_pools
 from llmsafespace_gateway.rest.routing import PREFIX, Route, Router
@@ -15,6 +15,7 @@ API: tuple[Route, ...] = (
     *executions.ROUTES,
     *commands.ROUTES,
     *files.ROUTES,
+    *runtimes.ROUTES,
     *pools.ROUTES,
     *people.ROUTES,
     *system.ROUTES,

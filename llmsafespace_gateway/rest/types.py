@@ -113,6 +113,18 @@ class SandboxCreate(Body, kw_only=True):
     resources: ResourcesBody | None = None
     network_access: NetworkAccessBody | None = None
     use_warm_pool: bool = True
+    warm_pool: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=63,
+                description="the warm pool to take it from, with what that preloads; without it only pools "
+                "that preload nothing serve, and published ones",
+            ),
+        ]
+        | None
+    ) = None
     env: Env = {}
     files: Annotated[dict[Path, str | FileContent], Meta(max_length=1024)] = {}
     packages: Annotated[list[Name], Meta(max_length=256)] = []
@@ -165,10 +177,16 @@ class Endpoints(Answer, kw_only=True):
 
 
 class StartAnswer(Answer, kw_only=True):
-    """How the sandbox came to be; `reason` says why it was cold."""
+    """How the sandbox came to be; `reason` says why it was cold.
+
+    `pool` is the warm pool that it is of, `poolOwner` the id of the user whose pool that is, or `published`
+    where an admin or the gateway's operator stands for it.
+    """
 
     kind: str
     reason: str = ""
+    pool: str | None = None
+    pool_owner: str | None = None
 
 
 class SandboxAnswer(Answer, kw_only=True):

@@ -84,7 +84,11 @@ PoolName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!
 
 
 class WarmPoolCreate(Body, kw_only=True):
-    """A pool of sandboxes started ahead. `maxSize` 0 is unlimited."""
+    """A pool of sandboxes started ahead. `maxSize` 0 is unlimited.
+
+    What it preloads is for sandboxes that name the pool (`warmPool`). A `published` one serves others of
+    the tenant too, and of every tenant where an admin of tenant `default` publishes it: only admins do.
+    """
 
     name: PoolName
     runtime: Name
@@ -96,6 +100,7 @@ class WarmPoolCreate(Body, kw_only=True):
     preload_packages: Annotated[list[Name], Meta(max_length=256)] = []
     preload_scripts: Annotated[list[PreloadScript], Meta(max_length=64)] = []
     auto_scaling: AutoScaling | None = None
+    published: bool = False
 
 
 class WarmPoolPatch(Body, kw_only=True):
@@ -107,6 +112,7 @@ class WarmPoolPatch(Body, kw_only=True):
     preload_packages: Annotated[list[Name], Meta(max_length=256)] | UnsetType = UNSET
     preload_scripts: Annotated[list[PreloadScript], Meta(max_length=64)] | UnsetType = UNSET
     auto_scaling: AutoScaling | UnsetType = UNSET
+    published: bool | UnsetType = UNSET
 
 
 class ConditionAnswer(Answer, kw_only=True):
@@ -143,6 +149,8 @@ class WarmPoolAnswer(Answer, kw_only=True):
     preload_scripts: list[PreloadScript] = []
     auto_scaling: AutoScaling
     tenant: str | None = None
+    owner: str | None = None
+    published: bool = False
     status: WarmPoolStatusAnswer
 
 

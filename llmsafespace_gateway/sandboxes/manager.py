@@ -229,6 +229,7 @@ class Sandboxes:
             resources=request.resources,
             egress=request.egress,
             use_warm_pool=request.use_warm_pool,
+            warm_pool=request.warm_pool,
             limits=_limits(request),
             env=request.env,
         )

@@ -26,6 +26,7 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     egress: tuple[EgressRule, ...] = ()
     use_warm_pool: bool = True
+    warm_pool: str | None = None
     env: dict[str, str] = {}
     files: dict[str, bytes] = {}
     packages: tuple[str, ...] = ()

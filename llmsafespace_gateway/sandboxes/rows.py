@@ -15,7 +15,10 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 
 def request_digest(request: CreateSandbox) -> str:
     """Two wishes under one Idempotency-Key must have the same."""
-    return hashlib.sha256(msgspec.msgpack.encode(request, order="sorted")).hexdigest()
+    wish = msgspec.structs.asdict(request)
+    if wish["warm_pool"] is None:  # as gateways say it that know no such field and share the store
+        del wish["warm_pool"]
+    return hashlib.sha256(msgspec.msgpack.encode(wish, order="sorted")).hexdigest()
 
 
 def sandbox_row(owner: Owner, request: CreateSandbox, claim: Claim, backend: str) -> SandboxRow:
@@ -31,6 +34,8 @@ def sandbox_row(owner: Owner, request: CreateSandbox, claim: Claim, backend: str
         state="running",
         start_kind=claim.start.kind,
         start_reason=claim.start.reason,
+        start_pool=claim.start.pool,
+        start_pool_owner=claim.start.pool_owner,
         warnings=claim.start.warnings,
         created_at=time.time(),
         cpu=request.resources.cpu,

@@ -60,6 +60,8 @@ class SandboxRow(Row, frozen=True, kw_only=True):
     state: str
     start_kind: str
     start_reason: str = ""
+    start_pool: str | None = None
+    start_pool_owner: str | None = None
     warnings: tuple[str, ...] = ()
     created_at: float
     ended_at: float | None = None
@@ -116,10 +118,12 @@ class GrantRow(Row, frozen=True, kw_only=True):
 
 
 class PoolRow(Row, frozen=True, kw_only=True):
-    """A warm pool made through the API; `tenant` None serves all tenants."""
+    """A warm pool; an empty `tenant` is the operator's configuration, which serves all tenants."""
 
     name: str
-    tenant: str | None = None
+    tenant: str = ""
+    owner: str | None = None
+    published: bool = False
     spec: dict[str, Any] = {}
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0001"  # the newest migration: a store that has it needs no migration run
+HEAD = "0002"  # the newest migration: a store that has it needs no migration run
 
 metadata = MetaData()
 
@@ -68,6 +68,8 @@ sandboxes = Table(
     Column("state", String(16), nullable=False),
     Column("start_kind", String(16), nullable=False),
     Column("start_reason", Text, nullable=False),
+    Column("start_pool", String(64)),
+    Column("start_pool_owner", String(64)),
     Column("warnings", JSON, nullable=False),
     Column("created_at", Float(53), nullable=False),
     Column("ended_at", Float(53)),
@@ -131,8 +133,10 @@ grants = Table(
 warm_pools = Table(
     "warm_pools",
     metadata,
+    Column("tenant", String(128), primary_key=True),
     Column("name", String(64), primary_key=True),
-    Column("tenant", String(128)),
+    Column("owner", String(64)),
+    Column("published", Boolean, nullable=False),
     Column("spec", JSON, nullable=False),
 )
 

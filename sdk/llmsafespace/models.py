@@ -10,10 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Start:
-    """How a sandbox came to be: `kind` is "warm" or "cold", and `reason` says why it was cold."""
+    """How a sandbox came to be: `kind` is "warm" or "cold", and `reason` says why it was cold.
+
+    `pool` is the warm pool that it is of, `pool_owner` the id of the user whose pool that is, or "published"
+    where an admin or the gateway's operator stands for it.
+    """
 
     kind: str
     reason: str = ""
+    pool: str | None = None
+    pool_owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,9 @@ def sandbox_info(document: Mapping[str, Any]) -> SandboxInfo:
         runtime=document["runtime"],
         state=document["status"],
         created_at=_moment(document["createdAt"]),
-        start=Start(start.get("kind", "cold"), start.get("reason", "")),
+        start=Start(
+            start.get("kind", "cold"), start.get("reason", ""), start.get("pool"), start.get("poolOwner")
+        ),
         kernel_id=document.get("kernelId"),
         metadata=dict(document.get("metadata") or {}),
         warnings=list(document.get("warnings") or []),

@@ -23,6 +23,7 @@ def creation(
     resources: Mapping[str, Any] | None,
     network_access: NetworkAccess,
     use_warm_pool: bool,
+    warm_pool: str | None,
     env: Mapping[str, str] | None,
     files: Mapping[str, Content] | None,
     packages: str | Iterable[str] | None,
@@ -40,6 +41,7 @@ def creation(
         "idleTimeout": idle_timeout,
     }
     optional: dict[str, Any] = {
+        "warmPool": warm_pool,
         "resources": camel(resources) if resources else None,
         "networkAccess": network(network_access),
         "env": dict(env) if env else None,

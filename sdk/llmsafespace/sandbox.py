@@ -33,6 +33,7 @@ class AsyncSandbox:
 
     `timeout` (seconds) is the longest that one execution may run. The sandbox ends with `terminate()`,
     after `idle_timeout` seconds with nothing running and nobody connected, or at `max_lifetime`.
+    `warm_pool` names the pool to take it from, with what that preloads; see `start.pool` and `pool_owner`.
     Without `api_url`, `api_key` and their environment variables a private gateway is started.
     """
 
@@ -47,6 +48,7 @@ class AsyncSandbox:
         api_url: str | None = None,
         use_warm_pool: bool = True,
         *,
+        warm_pool: str | None = None,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, Content] | None = None,
         packages: str | Iterable[str] | None = None,
@@ -62,6 +64,7 @@ class AsyncSandbox:
             resources=resources,
             network_access=network_access,
             use_warm_pool=use_warm_pool,
+            warm_pool=warm_pool,
             env=env,
             files=files,
             packages=packages,

@@ -30,7 +30,9 @@ class WarmPool:
     """A warm pool; it is made by `WarmPool(...)`.
 
     `preload_scripts` maps names to Python code; `auto_scaling` is a mapping such as
-    `{"enabled": True, "target_utilization": 80}`. `max_size` 0 is unlimited.
+    `{"enabled": True, "target_utilization": 80}`. `max_size` 0 is unlimited. What it preloads is for
+    sandboxes that name it, `Sandbox(warm_pool=name)`; of a `published` one, which takes an admin, for others
+    as well.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class WarmPool:
         *,
         resources: Mapping[str, Any] | None = None,
         ttl: int | None = None,
+        published: bool = False,
         api_key: str | None = None,
         api_url: str | None = None,
     ) -> None:
@@ -62,6 +65,7 @@ class WarmPool:
             "autoScaling": requests.camel(auto_scaling) if auto_scaling else None,
             "resources": requests.camel(resources) if resources else None,
             "ttl": ttl,
+            "published": published or None,
         }
         body |= {key: value for key, value in optional.items() if value is not None}
         self._where = (api_url, api_key)

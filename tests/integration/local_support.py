@@ -169,11 +169,12 @@ async def eventually(check: Callable[[], Any], seconds: float = 30.0) -> Any:
         await asyncio.sleep(0.01)
 
 
-async def available(backend: LocalBackend, name: str, count: int) -> None:
+async def available(backend: LocalBackend, which: str | WarmPoolSpec, count: int) -> None:
     """Wait until a pool has so many warm sandboxes and starts no more."""
+    wanted = pool(which) if isinstance(which, str) else which
 
     async def full() -> bool:
-        status = await backend.pool_status(name)
+        status = await backend.pool_status(wanted)
         return status.available == count and status.pending == 0
 
     await eventually(full)

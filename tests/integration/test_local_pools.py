@@ -23,10 +23,10 @@ async def test_claims_are_warm_and_the_pool_fills_up_again() -> None:
         assert (claim.start.kind, claim.start.reason) == ("warm", "")
         assert await support.run(backend, "sb-a", "print('works')") == "works"
         await support.available(backend, "warm", 1)
-        status = await backend.pool_status("warm")
+        status = await backend.pool_status(support.pool())
         assert (status.assigned, status.conditions[0].status) == (1, "True")
         await backend.destroy("sb-a")
-        assert (await backend.pool_status("warm")).assigned == 0
+        assert (await backend.pool_status(support.pool())).assigned == 0
 
 
 async def test_one_sandbox_is_never_two_peoples() -> None:
@@ -67,7 +67,7 @@ async def test_env_that_can_be_bound_late_stays_warm_and_warnings_are_told() -> 
 
 async def test_another_tenants_pool_is_not_served_nor_spoken_of() -> None:
     async with support.fresh(pools=[support.pool(tenant="rich")]) as backend:
-        await support.available(backend, "warm", 1)
+        await support.available(backend, support.pool(tenant="rich"), 1)
         assert (await backend.claim(support.spec("sb-a"))).start.reason == "there is no warm pool"
         assert (await backend.claim(support.spec("sb-b", tenant="rich"))).start.kind == "warm"
 
@@ -85,9 +85,9 @@ async def test_change_and_delete() -> None:
         assert after
         claim = await backend.claim(support.spec("sb-a"))
         assert claim.isolation["limits"]["memory"]["bytes"] == 192 * MIB
-        await backend.delete_pool("warm")
+        await backend.delete_pool(support.pool())
         with pytest.raises(ApiError, match="no warm pool"):
-            await backend.pool_status("warm")
+            await backend.pool_status(support.pool())
         assert [place.sandbox_id for place in await backend.living()] == ["sb-a"]
         assert len(list((backend._data_dir / "sandboxes").iterdir())) == 1
 
@@ -106,11 +106,11 @@ async def test_failing_starts_are_told_and_do_not_spin(monkeypatch: pytest.Monke
     async with support.fresh(pools=[support.pool(min_size=3)]) as backend:
 
         async def told() -> bool:
-            status = await backend.pool_status("warm") if backend._pools._pools else None
+            status = await backend.pool_status(support.pool()) if backend._pools._pools else None
             return bool(status and status.conditions[0].reason == "StartFailed")
 
         await support.eventually(told)
-        assert "no room today" in (await backend.pool_status("warm")).conditions[0].message
+        assert "no room today" in (await backend.pool_status(support.pool())).conditions[0].message
         assert starts <= 6
 
 
@@ -136,3 +136,85 @@ async def test_warm_sandboxes_give_way_and_claimed_ones_do_not() -> None:
         least = int(controls[0].read_text())
         await backend.claim(support.spec("sb-a"))
         assert int(controls[0].read_text()) >= 10 * least
+
+
+def _scripted(name: str = "coded", **changes: object):
+    return support.pool(name, preload_scripts=(("evil", "sum = 1337"),), owner="mallory", **changes)
+
+
+async def test_code_of_a_pool_goes_to_those_who_ask_for_it() -> None:
+    """A plain request is cold rather than served by a colleague's, and even by its owner's own, preload."""
+    async with support.fresh() as backend:
+        await backend.apply_pool(_scripted(tenant="default"))
+        await support.available(backend, _scripted(tenant="default"), 1)
+        for number, owner in enumerate(("alice", "mallory")):
+            plain = await backend.claim(support.spec(f"sb-{number}", owner=owner))
+            assert (plain.start.kind, plain.start.pool) == ("cold", None)
+            assert "warmPool" in plain.start.reason
+        asked = await backend.claim(support.spec("sb-asked", warm_pool="coded"))
+        assert (asked.start.kind, asked.start.pool, asked.start.pool_owner) == ("warm", "coded", "mallory")
+
+
+async def test_published_pools_serve_plain_requests_and_say_so() -> None:
+    async with support.fresh() as backend:
+        wanted = _scripted(tenant="default", published=True, min_size=2)
+        await backend.apply_pool(wanted)
+        await support.available(backend, wanted, 2)
+        for number, tenant in enumerate(("default", "other")):
+            claim = await backend.claim(support.spec(f"sb-{number}", tenant=tenant))
+            assert (claim.start.kind, claim.start.pool, claim.start.pool_owner) == (
+                "warm",
+                "coded",
+                "published",
+            )
+        await backend.apply_pool(_scripted(tenant="default"))  # taken back
+        assert (await backend.claim(support.spec("sb-later"))).start.kind == "cold"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({"warm_pool": "nowhere"}, "not_found", "nowhere"),
+        ({"warm_pool": "coded", "tenant": "other"}, "not_found", "that you can see"),
+        ({"warm_pool": "coded", "runtime": "other"}, "invalid_request", "its runtime is probe"),
+        ({"warm_pool": "coded", "security_level": "high"}, "invalid_request", "security level"),
+        (
+            {"warm_pool": "coded", "resources": Resources(cpu=9.0, memory=MIB, storage=MIB)},
+            "invalid_request",
+            "asks for 9",
+        ),
+    ],
+    ids=["unknown", "another tenant's", "runtime", "security level", "resources"],
+)
+async def test_a_named_pool_that_cannot_serve(changes: dict, code: str, says: str) -> None:
+    """Nothing is started, and another tenant's pool is as one that does not exist."""
+    async with support.fresh() as backend:
+        await backend.apply_pool(_scripted(tenant="default", min_size=0))
+        with pytest.raises(ApiError) as refused:
+            await backend.claim(support.spec("sb-a", **changes))
+        assert refused.value.code == code
+        assert says in refused.value.message
+        assert await backend.living() == []
+
+
+async def test_an_empty_named_pool_is_cold_with_its_own_preload() -> None:
+    async with support.fresh() as backend:
+        await backend.apply_pool(_scripted(tenant="default", min_size=0))
+        claim = await backend.claim(support.spec("sb-a", warm_pool="coded"))
+        assert (claim.start.kind, claim.start.pool) == ("cold", "coded")
+        assert claim.start.reason == "the warm pool coded was empty"
+        plain = support.spec("sb-b", env={"PYTHONHASHSEED": "0"}, warm_pool="coded")
+        assert "PYTHONHASHSEED" in (await backend.claim(plain)).start.reason
+
+
+async def test_two_tenants_pools_of_one_name_are_two() -> None:
+    async with support.fresh() as backend:
+        mine, theirs = support.pool(tenant="default"), support.pool(tenant="other", min_size=0)
+        await backend.apply_pool(mine)
+        await backend.apply_pool(theirs)
+        await support.available(backend, mine, 1)
+        assert (await backend.pool_status(theirs)).available == 0
+        taken = await backend.claim(support.spec("sb-a", tenant="other", warm_pool="warm"))
+        assert taken.start.kind == "cold"
+        await backend.delete_pool(theirs)
+        assert (await backend.pool_status(mine)).available == 1

@@ -106,6 +106,40 @@ def test_misfits_and_reasons() -> None:
     assert "more resources" in (cold_reason(large, reasons) or "")
 
 
+CODE = {"preload_scripts": (("x", "import builtins"),)}
+
+
+@pytest.mark.parametrize("code", [CODE, {"preload_packages": ("evil",)}], ids=["script", "package"])
+@pytest.mark.parametrize(
+    ("whose", "served"),
+    [
+        ({"tenant": None}, True),
+        ({"tenant": "t", "owner": "o"}, False),
+        ({"tenant": "t", "owner": "p"}, False),
+        ({"tenant": "t", "owner": "p", "published": True}, True),
+        ({"tenant": "default", "owner": "p", "published": True}, True),
+        ({"tenant": "default", "owner": "p"}, False),
+        ({"tenant": "u", "owner": "p", "published": True}, False),
+    ],
+    ids=["configured", "own", "colleague", "published", "operator", "operator private", "other tenant"],
+)
+def test_whose_code_a_plain_request_gets(code: dict, whose: dict, served: bool) -> None:
+    """Nobody's but the operator's, and what an admin of its tenant published: not even its owner's own."""
+    plain = SandboxSpec(sandbox_id="s", runtime="python:3.11", owner="o", tenant="t")
+    reason = misfit(plain, "python:3.11", pool(**code, **whose), "python:3.11")
+    assert (reason is None) == served, reason
+    if whose.get("tenant") == "t" and not served:
+        assert "warmPool" in (cold_reason(plain, [reason]) or "")
+    if whose.get("tenant") == "u":
+        assert cold_reason(plain, [reason]) == "there is no warm pool"
+
+
+def test_a_pool_without_code_serves_its_whole_tenant() -> None:
+    plain = SandboxSpec(sandbox_id="s", runtime="python:3.11", owner="o", tenant="t")
+    assert misfit(plain, "python:3.11", pool(tenant="t", owner="p"), "python:3.11") is None
+    assert misfit(plain, "python:3.11", pool(tenant="u", owner="p"), "python:3.11") is not None
+
+
 # -- limits ------------------------------------------------------------------------------------------
 
 MOUNTS = """\

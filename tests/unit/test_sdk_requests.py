@@ -86,6 +86,7 @@ def test_creation_body(tmp_path: Path) -> None:
         resources={"ephemeral_storage": "1Gi"},
         network_access=["pypi.org:443", "example.org"],
         use_warm_pool=True,
+        warm_pool=None,
         env={"A": "1"},
         files={"a": "text", "b": b"\xff", "c": local},
         packages="pandas 'numpy<2'",

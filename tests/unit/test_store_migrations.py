@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import llmsafespace_gateway.store as store_package
-from llmsafespace_gateway.store import Store, sqlite_url, users
+from llmsafespace_gateway.store import Store, pools, sqlite_url, users
 from llmsafespace_gateway.store.schema import HEAD, metadata
 
 
@@ -63,3 +66,22 @@ async def test_sqlite_is_set_up_for_several_processes(tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     await store.close()
+
+
+def _revision(connection: Connection, step: Callable[..., None], revision: str) -> None:
+    config = Config(attributes={"connection": connection})
+    folder = Path(store_package.__file__).with_name("migrations")
+    config.set_main_option("script_location", str(folder))
+    step(config, revision)
+
+
+async def test_pools_of_the_first_release_keep_their_tenants_and_have_no_owner(store: Store) -> None:
+    """Nobody published them: what they preload reaches those alone who ask for it."""
+    async with store.write() as connection:
+        await connection.run_sync(lambda real: _revision(real, command.downgrade, "0001"))
+        for name, tenant in (("shared", "NULL"), ("own", "'acme'")):
+            await connection.execute(text(f"INSERT INTO warm_pools VALUES ('{name}', {tenant}, '{{}}')"))
+        await connection.run_sync(lambda real: _revision(real, command.upgrade, "head"))
+        assert await connection.run_sync(_differences) == []
+    there = {row.name: (row.tenant, row.owner, row.published) for row in await pools.visible(store, None)}
+    assert there == {"shared": ("", None, False), "own": ("acme", None, False)}

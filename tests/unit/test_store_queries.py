@@ -174,18 +174,32 @@ async def test_sessions_change_and_end_with_their_kernel(
 
 async def test_pools_are_put_and_seen_by_their_tenant(store: Store) -> None:
     await pools.insert(store, PoolRow(name="b", tenant="acme", spec={"minSize": 1}))
-    await pools.insert(store, PoolRow(name="a", tenant=None, spec={}))
+    await pools.insert(store, PoolRow(name="a", spec={}))
     with pytest.raises(ApiError):
-        await pools.insert(store, PoolRow(name="a", tenant="acme", spec={}))
+        await pools.insert(store, PoolRow(name="b", tenant="acme", spec={}))
+    await pools.insert(store, PoolRow(name="d", tenant="default", published=True, spec={}))
+    await pools.insert(store, PoolRow(name="e", tenant="default", spec={}))
+    await pools.insert(store, PoolRow(name="f", tenant="other", published=True, spec={}))
     await pools.put(store, PoolRow(name="b", tenant="acme", spec={"minSize": 2}))
     await pools.put(store, PoolRow(name="c", tenant="other", spec={}))
-    assert [pool.name for pool in await pools.visible(store, "acme")] == ["a", "b"]
+    assert [pool.name for pool in await pools.visible(store, "acme")] == ["a", "b", "d"]
     assert [pool.name for pool in await pools.visible(store, None, limit=2, after="a")] == ["b", "c"]
-    there = await pools.get(store, "b")
+    there = await pools.get(store, "acme", "b")
     assert there is not None
     assert there.spec == {"minSize": 2}
-    assert await pools.delete(store, "b")
-    assert not await pools.delete(store, "b")
+    assert not await pools.delete(store, "other", "b")
+    assert await pools.delete(store, "acme", "b")
+    assert not await pools.delete(store, "acme", "b")
+
+
+async def test_pools_of_two_tenants_may_have_one_name(store: Store) -> None:
+    for tenant in ("acme", "other"):
+        await pools.insert(store, PoolRow(name="p", tenant=tenant, owner=tenant, spec={"of": tenant}))
+    await pools.put(store, PoolRow(name="p", tenant="acme", owner="acme", published=True, spec={}))
+    assert [pool.owner for pool in await pools.visible(store, "other")] == ["other"]
+    kept = await pools.get(store, "other", "p")
+    assert kept is not None
+    assert (kept.published, kept.spec) == (False, {"of": "other"})
 
 
 async def test_grants_are_one_per_user_and_sandbox(store: Store, make_sandbox: MakeSandbox) -> None:

@@ -318,10 +318,10 @@ class KubernetesBackend:
         """See SandboxBackend."""
         await self._pools.apply(pool)
 
-    async def delete_pool(self, name: str) -> None:
+    async def delete_pool(self, pool: WarmPoolSpec) -> None:
         """See SandboxBackend."""
-        await self._pools.delete(name)
+        await self._pools.delete(pool.name)
 
-    async def pool_status(self, name: str) -> WarmPoolStatus:
+    async def pool_status(self, pool: WarmPoolSpec) -> WarmPoolStatus:
         """See SandboxBackend."""
-        return self._pools.status(name)
+        return self._pools.status(pool.name)

@@ -30,8 +30,9 @@ from llmsafespace_gateway.backends.base import (
 )
 from llmsafespace_gateway.backends.local import host as machine
 from llmsafespace_gateway.backends.local import launch
+from llmsafespace_gateway.backends.local import pool as planning
 from llmsafespace_gateway.backends.local.plans import Host, Recipe
-from llmsafespace_gateway.backends.local.pools import Pools
+from llmsafespace_gateway.backends.local.pools import Pools, Taken
 from llmsafespace_gateway.backends.local.profiles import PROFILES
 from llmsafespace_gateway.backends.local.records import Claimed, State
 from llmsafespace_gateway.backends.local.registry import Entry, Registry
@@ -83,7 +84,7 @@ class LocalBackend:
         self._filling: asyncio.Task[None] | None = None
         self._lifeline = (-1, -1)
         preparing = _not_ready("Preparing", "its runtime is being prepared")
-        self._unfilled = {pool.name: preparing for pool in self._configured}
+        self._unfilled = {pool.key: preparing for pool in self._configured}
 
     # -- start and stop ----------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ class LocalBackend:
                 await self.apply_pool(pool)
             except ApiError as error:
                 log.error("warm pool %s cannot be kept: %s", pool.name, error.message)
-                self._unfilled[pool.name] = _not_ready("RuntimeUnavailable", error.message)
+                self._unfilled[pool.key] = _not_ready("RuntimeUnavailable", error.message)
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -140,19 +141,42 @@ class LocalBackend:
     async def _claim(self, spec: SandboxSpec) -> Claim:
         runtime, warnings = await self._runtimes.resolve(spec.runtime)
         while True:
-            entry, reason = self._pools.take(spec, runtime.id)
-            if entry is None:
-                return await self._claim_cold(
-                    spec, runtime, Start(kind="cold", reason=reason, warnings=warnings)
-                )
-            if await self._registry.claim(entry, _claimed(spec, Start(kind="warm", warnings=warnings))):
-                return _as_claim(entry)
+            taken = await self._unfilled_pool(spec, runtime) or self._pools.take(spec, runtime.id)
+            pool = taken.pool
+            start = Start(
+                kind="cold" if taken.entry is None else "warm",
+                reason=taken.reason,
+                warnings=warnings,
+                pool=pool.name if pool is not None else None,
+                pool_owner=pool.said_owner if pool is not None else None,
+            )
+            if taken.entry is None:
+                return await self._claim_cold(spec, runtime, start, pool)
+            if await self._registry.claim(taken.entry, _claimed(spec, start)):
+                return _as_claim(taken.entry)
 
-    async def _claim_cold(self, spec: SandboxSpec, runtime: PreparedRuntime, start: Start) -> Claim:
+    async def _unfilled_pool(self, spec: SandboxSpec, runtime: PreparedRuntime) -> Taken | None:
+        """What a request gets that names a configured pool which nothing was started for yet."""
+        unfilled = [pool for pool in self._configured if pool.key in self._unfilled]
+        if not any(pool.name == spec.warm_pool for pool in unfilled):
+            return None
+        pool = planning.named(spec, (*self._pools.specs, *unfilled))
+        if pool.key not in self._unfilled:
+            return None
+        prepared, _ = await self._runtimes.resolve(pool.runtime)
+        planning.check_named(spec, runtime.id, pool, prepared.id)
+        return Taken(None, f"the warm pool {pool.name} is not filled yet", pool)
+
+    async def _claim_cold(
+        self, spec: SandboxSpec, runtime: PreparedRuntime, start: Start, pool: WarmPoolSpec | None
+    ) -> Claim:
+        """A sandbox of its own; of a pool that was asked for it has what that preloads."""
         recipe = Recipe(
             runtime=runtime,
             resources=spec.resources,
             security_level=spec.security_level,
+            preload_packages=pool.preload_packages if pool is not None else (),
+            preload_scripts=pool.preload_scripts if pool is not None else (),
             env=early(spec.env),
         )
         claimed = _claimed(spec, start)
@@ -266,19 +290,19 @@ class LocalBackend:
             preload_packages=pool.preload_packages,
             preload_scripts=pool.preload_scripts,
         )
-        self._unfilled.pop(pool.name, None)
+        self._unfilled.pop(pool.key, None)
         self._pools.apply(pool, recipe)
 
-    async def delete_pool(self, name: str) -> None:
+    async def delete_pool(self, pool: WarmPoolSpec) -> None:
         """See SandboxBackend."""
-        self._unfilled.pop(name, None)
-        await self._pools.delete(name)
+        self._unfilled.pop(pool.key, None)
+        await self._pools.delete(pool.key)
 
-    async def pool_status(self, name: str) -> WarmPoolStatus:
+    async def pool_status(self, pool: WarmPoolSpec) -> WarmPoolStatus:
         """See SandboxBackend."""
-        if name in self._unfilled:
-            return WarmPoolStatus(conditions=(self._unfilled[name],))
-        return self._pools.status(name)
+        if pool.key in self._unfilled:
+            return WarmPoolStatus(conditions=(self._unfilled[pool.key],))
+        return self._pools.status(pool)
 
     async def _start_warm(self, recipe: Recipe, pool: str) -> tuple[Entry, list[str]]:
         return await self._start(recipe, pool, None)

@@ -9,6 +9,7 @@ import msgspec
 
 from llmsafespace_agent.wire.early_env import early
 from llmsafespace_gateway.backends.base import SandboxSpec, WarmPoolSpec
+from llmsafespace_gateway.errors import ApiError
 
 _MAX_BACKOFF = 60.0  # seconds between starts that fail
 
@@ -111,7 +112,7 @@ def backoff(failures: int) -> float:
 
 def misfit(spec: SandboxSpec, runtime: str, pool: WarmPoolSpec, pool_runtime: str) -> str | None:
     """Why a pool cannot serve a request, in words for the person who asked; None when it can."""
-    if pool.tenant is not None and pool.tenant != spec.tenant:
+    if not pool.serves(spec.tenant):
         return "there is no warm pool"  # other tenants' pools are not spoken of
     if runtime != pool_runtime:
         return f"no warm pool has the runtime {runtime}"
@@ -119,6 +120,8 @@ def misfit(spec: SandboxSpec, runtime: str, pool: WarmPoolSpec, pool_runtime: st
         return f"no warm pool has the security level {spec.security_level}"
     if not spec.resources.fits(pool.resources):
         return f"more resources than those of pool {pool.name}"
+    if spec.warm_pool is None and pool.has_code and not pool.trusted:
+        return f"the pool {pool.name} preloads its owner's code; ask for it by name (warmPool) to get that"
     return None
 
 
@@ -129,9 +132,8 @@ def cold_reason(spec: SandboxSpec, misfits: Sequence[str | None]) -> str | None:
     """
     if not spec.use_warm_pool:
         return "the request asked for no warm pool"
-    names = sorted(early(spec.env))
-    if names:
-        return f"environment that only works from a process's start: {', '.join(names)}"
+    if (reason := early_reason(spec)) is not None:
+        return reason
     if not misfits:
         return "there is no warm pool"
     if all(reason is not None for reason in misfits):
@@ -140,9 +142,53 @@ def cold_reason(spec: SandboxSpec, misfits: Sequence[str | None]) -> str | None:
     return None
 
 
+def early_reason(spec: SandboxSpec) -> str | None:
+    """Why the request's environment makes it cold, None when it does not."""
+    names = sorted(early(spec.env))
+    return f"environment that only works from a process's start: {', '.join(names)}" if names else None
+
+
+def named(spec: SandboxSpec, pools: Iterable[WarmPoolSpec]) -> WarmPoolSpec:
+    """The pool that a request names: of two with one name its own tenant's. Raises ApiError(not_found)."""
+    known = (pool for pool in pools if pool.name == spec.warm_pool and pool.serves(spec.tenant))
+    found = min(known, key=lambda pool: pool.tenant != spec.tenant, default=None)
+    if found is None:
+        raise ApiError(
+            "not_found",
+            f"there is no warm pool {str(spec.warm_pool)[:64]!r} that you can see; GET /api/v1/warmpools "
+            "lists them",
+            {"warmPool": str(spec.warm_pool)[:64]},
+        )
+    return found
+
+
+def check_named(spec: SandboxSpec, runtime: str, pool: WarmPoolSpec, pool_runtime: str) -> None:
+    """Raise ApiError(invalid_request) when the pool that a request names cannot serve it."""
+    reason = misfit(spec, runtime, pool, pool_runtime)
+    if reason is not None:
+        raise ApiError(
+            "invalid_request",
+            f"warmPool: {pool.name!r} does not fit this request: "
+            + _difference(spec, runtime, pool, pool_runtime),
+            {"field": "body.warmPool", "warmPool": pool.name},
+        )
+
+
+def _difference(spec: SandboxSpec, runtime: str, pool: WarmPoolSpec, pool_runtime: str) -> str:
+    if runtime != pool_runtime:
+        return f"its runtime is {pool_runtime}, the request's is {runtime}"
+    if spec.security_level != pool.security_level:
+        return f"its security level is {pool.security_level}, the request's is {spec.security_level}"
+    own, wanted = pool.resources, spec.resources
+    return (
+        f"its sandboxes have {own.cpu:g} cores, {own.memory} bytes of memory and {own.storage} of storage, "
+        f"the request asks for {wanted.cpu:g}, {wanted.memory} and {wanted.storage}"
+    )
+
+
 def _nearness(reason: str) -> int:
     """The reason of the pool that was nearest to fit comes first."""
-    for place, word in enumerate(("resources", "security level", "runtime")):
+    for place, word in enumerate(("by name", "resources", "security level", "runtime")):
         if word in reason:
             return place
-    return 3
+    return 4

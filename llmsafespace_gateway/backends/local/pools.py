@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from llmsafespace_gateway.backends.base import Condition, SandboxSpec, WarmPoolSpec, WarmPoolStatus
 from llmsafespace_gateway.backends.local import pool as planning
@@ -49,8 +50,16 @@ class Pool:
         )
 
 
+class Taken(NamedTuple):
+    """What a request got from the pools: a sandbox, or the reason why none; and the pool that it is of."""
+
+    entry: Entry | None
+    reason: str
+    pool: WarmPoolSpec | None = None
+
+
 class Pools:
-    """All warm pools. `start(recipe, pool)` starts one sandbox and waits until it is ready."""
+    """All warm pools, by their keys. `start(recipe, key)` starts one sandbox and waits until it is ready."""
 
     def __init__(
         self,
@@ -67,18 +76,18 @@ class Pools:
 
     def apply(self, spec: WarmPoolSpec, recipe: Recipe) -> None:
         """Create or change a pool."""
-        pool = self._pools.get(spec.name)
+        pool = self._pools.get(spec.key)
         if pool is None:
-            pool = self._pools[spec.name] = Pool(spec, recipe)
+            pool = self._pools[spec.key] = Pool(spec, recipe)
             pool.keeping = asyncio.create_task(self._keep(pool), name=f"pool {spec.name}")
             return
         pool.spec, pool.recipe, pool.digest = spec, recipe, recipe.digest
         pool.failures, pool.retry_at = 0, 0.0
         pool.wake.set()
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, key: str) -> None:
         """Remove a pool and end what nobody claimed; nothing when there is none."""
-        pool = self._pools.pop(name, None)
+        pool = self._pools.pop(key, None)
         if pool is None:
             return
         tasks = [task for task in (pool.keeping, *pool.starting) if task is not None]
@@ -89,33 +98,57 @@ class Pools:
 
     async def stop(self) -> None:
         """Remove all pools."""
-        await asyncio.gather(*(self.delete(name) for name in list(self._pools)))
+        await asyncio.gather(*(self.delete(key) for key in list(self._pools)))
         await asyncio.gather(*self._ending, return_exceptions=True)
 
-    def take(self, spec: SandboxSpec, runtime: str) -> tuple[Entry | None, str]:
-        """A warm sandbox that is nobody else's from now on; or why there is none."""
+    @property
+    def specs(self) -> list[WarmPoolSpec]:
+        """What every pool should be."""
+        return [pool.spec for pool in self._pools.values()]
+
+    def take(self, spec: SandboxSpec, runtime: str) -> Taken:
+        """A warm sandbox that is nobody else's from now on; or why there is none.
+
+        Raises ApiError when the request names a pool that is not there, or cannot serve it.
+        """
+        if spec.warm_pool is not None:
+            return self._take_named(spec, runtime)
         misfits = {
-            name: planning.misfit(spec, runtime, pool.spec, pool.recipe.runtime.id)
-            for name, pool in self._pools.items()
+            key: planning.misfit(spec, runtime, pool.spec, pool.recipe.runtime.id)
+            for key, pool in self._pools.items()
         }
         reason = planning.cold_reason(spec, list(misfits.values()))
         if reason is not None:
-            return None, reason
-        fitting = [self._pools[name] for name, misfit in misfits.items() if misfit is None]
+            return Taken(None, reason)
+        fitting = [self._pools[key] for key, misfit in misfits.items() if misfit is None]
         fitting.sort(
             key=lambda pool: (
-                pool.spec.tenant is None,
+                pool.spec.tenant != spec.tenant,
                 pool.spec.resources.cpu,
                 pool.spec.resources.memory,
             )
         )
         for pool in fitting:
-            for name, entry in list(pool.ready.items()):
-                if entry.state.recipe == pool.digest:
-                    del pool.ready[name]
-                    asyncio.get_running_loop().call_later(REFILL_DELAY, pool.wake.set)
-                    return entry, ""
-        return None, f"the warm pool {fitting[0].spec.name} was empty"
+            entry = self._one_of(pool)
+            if entry is not None:
+                return Taken(entry, "", pool.spec)
+        return Taken(None, f"the warm pool {fitting[0].spec.name} was empty")
+
+    def _take_named(self, spec: SandboxSpec, runtime: str) -> Taken:
+        found = planning.named(spec, self.specs)
+        pool = self._pools[found.key]
+        planning.check_named(spec, runtime, found, pool.recipe.runtime.id)
+        reason = planning.early_reason(spec)
+        entry = self._one_of(pool) if reason is None else None
+        return Taken(entry, "" if entry else reason or f"the warm pool {found.name} was empty", found)
+
+    def _one_of(self, pool: Pool) -> Entry | None:
+        for name, entry in list(pool.ready.items()):
+            if entry.state.recipe == pool.digest:
+                del pool.ready[name]
+                asyncio.get_running_loop().call_later(REFILL_DELAY, pool.wake.set)
+                return entry
+        return None
 
     def ended(self, entry: Entry) -> None:
         """A sandbox is no more."""
@@ -124,14 +157,14 @@ class Pools:
             pool.ready.pop(entry.state.name, None)
             pool.wake.set()
 
-    def status(self, name: str) -> WarmPoolStatus:
+    def status(self, spec: WarmPoolSpec) -> WarmPoolStatus:
         """How a pool stands. Raises ApiError(not_found)."""
-        pool = self._pools.get(name)
+        pool = self._pools.get(spec.key)
         if pool is None:
-            raise ApiError("not_found", f"there is no warm pool {name}")
+            raise ApiError("not_found", f"there is no warm pool {spec.name}")
         return WarmPoolStatus(
             available=len(pool.ready),
-            assigned=self._assigned(name),
+            assigned=self._assigned(spec.key),
             pending=len(pool.starting),
             last_scale_time=pool.last_scale_time,
             conditions=(pool.condition,),
@@ -162,7 +195,7 @@ class Pools:
             spec=pool.spec,
             warm=warm,
             starting=len(pool.starting),
-            assigned=self._assigned(pool.spec.name),
+            assigned=self._assigned(pool.spec.key),
             now=now,
             surplus_since=pool.surplus_since,
             retry_at=pool.retry_at,
@@ -196,7 +229,7 @@ class Pools:
     async def _start_one(self, pool: Pool) -> None:
         async with self._one_at_a_time:
             try:
-                entry, problems = await self._start(pool.recipe, pool.spec.name)
+                entry, problems = await self._start(pool.recipe, pool.spec.key)
             except (ApiError, OSError) as error:
                 pool.failures += 1
                 pool.retry_at = time.time() + planning.backoff(pool.failures)

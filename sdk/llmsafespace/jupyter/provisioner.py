@@ -32,6 +32,9 @@ class SandboxProvisioner(KernelProvisionerBase):
     runtime = Unicode("python:3.10", help="The runtime of the sandboxes.").tag(config=True)
     env = Dict(help="Environment variables of the kernels.").tag(config=True)
     security_level = Unicode("standard", help="standard, high or custom.").tag(config=True)
+    warm_pool = Unicode("", help="The warm pool to take sandboxes from; empty: any that fits.").tag(
+        config=True
+    )
     resources = Dict(help="cpu, memory and ephemeralStorage, as quantities.").tag(config=True)
     idle_timeout = Float(3600.0, help="Seconds after which a forgotten sandbox ends.").tag(config=True)
 
@@ -155,6 +158,8 @@ class SandboxProvisioner(KernelProvisionerBase):
             "idle_timeout": self.idle_timeout,
             "metadata": {"jupyter": "provisioner"},
         }
+        if self.warm_pool:
+            sandbox["warm_pool"] = str(self.warm_pool)
         if self.resources:
             sandbox["resources"] = dict(self.resources)
         bridge = BridgeProcess(
