@@ -17,8 +17,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import deployments
 
 START_LIMIT = 600.0  # seconds; the first start on a machine prepares a runtime
 POOL = {"name": "default", "runtime": "python", "minSize": 2, "maxSize": 4}
@@ -43,6 +46,10 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -60,7 +67,7 @@ class Gateway:
         while not serving.wait(0.05):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError("the gateway did not start:\n" + "".join(self.output[-60:]))
-        while not self._ready():
+        while not self.serves():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError("the gateway is not ready:\n" + "".join(self.output[-60:]))
             time.sleep(0.05)
@@ -76,7 +83,8 @@ class Gateway:
             if line.startswith("Try it"):
                 serving.set()
 
-    def _ready(self) -> bool:
+    def serves(self) -> bool:
+        """Whether it is ready."""
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
                 return answer.status == 200
@@ -107,6 +115,12 @@ class Gateway:
         command += ["--data-dir", str(self.data_dir), "--user", user, "--role", role, "--tenant", tenant]
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
+
+    def revoke(self, key_id: str) -> None:
+        """Revoke a key with the command line while the gateway runs."""
+        command = [sys.executable, "-m", "llmsafespace_gateway", "keys", "revoke", key_id]
+        command += ["--data-dir", str(self.data_dir)]
+        subprocess.run(command, check=True, timeout=60, capture_output=True)
 
     def _call(self, key: str, method: str, path: str) -> dict[str, list[dict[str, str]]]:
         headers = {"Authorization": f"Bearer {key}"}
@@ -144,9 +158,19 @@ def data_root() -> Iterator[Path]:
         yield Path(folder)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options that name another gateway; see deployments.py."""
+    deployments.add_options(parser)
+
+
 @pytest.fixture(scope="session")
-def gateway(data_root: Path) -> Iterator[Gateway]:
-    """The gateway that most tests share."""
+def gateway(data_root: Path, pytestconfig: pytest.Config) -> Iterator[Any]:
+    """The gateway that most tests share: a local one, or the one that the command line names."""
+    if (make := deployments.chosen(pytestconfig)) is not None:
+        named = make()
+        yield named
+        named.end_all()
+        return
     folder = data_root / "shared"
     folder.mkdir()
     made = make_gateway(folder)

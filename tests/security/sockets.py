@@ -12,7 +12,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.integration.jupyter.conftest import DURABLE, V1, Channels
-from tests.security.support import LIMIT, Tenant, address
+from tests.security.support import LIMIT, Tenant, address_for
 
 SUBPROTOCOLS = {"legacy": None, "v1": V1, "durable": DURABLE}
 CHANNELS_PATH = "/api/kernels/{kernel_id}/channels"
@@ -23,6 +23,7 @@ async def dial(
     url: str, path: str, key: str | None, *, subprotocol: str | None = None, query: str = ""
 ) -> ClientConnection:
     """Open a websocket with a key in its header. Raises InvalidStatus when it is refused."""
+    own = address_for(url)
     return await connect(
         f"ws{url.removeprefix('http')}{path}{query}",
         subprotocols=[subprotocol] if subprotocol else None,  # type: ignore[list-item]
@@ -31,7 +32,7 @@ async def dial(
         max_size=None,
         proxy=None,
         open_timeout=LIMIT,
-        local_addr=(address(), 0),
+        **({"local_addr": (own, 0)} if own is not None else {}),
     )
 
 

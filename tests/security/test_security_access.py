@@ -17,7 +17,7 @@ from llmsafespace_gateway import jupyter
 from llmsafespace_gateway.access.principal import ROLES
 from llmsafespace_gateway.rest import API
 from tests.security.conftest import World
-from tests.security.support import SECRET, Client, Strangers, in_shape
+from tests.security.support import SECRET, Client, Strangers, Tenant, in_shape
 
 # What a route is about: one sandbox, another thing that has an owner, or only the caller and its tenant.
 About = Literal["sandbox", "thing", "caller", "nobody"]
@@ -401,17 +401,35 @@ def test_an_admin_of_one_tenant_makes_no_users_in_another(world: World) -> None:
 # -- and nothing happened ----------------------------------------------------------------------------------
 
 
-def test_after_all_the_refusals_everything_is_as_it_was(world: World) -> None:
-    mine, box = world.tenant.owner.client, f"/api/v1/sandboxes/{world.tenant.sandbox}"
-    assert mine.made("GET", box)["status"] == "running"
-    assert mine.made("GET", box)["timeout"] == 300
-    assert mine.output(world.tenant.sandbox, "print(kept, end='')") == SECRET
-    assert mine.get(f"{box}/files/secret.txt").text == SECRET
-    assert [row["path"] for row in mine.made("GET", f"{box}/files")["items"]] == ["/workspace/secret.txt"]
-    assert mine.made("GET", f"{box}/commands/{world.tenant.values['command_id']}")["running"]
-    assert len(mine.made("GET", f"{box}/commands")["items"]) == 1
-    assert len(mine.made("GET", f"{box}/contexts")["items"]) == 2
-    assert mine.made("GET", f"/api/v1/warmpools/{world.tenant.values['name']}")["ttl"] == 3600
-    assert mine.made("GET", f"/api/sessions/{world.tenant.values['session_id']}")["name"] == SECRET
-    assert mine.made("GET", "/api/v1/user")["role"] == "developer"
-    assert [row["id"] for row in mine.get("/api/kernels").json() if row["id"] == world.tenant.kernel]
+def belongings(tenant: Tenant) -> dict[str, Any]:
+    """Everything that the owner has, as it sees it: what nobody else may have changed."""
+    mine, box = tenant.owner.client, f"/api/v1/sandboxes/{tenant.sandbox}"
+    sandbox, session = mine.made("GET", box), mine.made("GET", f"/api/sessions/{tenant.values['session_id']}")
+    pool = mine.made("GET", f"/api/v1/warmpools/{tenant.values['name']}")
+    commands = mine.made("GET", f"{box}/commands")["items"]
+    return {
+        "sandbox": [sandbox["status"], sandbox["timeout"], sandbox["metadata"]],
+        "variable": mine.output(tenant.sandbox, "print(kept, end='')"),
+        "file": mine.get(f"{box}/files/secret.txt").text,
+        "files": [row["path"] for row in mine.made("GET", f"{box}/files")["items"]],
+        "commands": {row["id"]: row["running"] for row in commands},
+        "contexts": sorted(row["id"] for row in mine.made("GET", f"{box}/contexts")["items"]),
+        "pool": [pool["ttl"], pool["minSize"]],
+        "session": session["name"],
+        "user": mine.made("GET", "/api/v1/user")["role"],
+        "grants": sorted(row["id"] for row in mine.made("GET", "/api/v1/grants")["items"]),
+        "kernel": [row["id"] for row in mine.get("/api/kernels").json() if row["id"] == tenant.kernel],
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def before(world: World) -> dict[str, Any]:
+    """What the owner had before this module's first request; other modules may have left more or less."""
+    had = belongings(world.tenant)
+    assert (had["variable"], had["file"], had["session"]) == (SECRET, SECRET, SECRET)
+    assert had["commands"][world.tenant.values["command_id"]]
+    return had
+
+
+def test_after_all_the_refusals_everything_is_as_it_was(before: dict[str, Any], world: World) -> None:
+    assert belongings(world.tenant) == before

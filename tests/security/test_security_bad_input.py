@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -148,7 +149,7 @@ def test_dots_in_a_path_are_never_followed(gateway: Any, harassed: Tenant) -> No
         "/executions/..",
         "/./status",
     ):
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT)
+        connection = http.client.HTTPConnection(*gateway.address, timeout=LIMIT)
         connection.request("GET", mine + path, headers={"Authorization": f"Bearer {harassed.owner.key}"})
         answer = connection.getresponse()
         assert answer.status in (400, 404), (path, answer.status)
@@ -301,10 +302,11 @@ RAW = [
 
 @pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[:40]))
 def test_what_is_no_http_gets_no_5xx_and_no_hang(raw: bytes, gateway: Any) -> None:
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=LIMIT) as connection:
-        connection.sendall(raw)
-        connection.shutdown(socket.SHUT_WR)
+    with socket.create_connection(gateway.address, timeout=LIMIT) as connection:
         said = b""
+        with contextlib.suppress(OSError):  # it may have refused the rest already
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
         try:
             while piece := connection.recv(65536):
                 said += piece
@@ -318,9 +320,12 @@ def test_what_is_no_http_gets_no_5xx_and_no_hang(raw: bytes, gateway: Any) -> No
 # -- nothing broken ----------------------------------------------------------------------------------------
 
 
-def test_afterwards_everything_works_and_the_log_has_no_fault(gateway: Any, harassed: Tenant) -> None:
+def test_afterwards_everything_works(harassed: Tenant) -> None:
     client = harassed.owner.client
     assert client.output(harassed.sandbox, "print(1)") == "1\n"
     assert client.made("GET", f"/api/v1/warmpools/{harassed.values['name']}")["name"]
+
+
+def test_afterwards_the_log_has_no_fault(gateway: Any, harassed: Tenant) -> None:
     faults = [line for line in gateway.output if '"level": "error"' in line or "Traceback" in line]
     assert faults == [], faults[:3]

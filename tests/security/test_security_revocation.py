@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,14 +18,6 @@ from tests.security.support import DEADLINE, Client, Strangers, in_shape, until
 
 OPENED = {f"channels, {name}": (CHANNELS_PATH, protocol) for name, protocol in SUBPROTOCOLS.items()}
 OPENED["stream"] = (STREAM_PATH, None)
-
-
-def revoke(gateway: Any, key_id: str) -> None:
-    """Revoke a key by another process, the command line."""
-    command = [sys.executable, "-m", "llmsafespace_gateway", "keys", "revoke", key_id]
-    subprocess.run(
-        [*command, "--data-dir", str(gateway.data_dir)], check=True, timeout=60, capture_output=True
-    )
 
 
 async def open_all(gateway: Any, world: World, key: str) -> dict[str, Any]:
@@ -63,7 +53,7 @@ async def test_a_key_revoked_by_another_process_closes_its_sockets(
     key = world.operator.key(world.tenant.owner.id)
     sockets = await open_all(gateway, world, key["key"])
     others = await open_all(gateway, world, world.tenant.owner.key)
-    await asyncio.to_thread(revoke, gateway, key["id"])
+    await asyncio.to_thread(gateway.revoke, key["id"])
     await all_closed(sockets)
     await none_opens(gateway, world, key["key"], 401)
     in_shape(strangers.request("GET", "/api/v1/user", key["key"]), 401, "unauthorized")
@@ -124,7 +114,7 @@ def test_a_revoked_key_ends_its_event_streams(gateway: Any, world: World, runnin
     with Client(gateway.url, key["key"]) as client, client.stream("GET", path) as answer:
         lines = answer.iter_lines()
         next(lines)
-        revoke(gateway, key["id"])
+        gateway.revoke(key["id"])
         end_of(lines)
 
 
@@ -149,7 +139,7 @@ def test_a_revoked_key_ends_its_waiting_requests(gateway: Any, world: World, run
     async def wait() -> httpx.Response:
         async with httpx.AsyncClient(base_url=gateway.url, timeout=DEADLINE) as client:
             asked = asyncio.create_task(client.get(path, headers={"Authorization": f"Bearer {key['key']}"}))
-            await asyncio.to_thread(revoke, gateway, key["id"])
+            await asyncio.to_thread(gateway.revoke, key["id"])
             return await asked
 
     in_shape(asyncio.run(wait()), 401, "unauthorized")
@@ -160,7 +150,7 @@ def test_what_a_revoked_key_made_stays_its_users(gateway: Any, world: World) -> 
     key = world.operator.key(world.tenant.owner.id)
     with Client(gateway.url, key["key"]) as client:
         box = client.made("POST", "/api/v1/sandboxes", {"runtime": "python"})["id"]
-    revoke(gateway, key["id"])
+    gateway.revoke(key["id"])
     mine = world.tenant.owner.client
     assert mine.output(box, "print(1)") == "1\n"
     assert mine.delete(f"/api/v1/sandboxes/{box}").status_code == 204

@@ -13,6 +13,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from llmsafespace_gateway.access.key_format import ANY_KEY
+from tests.deployments import Remote
 from tests.security.conftest import World
 from tests.security.sockets import CHANNELS_PATH, STREAM_PATH, channels, dial, stream
 from tests.security.support import Client, Operator, Person, until
@@ -65,7 +66,8 @@ async def used(gateway: Any, person: Person, marks: dict[str, str]) -> str:
         await over_websockets(gateway, person, box, m)
         mark = secrets.token_hex(8)
         client.get(base, headers={"X-Request-Id": mark})
-        until(lambda: any(mark in line for line in gateway.output), "the last request is in the log")
+        if not isinstance(gateway, Remote):
+            until(lambda: any(mark in line for line in gateway.output), "the last request is in the log")
         return str(box["id"])
     finally:
         client.made("DELETE", base)
@@ -161,6 +163,7 @@ def test_stored_keys_are_hashes_of_their_own(gateway: Any, person: Person) -> No
 
 def test_secrets_are_on_no_command_line(gateway: Any, person: Person, marks: dict[str, str]) -> None:
     """Any user of the host may read the command lines of all processes."""
+    assert gateway.data_dir.exists()  # its processes are on this machine
     box = person.client.made("POST", "/api/v1/sandboxes", {"runtime": "python", "env": {"S": marks["env"]}})
     try:
         person.client.output(box["id"], "1", env={"S": marks["once"]})

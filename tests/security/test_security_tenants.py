@@ -26,6 +26,12 @@ class Box:
     start: str
 
 
+def shared_pools(person: Person) -> list[str]:
+    """The names of the pools that warm sandboxes of the plain Python runtime come from."""
+    pools = person.client.made("GET", "/api/v1/warmpools")["items"]
+    return [pool["name"] for pool in pools if pool["runtime"] == "python" and not pool["preloadPackages"]]
+
+
 @pytest.fixture(scope="module")
 def boxes(operator: Operator) -> Iterator[list[Box]]:
     """Created at the same time by two tenants in turn: warm ones, cold ones, some over the Jupyter API."""
@@ -44,8 +50,9 @@ def boxes(operator: Operator) -> Iterator[list[Box]]:
             box = person.client.made("POST", "/api/v1/sandboxes", body | {"useWarmPool": number % 4 != 3})
         return Box(box["id"], box["kernelId"], person, mark, box["start"]["kind"])
 
-    pool_path = "/api/v1/warmpools/default/status"
-    until(lambda: people[0].client.made("GET", pool_path)["availablePods"] > 0, "a sandbox is warm")
+    if pools := shared_pools(people[0]):
+        path = f"/api/v1/warmpools/{pools[0]}/status"
+        until(lambda: people[0].client.made("GET", path)["availablePods"] > 0, "a sandbox is warm")
     with ThreadPoolExecutor(COUNT) as pool:
         made = list(pool.map(create, range(COUNT)))
     yield made
@@ -67,7 +74,7 @@ print(json.dumps({
 def test_overlapping_creates_never_mix_env_or_files(boxes: list[Box]) -> None:
     """Each has its own env and files, whole, and nobody else's; warm and cold alike."""
     assert len({box.id for box in boxes}) == len({box.kernel for box in boxes}) == COUNT
-    assert {box.start for box in boxes} == {"warm", "cold"}
+    assert {box.start for box in boxes} == ({"warm", "cold"} if shared_pools(boxes[0].person) else {"cold"})
 
     def look(box: Box) -> dict[str, Any]:
         box.person.client.output(box.id, f"left_{boxes.index(box)} = 1")
