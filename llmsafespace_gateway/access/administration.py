@@ -134,7 +134,9 @@ class Administration:
         found = await keys.known(self._store, key_id)
         mine = found is not None and found.user.id == principal.user_id
         managed = found is not None and manages(principal, found.user.tenant)
-        row = await keys.revoke(self._store, key_id, time.time()) if mine or managed else None
+        row = None
+        if found is not None and (mine or managed):
+            row = await keys.revoke(self._store, found.user.id, key_id, time.time())
         if row is None:
             raise ApiError("not_found", f"there is no key {key_id[:64]!r} that you can see")
         self._authenticator.revoked([row.id])
@@ -176,7 +178,7 @@ class Administration:
         if role not in ROLES:
             raise ApiError("invalid_request", f"a role is one of {', '.join(sorted(ROLES))}", {"role": role})
         user = await self._user(principal, user_id)
-        await users.set_role(self._store, user.id, role)
+        await users.set_role(self._store, user.tenant, user.id, role)
         self._authenticator.forget_user(user.id)
         self.audit(principal, "users.set_role", user.id, "ok", role=role)
         return await self._user(principal, user_id)
@@ -214,8 +216,8 @@ class Administration:
         row = await self._shareable(principal, sandbox_id)
         if level not in GRANT_LEVELS:
             raise ApiError("invalid_request", f"a grant's level is one of {', '.join(GRANT_LEVELS)}")
-        user = await users.get(self._store, user_id)
-        if user is None or user.tenant != row.tenant:
+        user = await users.get(self._store, row.tenant, user_id)
+        if user is None:
             raise ApiError("not_found", f"there is no user {user_id[:64]!r} in this tenant")
         wanted = GrantRow(id=f"gr-{secrets.token_hex(8)}", sandbox_id=row.id, user_id=user.id, level=level)
         made = await grants.put(self._store, wanted)
@@ -241,7 +243,7 @@ class Administration:
     async def revoke_grant(self, principal: Principal, grant_id: str) -> None:
         """Take a grant back; what the guest has open closes. Raises ApiError: not_found, forbidden."""
         unknown = ApiError("not_found", f"there is no grant {grant_id[:64]!r} that you can see")
-        found = await grants.get(self._store, grant_id)
+        found = await grants.get(self._store, principal.tenant, grant_id)
         if found is None:
             raise unknown
         try:
@@ -249,7 +251,7 @@ class Administration:
         except ApiError as error:
             # The id of a sandbox that is not theirs to see would tell that the grant exists.
             raise unknown if error.code == "not_found" else error from None
-        await grants.delete(self._store, grant_id)
+        await grants.delete(self._store, found.sandbox_id, grant_id)
         self.audit(principal, "grants.delete", grant_id, "ok", sandbox=found.sandbox_id, user=found.user_id)
 
     # -- audit -----------------------------------------------------------------------------------------
@@ -287,14 +289,15 @@ class Administration:
 
     async def _user(self, principal: Principal, user_id: str) -> UserRow:
         """The principal itself, or a user whom it manages."""
-        row = await users.get(self._store, user_id)
+        everyone = principal.is_admin and principal.tenant == DEFAULT_TENANT
+        row = await users.get(self._store, None if everyone else principal.tenant, user_id)
         own = user_id == principal.user_id
         if row is None or not (own or manages(principal, row.tenant)):
             raise ApiError("not_found", f"there is no user {user_id[:64]!r} that you can see")
         return row
 
     async def _owned(self, principal: Principal, sandbox_id: str) -> SandboxRow:
-        row = await sandboxes.get(self._store, sandbox_id)
+        row = await sandboxes.of_tenant(self._store, principal.tenant, sandbox_id)
         level = None
         if row is not None:
             grant = await grants.level(self._store, row.id, principal.user_id)

@@ -174,7 +174,8 @@ async def _list(arguments: argparse.Namespace) -> int:
 async def _revoke(arguments: argparse.Namespace) -> int:
     store = await Store.open(_url(arguments, make=False))
     try:
-        row = await keys.revoke(store, _id(arguments.id), time.time())
+        found = await keys.known(store, _id(arguments.id))
+        row = await keys.revoke(store, found.user.id, found.key.id, time.time()) if found else None
     finally:
         await store.close()
     if row is None:

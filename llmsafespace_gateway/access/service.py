@@ -134,7 +134,7 @@ class Access(Administration):
 
         Raises ApiError: not_found when it is not there or not theirs to see, forbidden without the scope.
         """
-        row = await sandboxes.get(self._store, sandbox_id)
+        row = await sandboxes.of_tenant(self._store, principal.tenant, sandbox_id)
         if row is None:
             raise hidden("sandbox", sandbox_id)
         await self._check(principal, row, scope, "sandbox", sandbox_id)
@@ -142,7 +142,7 @@ class Access(Administration):
 
     async def kernel(self, principal: Principal, kernel_id: str, scope: str) -> tuple[SandboxRow, KernelRow]:
         """A kernel and its sandbox, like `sandbox`."""
-        found = await kernels.with_sandbox(self._store, kernel_id)
+        found = await kernels.with_sandbox(self._store, principal.tenant, kernel_id)
         if found is None:
             raise hidden("kernel", kernel_id)
         await self._check(principal, found[0], scope, "kernel", kernel_id)
@@ -152,8 +152,11 @@ class Access(Administration):
         self, principal: Principal, session_id: str, scope: str
     ) -> tuple[SandboxRow, KernelRow, SessionRow]:
         """A Jupyter session, its kernel and sandbox, like `sandbox`."""
-        session = await sessions.get(self._store, session_id)
-        found = await kernels.with_sandbox(self._store, session.kernel_id) if session is not None else None
+        tenant = principal.tenant
+        session = await sessions.get(self._store, tenant, session_id)
+        found = None
+        if session is not None:
+            found = await kernels.with_sandbox(self._store, tenant, session.kernel_id)
         if session is None or found is None:
             raise hidden("session", session_id)
         await self._check(principal, found[0], scope, "session", session_id)
@@ -249,7 +252,7 @@ class Access(Administration):
 
     async def _ensure_anonymous(self, who: Principal) -> None:
         await users.ensure_tenant(self._store, who.tenant)
-        if await users.get(self._store, who.user_id) is None:
+        if await users.get(self._store, who.tenant, who.user_id) is None:
             row = UserRow(
                 id=who.user_id, name=who.user, tenant=who.tenant, role=who.role, created_at=time.time()
             )

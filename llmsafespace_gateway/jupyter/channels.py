@@ -135,7 +135,7 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
             row = await sandboxes.get(self.store, self._row.id)
             if row is None or row.state == "ended":
                 return _ended_text(row.end if row is not None else None, row.end_message if row else None)
-            if await kernels.get(self.store, self._kernel.id) is None:
+            if await kernels.get(self.store, row.id, self._kernel.id) is None:
                 return "the kernel was removed"
             try:
                 await self.sandboxes.rpc(row.id, "contexts.get", ById(id=self._kernel.id), _END_GRACE)

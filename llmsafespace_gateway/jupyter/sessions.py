@@ -84,11 +84,11 @@ class SessionList(SessionsHandler):
     ) -> tuple[SessionRow, KernelRow, SandboxRow]:
         there = await sessions.by_path(self.store, self.principal.user_id, path, kind)
         if there is not None:
-            found = await kernels.with_sandbox(self.store, there.kernel_id)
+            found = await kernels.with_sandbox(self.store, there.tenant, there.kernel_id)
             if found is not None and found[0].state != "ended":
                 self.access.require(self.principal, SANDBOXES_READ)
                 return there, found[1], found[0]
-            await sessions.delete(self.store, there.id)
+            await sessions.delete(self.store, there.tenant, there.id)
         sandbox, kernel = await self.kernel_for(wanted, path)
         row = SessionRow(
             id=str(uuid.uuid4()),
@@ -125,7 +125,7 @@ class SessionItem(SessionsHandler):
             for field in ("path", "name", "type")
             if (value := getattr(wanted, field)) is not None
         }
-        changed = await sessions.update(self.store, session_id, **changes)
+        changed = await sessions.update(self.store, row.tenant, row.id, **changes)
         if changed is None:
             raise ApiError("not_found", f"session {session_id} is gone")
         if kernel.id != old_kernel.id:
@@ -134,9 +134,9 @@ class SessionItem(SessionsHandler):
 
     async def delete(self, session_id: str) -> None:
         """End a session and its kernel."""
-        sandbox, kernel, _ = await self._living(session_id, SANDBOXES_READ)
+        sandbox, kernel, row = await self._living(session_id, SANDBOXES_READ)
         await self.shut_down(sandbox, kernel)
-        await sessions.delete(self.store, session_id)
+        await sessions.delete(self.store, row.tenant, row.id)
         self.answer(None, 204)
 
     async def _living(self, session_id: str, scope: str) -> tuple[SandboxRow, KernelRow, SessionRow]:

@@ -114,7 +114,7 @@ async def patch_sandbox(call: RestHandler) -> SandboxAnswer:
         )
         await call.sandboxes.rpc(row.id, "set_limits", limits)
     if sent:
-        await sandboxes.update(call.store, row.id, **sent)
+        await sandboxes.update(call.store, row.tenant, row.id, **sent)
         call.audit("sandbox.update", row.id, fields=sorted(sent))
     return conversions.sandbox_answer(changed, await call.default_kernel(row.id))
 

@@ -162,28 +162,49 @@ class Sandboxes:
     async def create_context(
         self, row: SandboxRow, wanted: ContextCreate, kernel_name: str = "", path: str = ""
     ) -> KernelRow:
-        """A further kernel in a sandbox; the same id again gives the same one."""
-        info = await self.rpc(row.id, "contexts.create", wanted)
+        """A further kernel in a sandbox; the same id again gives the same one.
+
+        Its record comes first: an id that is taken, by whomever, is refused before anything is made.
+        Raises ApiError.
+        """
         now = time.time()
         kernel = KernelRow(
-            id=info.id,
+            id=wanted.id,
             sandbox_id=row.id,
-            name=kernel_name or wanted.name or info.language,
-            language=info.language,
+            name=kernel_name or wanted.name or wanted.language or "",
+            language=wanted.language or "",
             created_at=now,
             last_activity=now,
-            execution_state=info.state,
+            execution_state="starting",
             connections=0,
             is_default=False,
             path=path,
         )
-        await kernels.insert(self._store, kernel)
-        return kernel
+        added = await kernels.insert(self._store, kernel)
+        try:
+            info = await self.rpc(row.id, "contexts.create", wanted)
+        except BaseException as error:
+            there = isinstance(error, ApiError) and error.code == "conflict"  # another request's, of this id
+            if added and not there:
+                await asyncio.shield(kernels.delete(self._store, row.id, kernel.id))
+            raise
+        changes = {
+            "name": kernel.name or info.language,
+            "language": info.language,
+            "execution_state": info.state,
+        }
+        return await kernels.update(self._store, row.id, kernel.id, **changes) or kernel
 
     async def remove_context(self, sandbox_id: str, context_id: str) -> None:
         """End a further kernel of a sandbox."""
-        await self.rpc(sandbox_id, "contexts.remove", ById(id=context_id))
-        await kernels.delete(self._store, context_id)
+        try:
+            await self.rpc(sandbox_id, "contexts.remove", ById(id=context_id))
+        except ApiError as error:
+            gone = error.code == "not_found" and await kernels.delete(self._store, sandbox_id, context_id)
+            if not gone:
+                raise
+        else:
+            await kernels.delete(self._store, sandbox_id, context_id)
         self._activity.forget(context_id)
 
     def note_activity(self, kernel_id: str, *, state: str | None = None, connections_delta: int = 0) -> None:
@@ -213,10 +234,12 @@ class Sandboxes:
             return await sandboxes.by_idempotency_key(self._store, owner.user_id, request.idempotency_key)
         if request.kernel_id is None:
             return None
-        found = await kernels.with_sandbox(self._store, request.kernel_id)
-        if found is not None and (found[0].owner != owner.user_id or found[0].state == "ended"):
-            raise ApiError("conflict", "this kernel_id has been used; send another, or none")
-        return found[0] if found is not None else None
+        found = await kernels.with_sandbox(self._store, owner.tenant, request.kernel_id)
+        if found is not None and found[0].owner == owner.user_id and found[0].state != "ended":
+            return found[0]
+        if await kernels.taken(self._store, request.kernel_id):
+            raise kernels.id_taken()
+        return None
 
     async def _create(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
         sandbox_id = f"sb-{secrets.token_hex(10)}"

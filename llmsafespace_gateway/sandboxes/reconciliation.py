@@ -104,9 +104,9 @@ class Reconciliation:
     async def _owner(self, named: str, tenant: str) -> Owner:
         """Whose it is, by id or name. Who is not known here owns nothing: then admins see it."""
         await users.ensure_tenant(self._store, tenant)
-        user = await users.get(self._store, named) or await users.by_name(self._store, tenant, named)
-        known = user is not None and user.tenant == tenant
-        return Owner(user.id if user is not None and known else "", tenant)
+        user = await users.get(self._store, tenant, named)
+        user = user or await users.by_name(self._store, tenant, named)
+        return Owner(user.id if user is not None else "", tenant)
 
     async def _is_orphan(self, place: Place) -> bool:
         """Whether nobody is making it, and nobody ever knew it: a store that was lost knew more than this."""

@@ -41,13 +41,11 @@ async def entries(
     after: str | None = None,
 ) -> list[AuditRow]:
     """A page of a tenant's entries, newest first; `since` is included, `until` is not."""
-    wanted = select(audit).where(audit.c.tenant == tenant)
     exact = {"user_id": user_id, "action": action, "target": target, "outcome": outcome}
-    for name, value in exact.items():
-        if value is not None:
-            wanted = wanted.where(audit.c[name] == value)
+    filters = [audit.c[name] == value for name, value in exact.items() if value is not None]
     if since is not None:
-        wanted = wanted.where(audit.c.at >= since)
+        filters.append(audit.c.at >= since)
     if until is not None:
-        wanted = wanted.where(audit.c.at < until)
-    return await page(store, AuditRow, wanted, audit, limit=limit, after=after, order="id")
+        filters.append(audit.c.at < until)
+    scope = select(audit).where(audit.c.tenant == tenant)
+    return await page(store, AuditRow, scope, audit, filters=filters, limit=limit, after=after, order="id")

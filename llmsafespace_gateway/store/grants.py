@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sqlalchemy import and_, select
 from sqlalchemy import delete as remove
 from sqlalchemy import insert as insert_into
-from sqlalchemy import select
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
 
@@ -34,9 +34,10 @@ async def put(store: Store, row: GrantRow) -> GrantRow:
         raise ApiError("not_found", "there is no such sandbox or user to grant") from error
 
 
-async def get(store: Store, grant_id: str) -> GrantRow | None:
-    """A grant."""
-    return await get_one(store, GrantRow, select(grants).where(grants.c.id == grant_id))
+async def get(store: Store, tenant: str, grant_id: str) -> GrantRow | None:
+    """A grant on a tenant's sandbox."""
+    wanted = select(grants).join_from(grants, sandboxes)
+    return await get_one(store, GrantRow, wanted.where(grants.c.id == grant_id, sandboxes.c.tenant == tenant))
 
 
 async def level(store: Store, sandbox_id: str, user_id: str) -> str | None:
@@ -72,8 +73,9 @@ async def of_tenant(
         return await many(connection, GrantRow, bounded)
 
 
-async def delete(store: Store, grant_id: str) -> bool:
-    """Take a grant back; False when there was none."""
+async def delete(store: Store, sandbox_id: str, grant_id: str) -> bool:
+    """Take a grant on a sandbox back; False when there was none."""
+    this = and_(grants.c.id == grant_id, grants.c.sandbox_id == sandbox_id)
     async with store.write() as connection:
-        gone = await connection.execute(remove(grants).where(grants.c.id == grant_id))
+        gone = await connection.execute(remove(grants).where(this))
         return bool(gone.rowcount)

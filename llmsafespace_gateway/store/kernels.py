@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import ColumnElement, and_, bindparam, func, select
 from sqlalchemy import delete as remove
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as change
@@ -29,8 +29,8 @@ _OF_SANDBOX = (
 )
 
 
-async def insert(store: Store, row: KernelRow) -> None:
-    """Add a kernel; the same id in the same sandbox again changes nothing.
+async def insert(store: Store, row: KernelRow) -> bool:
+    """Add a kernel; False when the sandbox has one of this id, which then stays as it is.
 
     Raises ApiError(conflict) when the id is taken elsewhere, not_found when there is no such sandbox.
     """
@@ -38,22 +38,36 @@ async def insert(store: Store, row: KernelRow) -> None:
         async with store.write() as connection:
             await connection.execute(insert_into(kernels), values(row))
     except IntegrityError as error:
-        there = await get(store, row.id)
-        if there is None:
-            raise ApiError("not_found", f"there is no sandbox {row.sandbox_id!r}") from error
-        if there.sandbox_id != row.sandbox_id:
-            raise ApiError("conflict", "a kernel with this id exists; send another, or none") from error
+        if await get(store, row.sandbox_id, row.id) is not None:
+            return False
+        if await taken(store, row.id):
+            raise id_taken() from error
+        raise ApiError("not_found", f"there is no sandbox {row.sandbox_id!r}") from error
+    return True
 
 
-async def get(store: Store, kernel_id: str) -> KernelRow | None:
-    """A kernel."""
-    return await get_one(store, KernelRow, select(kernels).where(kernels.c.id == kernel_id))
+def id_taken() -> ApiError:
+    """The answer for a kernel id of whoever's: it tells nothing of whose."""
+    return ApiError("conflict", "this id cannot be used for a new kernel; send another, or none")
 
 
-async def with_sandbox(store: Store, kernel_id: str) -> tuple[SandboxRow, KernelRow] | None:
-    """A kernel and the sandbox that it is in, ended or not."""
+async def get(store: Store, sandbox_id: str, kernel_id: str) -> KernelRow | None:
+    """A kernel of a sandbox."""
+    return await get_one(store, KernelRow, select(kernels).where(_is(sandbox_id, kernel_id)))
+
+
+async def taken(store: Store, kernel_id: str) -> bool:
+    """Whether there is a kernel of this id, whoever's: ids are unique over all tenants."""
     async with store.read() as connection:
-        found = (await connection.execute(_BOTH.where(kernels.c.id == kernel_id))).mappings().first()
+        found = await connection.execute(select(kernels.c.id).where(kernels.c.id == kernel_id))
+        return found.first() is not None
+
+
+async def with_sandbox(store: Store, tenant: str, kernel_id: str) -> tuple[SandboxRow, KernelRow] | None:
+    """A kernel of a tenant's and the sandbox that it is in, ended or not."""
+    wanted = _BOTH.where(kernels.c.id == kernel_id, sandboxes.c.tenant == tenant)
+    async with store.read() as connection:
+        found = (await connection.execute(wanted)).mappings().first()
     if found is None:
         return None
     kernel = {name[2:]: value for name, value in found.items() if name.startswith("k_")}
@@ -79,19 +93,19 @@ async def visible(
     store: Store, tenant: str, user_id: str | None, *, limit: int = 1000, after: str | None = None
 ) -> list[KernelRow]:
     """A page of the kernels of running sandboxes that a user may see (None: the tenant's), newest first."""
-    wanted = select(kernels).join_from(kernels, sandboxes)
-    wanted = wanted.where(
-        sandboxes.c.state == "running", visible_sandboxes(sandboxes, grants, tenant, user_id)
-    )
-    return await page(store, KernelRow, wanted, kernels, limit=limit, after=after)
+    scope = select(kernels).join_from(kernels, sandboxes)
+    scope = scope.where(visible_sandboxes(sandboxes, grants, tenant, user_id))
+    running = sandboxes.c.state == "running"
+    return await page(store, KernelRow, scope, kernels, filters=(running,), limit=limit, after=after)
 
 
-async def update(store: Store, kernel_id: str, **changes: Any) -> KernelRow | None:
-    """Change columns of a kernel; its row afterwards, or None when there is none."""
+async def update(store: Store, sandbox_id: str, kernel_id: str, **changes: Any) -> KernelRow | None:
+    """Change columns of a sandbox's kernel; its row afterwards, or None when there is none."""
+    this = _is(sandbox_id, kernel_id)
     async with store.write() as connection:
         if changes:
-            await connection.execute(change(kernels).where(kernels.c.id == kernel_id).values(**changes))
-        return await one(connection, KernelRow, select(kernels).where(kernels.c.id == kernel_id))
+            await connection.execute(change(kernels).where(this).values(**changes))
+        return await one(connection, KernelRow, select(kernels).where(this))
 
 
 async def note_activity(store: Store, notes: Sequence[tuple[str, float, str | None, int]]) -> None:
@@ -117,8 +131,12 @@ async def note_activity(store: Store, notes: Sequence[tuple[str, float, str | No
         await connection.execute(statement, rows)
 
 
-async def delete(store: Store, kernel_id: str) -> bool:
-    """Remove a kernel and its sessions; False when there was none."""
+async def delete(store: Store, sandbox_id: str, kernel_id: str) -> bool:
+    """Remove a sandbox's kernel and its sessions; False when there was none."""
     async with store.write() as connection:
-        gone = await connection.execute(remove(kernels).where(kernels.c.id == kernel_id))
+        gone = await connection.execute(remove(kernels).where(_is(sandbox_id, kernel_id)))
         return bool(gone.rowcount)
+
+
+def _is(sandbox_id: str, kernel_id: str) -> ColumnElement[bool]:
+    return and_(kernels.c.id == kernel_id, kernels.c.sandbox_id == sandbox_id)

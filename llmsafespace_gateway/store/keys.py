@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, select
+from sqlalchemy import ColumnElement, and_, bindparam, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as change
 
@@ -44,13 +44,13 @@ async def insert(store: Store, row: KeyRow) -> None:
         await connection.execute(insert_into(api_keys), values(row))
 
 
-async def get(store: Store, key_id: str) -> KeyRow | None:
-    """A key."""
-    return await get_one(store, KeyRow, select(api_keys).where(api_keys.c.id == key_id))
+async def get(store: Store, user_id: str, key_id: str) -> KeyRow | None:
+    """A user's key."""
+    return await get_one(store, KeyRow, select(api_keys).where(_is(user_id, key_id)))
 
 
 async def known(store: Store, key_id: str) -> KnownKey | None:
-    """A key with its user and its tenant's quota."""
+    """A key with its user and its tenant's quota, whoever's: this is where a request's tenant comes from."""
     async with store.read() as connection:
         found = (await connection.execute(_KNOWN.where(api_keys.c.id == key_id))).mappings().first()
     if found is None:
@@ -76,15 +76,14 @@ async def visible(
     return await page(store, KeyRow, wanted, api_keys, limit=limit, after=after)
 
 
-async def revoke(store: Store, key_id: str, at: float) -> KeyRow | None:
-    """Revoke a key for good; its row afterwards, or None when there is none. The first moment stays."""
+async def revoke(store: Store, user_id: str, key_id: str, at: float) -> KeyRow | None:
+    """Revoke a user's key for good; its row afterwards, None when there is none. The first moment stays."""
+    this = _is(user_id, key_id)
     async with store.write() as connection:
         await connection.execute(
-            change(api_keys)
-            .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
-            .values(revoked_at=at)
+            change(api_keys).where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=at)
         )
-        return await one(connection, KeyRow, select(api_keys).where(api_keys.c.id == key_id))
+        return await one(connection, KeyRow, select(api_keys).where(this))
 
 
 async def revoked_since(store: Store, moment: float) -> list[str]:
@@ -101,6 +100,10 @@ async def used(store: Store, moments: Mapping[str, float]) -> None:
     statement = change(api_keys).where(api_keys.c.id == bindparam("key")).values(last_used_at=bindparam("at"))
     async with store.write() as connection:
         await connection.execute(statement, [{"key": key, "at": at} for key, at in moments.items()])
+
+
+def _is(user_id: str, key_id: str) -> ColumnElement[bool]:
+    return and_(api_keys.c.id == key_id, api_keys.c.user_id == user_id)
 
 
 def _known(found: Mapping[Any, Any]) -> KnownKey:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -52,21 +52,25 @@ async def get(store: Store, kind: type[R], statement: Select[Any], parameters: P
 async def page(
     store: Store,
     kind: type[R],
-    statement: Select[Any],
+    scope: Select[Any],
     table: Table,
     *,
+    filters: Sequence[ColumnElement[bool]] = (),
     limit: int,
     after: str | None,
     order: str = "created_at",
 ) -> list[R]:
-    """A page of a query, newest first: at most `limit` rows that come after the row whose id is `after`.
+    """A page of what the caller may see (`scope`) and asks for (`filters`), newest first.
 
-    Raises ApiError(invalid_request) when `after` names no row.
+    At most `limit` rows that come after the row whose id is `after`. Raises ApiError(invalid_request) when
+    that is no row of the scope: whether others have such a row is not told.
     """
     key, row_id = table.c[order], table.c.id
+    statement = scope.where(*filters)
     async with store.read() as connection:
         if after is not None:
-            at = (await connection.execute(select(key).where(row_id == after))).scalar_one_or_none()
+            known = scope.with_only_columns(key).where(row_id == after)
+            at = (await connection.execute(known)).scalar_one_or_none()
             if at is None:
                 raise ApiError("invalid_request", "`after` must be the `next` of an earlier page")
             statement = statement.where(or_(key < at, and_(key == at, row_id < after)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import and_, bindparam, delete, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
@@ -18,6 +18,7 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 from llmsafespace_gateway.store.schema import grants, kernels, sandboxes, sessions
 
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("wanted"))
+_OF_TENANT = _BY_ID.where(sandboxes.c.tenant == bindparam("of"))
 _INSERT, _INSERT_KERNEL = insert_into(sandboxes), insert_into(kernels)
 _END = (
     change(sandboxes)
@@ -47,8 +48,13 @@ async def insert(store: Store, row: SandboxRow, kernel: KernelRow | None = None)
 
 
 async def get(store: Store, sandbox_id: str) -> SandboxRow | None:
-    """A sandbox, ended or not."""
+    """A sandbox, ended or not, whoever's: only for ids that the gateway itself or its backend names."""
     return await get_one(store, SandboxRow, _BY_ID, {"wanted": sandbox_id})
+
+
+async def of_tenant(store: Store, tenant: str, sandbox_id: str) -> SandboxRow | None:
+    """A tenant's sandbox, ended or not."""
+    return await get_one(store, SandboxRow, _OF_TENANT, {"wanted": sandbox_id, "of": tenant})
 
 
 async def by_idempotency_key(store: Store, owner: str, key: str) -> SandboxRow | None:
@@ -84,18 +90,18 @@ async def visible(
     after: str | None = None,
 ) -> list[SandboxRow]:
     """A page of the sandboxes that a user owns or has a grant for (None: the tenant's), newest first."""
-    wanted = select(sandboxes).where(visible_sandboxes(sandboxes, grants, tenant, user_id))
-    if states is not None:
-        wanted = wanted.where(sandboxes.c.state.in_(states))
-    return await page(store, SandboxRow, wanted, sandboxes, limit=limit, after=after)
+    scope = select(sandboxes).where(visible_sandboxes(sandboxes, grants, tenant, user_id))
+    filters = () if states is None else (sandboxes.c.state.in_(states),)
+    return await page(store, SandboxRow, scope, sandboxes, filters=filters, limit=limit, after=after)
 
 
-async def update(store: Store, sandbox_id: str, **changes: Any) -> SandboxRow | None:
-    """Change columns of a sandbox; its row afterwards, or None when there is none."""
+async def update(store: Store, tenant: str, sandbox_id: str, **changes: Any) -> SandboxRow | None:
+    """Change columns of a tenant's sandbox; its row afterwards, or None when there is none."""
+    this = and_(sandboxes.c.id == sandbox_id, sandboxes.c.tenant == tenant)
     async with store.write() as connection:
         if changes:
-            await connection.execute(change(sandboxes).where(sandboxes.c.id == sandbox_id).values(**changes))
-        return await one(connection, SandboxRow, select(sandboxes).where(sandboxes.c.id == sandbox_id))
+            await connection.execute(change(sandboxes).where(this).values(**changes))
+        return await one(connection, SandboxRow, select(sandboxes).where(this))
 
 
 async def end(store: Store, sandbox_id: str, end: str, message: str | None, at: float) -> SandboxRow | None:

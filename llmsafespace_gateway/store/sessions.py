@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy import delete as remove
 from sqlalchemy import insert as insert_into
-from sqlalchemy import select
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
 
@@ -27,9 +27,9 @@ async def insert(store: Store, row: SessionRow) -> None:
         raise ApiError("conflict", "a session with this id exists, or its kernel is gone") from error
 
 
-async def get(store: Store, session_id: str) -> SessionRow | None:
-    """A session."""
-    return await get_one(store, SessionRow, select(sessions).where(sessions.c.id == session_id))
+async def get(store: Store, tenant: str, session_id: str) -> SessionRow | None:
+    """A session of a tenant's."""
+    return await get_one(store, SessionRow, select(sessions).where(_is(tenant, session_id)))
 
 
 async def by_path(store: Store, owner: str, path: str, type: str) -> SessionRow | None:
@@ -50,16 +50,21 @@ async def visible(store: Store, tenant: str, user_id: str | None, *, limit: int 
         return await many(connection, SessionRow, wanted.order_by(sessions.c.id).limit(limit))
 
 
-async def update(store: Store, session_id: str, **changes: Any) -> SessionRow | None:
-    """Change columns of a session; its row afterwards, or None when there is none."""
+async def update(store: Store, tenant: str, session_id: str, **changes: Any) -> SessionRow | None:
+    """Change columns of a tenant's session; its row afterwards, or None when there is none."""
+    this = _is(tenant, session_id)
     async with store.write() as connection:
         if changes:
-            await connection.execute(change(sessions).where(sessions.c.id == session_id).values(**changes))
-        return await one(connection, SessionRow, select(sessions).where(sessions.c.id == session_id))
+            await connection.execute(change(sessions).where(this).values(**changes))
+        return await one(connection, SessionRow, select(sessions).where(this))
 
 
-async def delete(store: Store, session_id: str) -> bool:
-    """Remove a session; False when there was none."""
+async def delete(store: Store, tenant: str, session_id: str) -> bool:
+    """Remove a tenant's session; False when there was none."""
     async with store.write() as connection:
-        gone = await connection.execute(remove(sessions).where(sessions.c.id == session_id))
+        gone = await connection.execute(remove(sessions).where(_is(tenant, session_id)))
         return bool(gone.rowcount)
+
+
+def _is(tenant: str, session_id: str) -> ColumnElement[bool]:
+    return and_(sessions.c.id == session_id, sessions.c.tenant == tenant)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
@@ -57,9 +57,12 @@ async def insert(store: Store, row: UserRow) -> None:
         raise ApiError("conflict", f"tenant {row.tenant} has a user {row.name!r} already") from error
 
 
-async def get(store: Store, user_id: str) -> UserRow | None:
-    """A user."""
-    return await get_one(store, UserRow, select(users).where(users.c.id == user_id))
+async def get(store: Store, tenant_id: str | None, user_id: str) -> UserRow | None:
+    """A user of a tenant; None is any tenant, which is for the operator alone."""
+    wanted = select(users).where(users.c.id == user_id)
+    if tenant_id is not None:
+        wanted = wanted.where(users.c.tenant == tenant_id)
+    return await get_one(store, UserRow, wanted)
 
 
 async def by_name(store: Store, tenant_id: str, name: str) -> UserRow | None:
@@ -90,8 +93,8 @@ async def of_tenant(
     return await page(store, UserRow, wanted, users, limit=limit, after=after)
 
 
-async def set_role(store: Store, user_id: str, role: str) -> bool:
-    """Change a user's role; False when there is no such user."""
+async def set_role(store: Store, tenant_id: str, user_id: str, role: str) -> bool:
+    """Change the role of a tenant's user; False when there is no such user."""
+    this = and_(users.c.id == user_id, users.c.tenant == tenant_id)
     async with store.write() as connection:
-        statement = change(users).where(users.c.id == user_id).values(role=role)
-        return bool((await connection.execute(statement)).rowcount)
+        return bool((await connection.execute(change(users).where(this).values(role=role))).rowcount)

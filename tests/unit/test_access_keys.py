@@ -106,7 +106,7 @@ async def test_a_key_is_its_users_principal(access: Access, store: Store) -> Non
     assert found.scopes == SCOPES - {"admin"}
     assert await access.authenticate(None, text) == found
     await access.stop()
-    used = await keys.get(store, key_id)
+    used = await keys.get(store, found.user_id, key_id)
     assert used is not None
     assert used.last_used_at is not None
 
@@ -160,13 +160,13 @@ async def test_a_revocation_by_another_process_is_noticed(
     access: Access, store: Store, store_url: str
 ) -> None:
     key_id, text = await issue(store)
-    await access.authenticate(f"Bearer {text}")
+    found = await access.authenticate(f"Bearer {text}")
     closed: list[str] = []
     access.on_revoked(key_id, lambda: closed.append("socket"))
     unsubscribe = access.on_revoked(key_id, lambda: closed.append("never"))
     unsubscribe()
     other = await Store.open(store_url)
-    await keys.revoke(other, key_id, time.time())
+    await keys.revoke(other, found.user_id, key_id, time.time())
     await other.close()
     await until(lambda: closed == ["socket"])
     assert await refusal(access, text) == "unauthorized"
@@ -198,7 +198,7 @@ async def test_a_lowered_role_lowers_the_key(
     assert closed == ["socket"]
     after = await access.authenticate(f"Bearer {text}")
     assert (after.role, after.is_admin) == ("viewer", False)
-    await users.set_role(store, before.user_id, "developer")  # as another process would
+    await users.set_role(store, before.tenant, before.user_id, "developer")  # as another process would
     monkeypatch.setattr("llmsafespace_gateway.access.authentication.FRESH", FRESH * 0)
     assert (await access.authenticate(f"Bearer {text}")).role == "developer"
 

@@ -32,7 +32,7 @@ async def test_rows_come_back_as_they_went(
     kernel = make_kernel(path="a/b.ipynb")
     await sandboxes.insert(store, row, kernel)
     assert await sandboxes.get(store, "sb-1") == row
-    assert await kernels.with_sandbox(store, "k-1") == (row, kernel)
+    assert await kernels.with_sandbox(store, "default", "k-1") == (row, kernel)
     assert await sandboxes.by_idempotency_key(store, "ada", "once") == row
     assert await sandboxes.by_idempotency_key(store, "bob", "once") is None
 
@@ -71,12 +71,12 @@ async def test_an_end_is_recorded_once(
     (row,) = [row for row in ended if row is not None]
     assert (row.state, row.ended_at, row.end_message) == ("ended", 5.0, "why")
     assert await sandboxes.get(store, "sb-1") == row
-    assert await sessions.get(store, "s-1") is None
-    assert await kernels.get(store, "k-1") is not None
+    assert await sessions.get(store, "default", "s-1") is None
+    assert await kernels.get(store, "sb-1", "k-1") is not None
     assert await sandboxes.running(store) == []
     assert await sandboxes.running_since(store, "local") == {}
     assert await sandboxes.forget_ended(store, 6.0) == 1
-    assert await kernels.get(store, "k-1") is None
+    assert await kernels.get(store, "sb-1", "k-1") is None
 
 
 async def test_lists_show_own_and_granted_only(
@@ -128,7 +128,7 @@ async def test_activity_is_written_back(
     first, second = await kernels.of_sandbox(store, "sb-1")
     assert (first.last_activity, first.execution_state, first.connections) == (9.0, "busy", 2)
     assert (second.last_activity, second.execution_state) == (8.0, "idle")
-    changed = await kernels.update(store, "k-2", path="x.ipynb")
+    changed = await kernels.update(store, "sb-1", "k-2", path="x.ipynb")
     assert changed is not None
     assert changed.path == "x.ipynb"
 
@@ -138,8 +138,8 @@ async def test_a_kernel_again_is_no_second_kernel(
 ) -> None:
     await sandboxes.insert(store, make_sandbox("sb-1"))
     await sandboxes.insert(store, make_sandbox("sb-2"))
-    await kernels.insert(store, make_kernel("k", "sb-1"))
-    await kernels.insert(store, make_kernel("k", "sb-1"))
+    assert await kernels.insert(store, make_kernel("k", "sb-1"))
+    assert not await kernels.insert(store, make_kernel("k", "sb-1"))
     for sandbox, code in (("sb-2", "conflict"), ("sb-none", "conflict")):
         with pytest.raises(ApiError) as refused:
             await kernels.insert(store, make_kernel("k", sandbox))
@@ -147,8 +147,9 @@ async def test_a_kernel_again_is_no_second_kernel(
     with pytest.raises(ApiError) as missing:
         await kernels.insert(store, make_kernel("k-new", "sb-none"))
     assert missing.value.code == "not_found"
-    assert await kernels.delete(store, "k")
-    assert not await kernels.delete(store, "k")
+    assert not await kernels.delete(store, "sb-2", "k")
+    assert await kernels.delete(store, "sb-1", "k")
+    assert not await kernels.delete(store, "sb-1", "k")
 
 
 async def test_sessions_change_and_end_with_their_kernel(
@@ -163,13 +164,13 @@ async def test_sessions_change_and_end_with_their_kernel(
         await sessions.insert(store, row)
     assert await sessions.by_path(store, "ada", "p", "notebook") == row
     assert await sessions.by_path(store, "bob", "p", "notebook") is None
-    changed = await sessions.update(store, "s", path="q")
+    changed = await sessions.update(store, "default", "s", path="q")
     assert changed is not None
     assert changed.path == "q"
     assert await sessions.visible(store, "default", "ada") == [changed]
     assert await sessions.visible(store, "default", "bob") == []
-    await kernels.delete(store, "k-1")
-    assert await sessions.get(store, "s") is None
+    await kernels.delete(store, "sb-1", "k-1")
+    assert await sessions.get(store, "default", "s") is None
 
 
 async def test_pools_are_put_and_seen_by_their_tenant(store: Store) -> None:
@@ -212,7 +213,10 @@ async def test_grants_are_one_per_user_and_sandbox(store: Store, make_sandbox: M
     assert await grants.of_tenant(store, "default", user.id) == []
     with pytest.raises(ApiError):
         await grants.put(store, GrantRow(id="g3", sandbox_id="sb-none", user_id=user.id, level="viewer"))
-    assert await grants.delete(store, "g1")
+    assert await grants.get(store, "other", "g1") is None
+    assert await grants.get(store, "default", "g1") == second
+    assert not await grants.delete(store, "sb-2", "g1")
+    assert await grants.delete(store, "sb-1", "g1")
     assert await grants.level(store, "sb-1", user.id) is None
 
 
