@@ -91,7 +91,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox is no more. `end`: terminated, expired, oom, lost (its process or node was killed)."""
+    """A sandbox is no more. `end` says why: terminated, expired, timeout, oom, lost.
+
+    timeout: an execution ran past its time limit and the agent did not end it, so the sandbox was ended from
+    outside; lost: its process or node was killed.
+    """
 
     sandbox_id: str
     end: str
@@ -239,6 +243,13 @@ class SandboxBackend(Protocol):
 
     async def record(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
         """Make the claim durable where the backend keeps its own record; runs beside the bind."""
+
+    async def set_lifetime(self, sandbox_id: str, seconds: float) -> None:
+        """From now on the sandbox lives at most so many seconds more, also when its agent does not end it.
+
+        The agent keeps this limit as well and is to be first; the backend adds a margin for that. A sandbox
+        that has just ended is passed over.
+        """
 
     async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
         """A proved stream to the agent, opened for `open_` (its `Opened` answer is still to be read).

@@ -71,6 +71,8 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
     )
     info: CommandInfo = await call.sandboxes.rpc(row.id, "commands.start", start)
     call.audit("command.start", row.id, command_id=info.id)
+    if start.timeout is not None:
+        call.sandboxes.overdue.watch(row.id, info.id, start.timeout, command=True)
     return await _answer(call, row.id, info, wait=not body.background)
 
 
@@ -87,6 +89,8 @@ async def install_packages(call: RestHandler) -> CommandAnswer | None:
         timeout=body.timeout,
     )
     info: CommandInfo = await call.sandboxes.rpc(row.id, "packages.install", install)
+    if install.timeout is not None:
+        call.sandboxes.overdue.watch(row.id, info.id, install.timeout, command=True)
     call.audit("packages.install", row.id, command_id=info.id, packages=body.packages[:20])
     return await _answer(call, row.id, info, wait=body.wait)
 

@@ -127,7 +127,7 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
             timeout=body.timeout,
             stdin=body.stdin,
         )
-        run = await runs.begin(call.sandboxes, row.id, open_)
+        run = await runs.begin_code(call.sandboxes, row, open_)
     call.audit("sandbox.execute", row.id, execution=execution, type=body.type)
     return await answer_run(call, run)
 

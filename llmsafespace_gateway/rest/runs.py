@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -31,11 +32,12 @@ from llmsafespace_gateway.rest.types import (
 from llmsafespace_gateway.sandboxes.events import End, Event
 from llmsafespace_gateway.sandboxes.executions import Collected, command_events, events, moment
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.store.rows import SandboxRow
 
 _ATTEMPTS = 6
 _SILENCE = 20.0  # seconds without an event after which the agent is asked for a sign of life
 _ANSWER = 10.0  # seconds that it has for it
-_ENDS = {"expired": "expired", "oom": "oom", "terminated": "aborted"}
+_ENDS = {"expired": "expired", "oom": "oom", "terminated": "aborted", "timeout": "timeout"}
 
 Kind = Literal["code", "command"]
 Status = Literal["queued", "running", "completed", "failed"]
@@ -46,8 +48,9 @@ class Run(msgspec.Struct, kw_only=True):
 
     sandbox_id: str
     open: OpenExecution | OpenCommand
-    stream: FrameStream
+    stream: FrameStream | None  # None: lost just after it was accepted
     began: float
+    limit: float | None = None  # seconds that it may run; None: not known, as it was begun by somebody else
 
     @property
     def id(self) -> str:
@@ -60,17 +63,39 @@ class Run(msgspec.Struct, kw_only=True):
         return "code" if isinstance(self.open, OpenExecution) else "command"
 
 
-async def begin(sandboxes: Sandboxes, sandbox_id: str, open_: OpenExecution | OpenCommand) -> Run:
-    """Open the stream of an execution or command. Raises ApiError as the agent refuses."""
+async def begin(
+    sandboxes: Sandboxes, sandbox_id: str, open_: OpenExecution | OpenCommand, limit: float | None = None
+) -> Run:
+    """Open the stream of an execution or command. Raises ApiError as the agent refuses.
+
+    `limit` is for one that is begun here: the seconds that it may run, math.inf where there is no limit.
+    """
     began = time.time()
     stream = await sandboxes.open(sandbox_id, open_)
-    return Run(sandbox_id=sandbox_id, open=open_, stream=stream, began=began)
+    run = Run(sandbox_id=sandbox_id, open=open_, stream=stream, began=began, limit=limit)
+    if limit is not None and limit < math.inf:
+        sandboxes.overdue.watch(sandbox_id, run.id, limit, command=run.kind == "command")
+    return run
+
+
+async def begin_code(sandboxes: Sandboxes, row: SandboxRow, open_: OpenExecution) -> Run:
+    """Begin code in a sandbox, once for its id. Raises ApiError as the agent refuses."""
+    limits = [limit for limit in (open_.timeout, row.timeout) if limit is not None]
+    return await begin(sandboxes, row.id, open_, min(limits, default=math.inf))
 
 
 async def begin_command(sandboxes: Sandboxes, sandbox_id: str, start: CommandStart) -> Run:
     """Start a command, once for its id, and open its stream. Raises ApiError."""
     await sandboxes.rpc(sandbox_id, "commands.start", start)
-    return await begin(sandboxes, sandbox_id, OpenCommand(command=start.id))
+    limit = start.timeout if start.timeout is not None else math.inf
+    open_ = OpenCommand(command=start.id)
+    began = time.time()
+    try:
+        return await begin(sandboxes, sandbox_id, open_, limit)
+    except ApiError as error:
+        if error.code not in ("gone", "service_unavailable"):
+            raise
+        return Run(sandbox_id=sandbox_id, open=open_, stream=None, began=began, limit=limit)
 
 
 async def find(sandboxes: Sandboxes, sandbox_id: str, execution_id: str) -> ExecutionInfo | CommandInfo:
@@ -92,7 +117,7 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
     Raises ApiError when the agent cannot be reached for long, or breaks the protocol.
     """
     after = run.open.after
-    stream: FrameStream | None = run.stream
+    stream = run.stream
     failures = 0
     while True:
         try:
@@ -107,6 +132,8 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
                 async for event in source:
                     failures = 0
                     after = max(after, event.seq)
+                    if isinstance(event, End):
+                        sandboxes.overdue.ended(run.sandbox_id, run.id)
                     yield event
                     if isinstance(event, End):
                         return
@@ -146,6 +173,8 @@ async def heard(
 
 def _ended_with_sandbox(run: Run, error: ApiError) -> End:
     end = _ENDS.get(str(error.details.get("end")), "kernel_died")
+    if end == "timeout" and run.limit is not None and time.time() < run.began + run.limit:
+        end = "kernel_died"  # another execution ran too long, and took this one along
     return End(
         execution_id=run.id,
         end=end,

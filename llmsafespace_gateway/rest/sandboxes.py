@@ -112,7 +112,7 @@ async def patch_sandbox(call: RestHandler) -> SandboxAnswer:
             idle_timeout=changed.idle_timeout,
             max_lifetime=changed.max_lifetime,
         )
-        await call.sandboxes.rpc(row.id, "set_limits", limits)
+        await call.sandboxes.set_limits(row, limits)
     if sent:
         await sandboxes.update(call.store, row.tenant, row.id, **sent)
         call.audit("sandbox.update", row.id, fields=sorted(sent))

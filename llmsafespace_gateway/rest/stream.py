@@ -191,7 +191,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
                 timeout=wanted.timeout,
                 stdin=wanted.stdin,
             )
-            run = await runs.begin(self._sandboxes, row.id, open_)
+            run = await runs.begin_code(self._sandboxes, row, open_)
         self._access.audit(
             self.principal, "sandbox.execute", row.id, "ok", execution=execution, type=wanted.mode
         )

@@ -31,6 +31,7 @@ from llmsafespace_gateway.recent import Recent
 from llmsafespace_gateway.sandboxes.activity import Activity
 from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, unreachable, written
 from llmsafespace_gateway.sandboxes.agents import Agents
+from llmsafespace_gateway.sandboxes.overdue import Overdue
 from llmsafespace_gateway.sandboxes.reconciliation import Reconciliation
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.sandboxes.rows import kernel_row, request_digest, sandbox_row
@@ -58,6 +59,7 @@ class Sandboxes:
         self._ended = Recent(_REMEMBERED)  # whose end this process has recorded
         self._listeners: dict[str, set[Callable[[Ended], None]]] = {}
         self._reconciliation = Reconciliation(store, backend, self._record_end)
+        self.overdue = Overdue(self.rpc, self.delete)
         self._tasks: list[asyncio.Task[None]] = []
         self.on_any_ended: Callable[[str], None] = lambda sandbox_id: None
         self.on_adopted: Callable[[SandboxRow], None] = lambda row: None
@@ -72,6 +74,7 @@ class Sandboxes:
 
     async def stop(self) -> None:
         """Let go of every sandbox; they live on."""
+        self.overdue.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -110,6 +113,8 @@ class Sandboxes:
         if end == "terminated":  # the agent tells whoever waits for an execution
             with contextlib.suppress(ApiError):
                 await self._agents.call(sandbox_id, "shutdown", Shutdown(end=end), SHUTDOWN_TIMEOUT)
+        elif self._backend.shared:  # else other gateways, who see it go, call it terminated
+            await self._record_end(Ended(sandbox_id=sandbox_id, end=end))
         self._agents.forget(sandbox_id)
         destroyed = await self._backend.destroy(sandbox_id, end)
         await self._record_end(Ended(sandbox_id=sandbox_id, end=end))
@@ -126,6 +131,12 @@ class Sandboxes:
                 del self._listeners[sandbox_id]
 
         return unsubscribe
+
+    async def set_limits(self, row: SandboxRow, limits: Limits) -> None:
+        """Other limits of time from now on. Raises ApiError."""
+        await self.rpc(row.id, "set_limits", limits)
+        left = row.created_at + limits.max_lifetime - time.time()
+        await self._backend.set_lifetime(row.id, max(0.0, left))
 
     # -- talk to the agent -------------------------------------------------------------------------
 
@@ -285,6 +296,7 @@ class Sandboxes:
 
     async def _bind(self, row: SandboxRow, request: CreateSandbox, bind: BindRequest) -> None:
         await self._agents.call(row.id, "bind", bind)
+        await self._backend.set_lifetime(row.id, request.max_lifetime)
         await asyncio.gather(*(self.write_file(row.id, path, data) for path, data in request.files.items()))
         if row.setup_command is not None:
             install = PackagesInstall(id=row.setup_command, packages=list(request.packages), gate=True)

@@ -46,8 +46,8 @@ class KeyRow(Row, frozen=True, kw_only=True):
 class SandboxRow(Row, frozen=True, kw_only=True):
     """A sandbox, living or ended. `state` is creating, running or ended; `owner` is a user's id.
 
-    `end` is terminated, expired, oom, lost or failed. `setup_command` is the agent's command that installs
-    the packages which were asked for.
+    `end` is terminated, expired, timeout, oom, lost or failed. `setup_command` is the agent's command that
+    installs the packages which were asked for.
     """
 
     id: str

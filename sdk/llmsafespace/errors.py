@@ -56,7 +56,10 @@ class SandboxTimeout(SandboxError):
 
 
 class SandboxEnded(SandboxError):
-    """The sandbox is no more. `end` says how: terminated, expired, oom or lost."""
+    """The sandbox is no more. `end` says why: terminated, expired, timeout, oom or lost.
+
+    timeout: an execution ran too long, and the sandbox's agent did not end it.
+    """
 
     @property
     def end(self) -> str:

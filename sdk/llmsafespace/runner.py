@@ -163,7 +163,7 @@ class _Run:
 
 def _end_with_sandbox(error: SandboxEnded) -> End | None:
     """How an execution ended whose sandbox is no more; None when the sandbox was simply terminated."""
-    names = {"expired": "SandboxExpired", "oom": "OutOfMemory"}
+    names = {"expired": "SandboxExpired", "oom": "OutOfMemory", "timeout": "ExecutionTimeout"}
     if error.end not in names:
         return None
     return End(error.end, None, ExecutionError(names[error.end], error.message), 1)

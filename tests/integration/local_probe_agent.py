@@ -15,6 +15,8 @@ if len(sys.argv) > 1:
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.proof import prove_as_agent
 
+CLOCK = -1
+
 
 async def serve(stream: FrameStream, token: bytes) -> None:
     await prove_as_agent(stream, token, "")
@@ -45,7 +47,8 @@ def run(params: dict) -> dict:
 
 
 def spawn(params: dict) -> dict:
-    child = subprocess.Popen([sys.executable, "-I", "-c", params["code"]], start_new_session=True)
+    session = params.get("session", True)
+    child = subprocess.Popen([sys.executable, "-I", "-c", params["code"]], start_new_session=session)
     return {"pid": child.pid}
 
 
@@ -53,11 +56,35 @@ def leave(params: dict) -> dict:
     os._exit(params["status"])
 
 
-METHODS = {"ready": ready, "run": run, "spawn": spawn, "leave": leave}
+def deadline(params: dict) -> dict:
+    """Say by when something has ended here, `seconds` from now (None: nothing runs), as the agent does."""
+    seconds = params["seconds"]
+    moment = 0 if seconds is None else int((time.monotonic() + seconds) * 1000)
+    os.write(CLOCK, moment.to_bytes(8, "little"))
+    return {}
+
+
+def nonsense(params: dict) -> dict:
+    """Write to the clock what no agent would."""
+    for piece in params["pieces"]:
+        os.write(CLOCK, bytes.fromhex(piece))
+    return {}
+
+
+METHODS = {
+    "ready": ready,
+    "run": run,
+    "spawn": spawn,
+    "leave": leave,
+    "deadline": deadline,
+    "nonsense": nonsense,
+}
 
 
 async def main() -> None:
+    global CLOCK
     config = json.loads(sys.stdin.buffer.read())
+    CLOCK = config["clock"]
     if config.get("env", {}).get("PYTHON_FAIL"):
         sys.exit("it was told to fail")
     listening = socket.socket(fileno=config["listen"]["fd"])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from llmsafespace_gateway.backends.base import Resources, SandboxSpec, WarmPoolSpec
-from llmsafespace_gateway.backends.local import keeper, limits
+from llmsafespace_gateway.backends.local import limits
 from llmsafespace_gateway.backends.local.isolation import command, root, seccomp
 from llmsafespace_gateway.backends.local.isolation.syscalls import ALLOWED, CHECKED
+from llmsafespace_gateway.backends.local.keeper import keeping, processes
 from llmsafespace_gateway.backends.local.pool import (
     Observed,
     Warm,
@@ -229,13 +230,13 @@ WORDS = {0: "terminated", 10: "expired", 11: "oom"}
     ],
 )
 def test_verdict(asked: str, status: int | None, ooms: int, end: str) -> None:
-    assert keeper.verdict(asked, status, ooms, WORDS, "")[0] == end
+    assert keeping.verdict(asked, status, ooms, WORDS, "")[0] == end
 
 
 def test_oom_kills_of_both_versions() -> None:
-    assert keeper.oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n") == 3
-    assert keeper.oom_kills("low 0\nmax 7\noom 2\noom_kill 1\n") == 1
-    assert keeper.oom_kills("") == 0
+    assert processes.oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n") == 3
+    assert processes.oom_kills("low 0\nmax 7\noom 2\noom_kill 1\n") == 1
+    assert processes.oom_kills("") == 0
 
 
 # -- root and command line -----------------------------------------------------------------------------

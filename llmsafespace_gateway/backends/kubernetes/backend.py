@@ -257,6 +257,9 @@ class KubernetesBackend:
         )
         return objects.stranger(sandbox, self._cluster.settings.sandbox_namespaces[namespace], isolation)
 
+    async def set_lifetime(self, sandbox_id: str, seconds: float) -> None:
+        """See SandboxBackend. The operator keeps it: it is in the Sandbox's spec."""
+
     async def fate(self, sandbox_id: str) -> Ended | None:
         """See SandboxBackend."""
         with explained(f"the sandbox {sandbox_id} cannot be found"):

@@ -42,6 +42,8 @@ from llmsafespace_gateway.errors import ApiError
 
 log = logging.getLogger("llmsafespace.local")
 
+LIFE_MARGIN = 3.0  # seconds after the end of its lifetime that a sandbox's agent may take to end it
+
 
 class RuntimeSource(Protocol):
     """What the backend asks of the part that prepares runtimes."""
@@ -220,6 +222,12 @@ class LocalBackend:
 
     # -- living sandboxes --------------------------------------------------------------------------
 
+    async def set_lifetime(self, sandbox_id: str, seconds: float) -> None:
+        """See SandboxBackend. Its keeper has a clock of its own."""
+        entry = self._registry.get(sandbox_id)
+        if entry is not None:
+            launch.set_lifetime(entry.folder, seconds + LIFE_MARGIN)
+
     async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
         """See SandboxBackend."""
         entry = self._entry(sandbox_id)
@@ -325,7 +333,12 @@ def _not_ready(reason: str, message: str) -> Condition:
 
 def _claimed(spec: SandboxSpec, start: Start) -> Claimed:
     return Claimed(
-        sandbox_id=spec.sandbox_id, owner=spec.owner, tenant=spec.tenant, start=start, egress=spec.egress
+        sandbox_id=spec.sandbox_id,
+        owner=spec.owner,
+        tenant=spec.tenant,
+        start=start,
+        egress=spec.egress,
+        max_lifetime=spec.limits.max_lifetime,
     )
 
 

@@ -24,11 +24,12 @@ from llmsafespace_gateway.backends.local import plans, records
 from llmsafespace_gateway.backends.local.plans import Host, Recipe
 from llmsafespace_gateway.errors import ApiError
 
-KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER = Path(__file__).with_name("keeper")
 SOCKET = "agent.sock"
 START_TIMEOUT = 60.0  # for a keeper's answer
 READY_TIMEOUT = 120.0  # for a parked kernel
 DIAL_TIMEOUT = 10.0
+TO_BIND = READY_TIMEOUT + 120.0  # seconds from the claim to the moment from which a lifetime counts
 _BACKLOG = 128
 _FOR_PYTHON = ("LD_LIBRARY_PATH",)  # what the gateway's interpreter may need, its keepers' needs too
 _ADDRESS = 100  # bytes of a path that surely fit into a unix socket's address
@@ -61,6 +62,7 @@ def start(
     token = secrets.token_hex(32)
     folder = _make_folder(host, name)
     if claimed is not None:
+        write_lifetime(folder, claimed.max_lifetime + TO_BIND)
         records.write(folder / "claim.json", claimed)
     config = plans.agent_config(host, recipe, name, token, egress)
     listening = _listen(folder)
@@ -198,6 +200,28 @@ async def _ask_ready(stream: FrameStream) -> Status:
         opened = Opened(answer.error)
     said = opened.error.message[:1000] if opened.error is not None else "no answer"
     raise unavailable(f"the sandbox's agent is not ready: {said}")
+
+
+def write_lifetime(folder: Path, seconds: float) -> None:
+    """Note that the sandbox may live so many seconds from now on. Raises OSError."""
+    staging = folder / "until.new"
+    staging.write_text(f"{time.monotonic() + seconds:.3f}")
+    staging.rename(folder / "until")
+
+
+def set_lifetime(folder: Path, seconds: float) -> None:
+    """As `write_lifetime`, and tell the keeper; not when the sandbox has just ended."""
+    with contextlib.suppress(OSError):
+        write_lifetime(folder, seconds)
+        pid = records.keeper_of(folder)
+        if pid is None:
+            return
+        descriptor = os.pidfd_open(pid)
+        try:
+            if records.keeper_of(folder) == pid:
+                signal.pidfd_send_signal(descriptor, signal.SIGHUP)
+        finally:
+            os.close(descriptor)
 
 
 async def end(folder: Path, word: str) -> bool:

@@ -23,6 +23,7 @@ from llmsafespace_gateway.backends.base import Resources
 from llmsafespace_gateway.backends.local import limits
 from llmsafespace_gateway.backends.local.isolation import root
 from llmsafespace_gateway.backends.local.isolation.command import (
+    CLOCK_FD,
     LISTEN_FD,
     SECCOMP_FD,
     STAGE,
@@ -85,6 +86,7 @@ def agent_config(host: Host, recipe: Recipe, name: str, token: str, egress: bool
         name=name,
         token=token,
         listen=Listen(fd=LISTEN_FD),
+        clock=CLOCK_FD,
         kernels=list(kernels),
         preload_packages=list(recipe.preload_packages),
         preload_scripts=[Script(title, content) for title, content in recipe.preload_scripts],
@@ -166,6 +168,7 @@ def _common(host: Host, folder: Path, listen: int, lifeline: int) -> dict[str, A
         "listen_fd": LISTEN_FD,
         "seccomp_fd": SECCOMP_FD,
         "status_fd": STATUS_FD,
+        "clock_fd": CLOCK_FD,
         "cgroups": [],
         "oom_file": None,
         "exit_status": {status: word for word, status in EXIT_STATUS.items()},

@@ -1,7 +1,8 @@
 """What the backend keeps on disk about each sandbox: one folder, removed by its keeper at the end.
 
 `<data_dir>/sandboxes/<name>/`: state.json (what it is, its token), claim.json (whose it is, once claimed),
-lock (held by its keeper), first (its first process), end (the word of who ends it), agent.sock, egress/.
+lock (held by its keeper), first (its first process), until (how long it may live), end (the word of who ends
+it), agent.sock, egress/.
 `<data_dir>/ended/<name>.json`: how it ended, until somebody has taken note.
 """
 
@@ -46,6 +47,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     start: Start
     egress: tuple[EgressRule, ...] = ()
+    max_lifetime: float = 86400.0  # as asked for at the claim
 
 
 class EndRecord(msgspec.Struct, frozen=True, kw_only=True):

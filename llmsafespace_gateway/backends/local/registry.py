@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from llmsafespace_gateway.backends.base import Ended
-from llmsafespace_gateway.backends.local import keeper, launch, limits, plans, records
+from llmsafespace_gateway.backends.local import launch, limits, plans, records
+from llmsafespace_gateway.backends.local.keeper import files, processes
 from llmsafespace_gateway.backends.local.plans import Host
 from llmsafespace_gateway.backends.local.records import Claimed, EndRecord, State
 from llmsafespace_gateway.egress.proxy import EgressProxy
@@ -126,6 +127,7 @@ class Registry:
     async def claim(self, entry: Entry, claimed: Claimed) -> bool:
         """Make a warm sandbox somebody's, durably; False when it has just ended."""
         try:
+            launch.write_lifetime(entry.folder, claimed.max_lifetime + launch.TO_BIND)
             records.write(entry.folder / "claim.json", claimed)
         except FileNotFoundError:
             return False
@@ -225,18 +227,17 @@ class Registry:
         """Remove everything of a sandbox whose keeper was killed (blocking)."""
         state = records.read(folder / "state.json", State)
         claimed = records.read(folder / "claim.json", Claimed)
-        pid, _, started = keeper.read_file(str(folder / "first")).partition(" ")
-        if pid.isdigit() and started != "0" and keeper.start_time(int(pid)) == started:
-            keeper.kill(int(pid))
-        for path in state.cgroups if state is not None else self._cgroups(folder.name):
-            keeper.remove_cgroup(path)
+        groups = list(state.cgroups if state is not None else self._cgroups(folder.name))
+        processes.kill_left(files.read_file(str(folder / "first")), groups)
+        for path in groups:
+            processes.remove_cgroup(path)
         if claimed is not None and not (self._ended / f"{folder.name}.json").exists():
             message = "the process that kept the sandbox was killed"
             records.write(
                 self._ended / f"{folder.name}.json",
                 EndRecord(sandbox_id=claimed.sandbox_id, end="lost", message=message),
             )
-        keeper.remove_tree(str(folder))
+        files.remove_tree(str(folder))
         log.warning("swept what was left of sandbox %s", folder.name)
 
     def _cgroups(self, name: str) -> list[str]:

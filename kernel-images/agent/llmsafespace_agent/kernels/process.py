@@ -38,6 +38,7 @@ class KernelProcess:
         self.pid = 0
         self.start_kind = "exec"
         self.returncode: int | None = None
+        self.on_death: Callable[[], None] = lambda: None  # before its last messages; `on_exit` is after them
         self._folder = folder
         self._interrupt_mode = interrupt_mode
         self._channels: Channels | None = None
@@ -91,6 +92,7 @@ class KernelProcess:
         """The reaper has seen the process end."""
         self.returncode = returncode
         self._signal_group(signal.SIGKILL)  # what it started goes with it
+        self.on_death()
         self._ending = asyncio.get_running_loop().create_task(self._end(returncode))
 
     async def _end(self, returncode: int) -> None:

@@ -18,6 +18,7 @@ from llmsafespace_agent.server.command import Command
 from llmsafespace_agent.server.commands import Commands
 from llmsafespace_agent.server.connections import Connections
 from llmsafespace_agent.server.contexts import Contexts
+from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.egress_forward import Forwarder
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid
 from llmsafespace_agent.server.executions import Executions
@@ -42,6 +43,7 @@ class Agent:
         journals.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config = config
         self.connected = 0  # streams that are somebody's presence, beside those of the contexts
+        self.deadlines = Deadlines(config.clock)
         self.executions = Executions()
         self.gate = Gate()
         self._kernels = kernels
@@ -49,7 +51,7 @@ class Agent:
         self.contexts = Contexts(kernels, self.executions, self.gate, self, journals, quotas)
         self.binding = Binding(self)
         self.commands = Commands(
-            reaper, journals, config.workspace, self._environment, config.package_manager
+            reaper, journals, config.workspace, self._environment, config.package_manager, self.deadlines
         )
         self.files = Files(Beneath(config.workspace))
         self.limits = LifeLimits(config.max_lifetime, self._idle_since, self._expire)

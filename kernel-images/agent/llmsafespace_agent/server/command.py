@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.server import processes
+from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid
 from llmsafespace_agent.server.journal import Journal
 from llmsafespace_agent.wire.requests import CommandInfo
@@ -19,14 +20,18 @@ from llmsafespace_agent.wire.requests import CommandInfo
 _CHUNK = 64 * 1024
 _STDIN_WAITING = 16 * 1024 * 1024
 _TERM_GRACE = 2.0
+_KILLED_BY = _TERM_GRACE + 4.5  # seconds after its time limit by which it is surely dead
 _LAST_CHUNKS = 64
 
 
 class Command:
     """A process of its own session. `on_end` callbacks are called once, when `info().end` is known."""
 
-    def __init__(self, command_id: str, line: str, digest: bytes, journal: Journal) -> None:
+    def __init__(
+        self, command_id: str, line: str, digest: bytes, journal: Journal, deadlines: Deadlines
+    ) -> None:
         self.id = command_id
+        self._deadlines = deadlines
         self.digest = digest
         self.journal = journal
         self.on_end: list[Callable[[], None]] = []
@@ -79,6 +84,8 @@ class Command:
         timeout: float | None,
     ) -> None:
         """Start the process. Raises AgentError when it cannot be."""
+        if timeout is not None:
+            self._deadlines.set(self, timeout + _KILLED_BY)
         try:
             process = subprocess.Popen(
                 argv,
@@ -90,6 +97,7 @@ class Command:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
+            self._deadlines.clear(self)
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise invalid(f"{argv[0][:200]!r} cannot be run: {reason}") from error
         self._process = process
@@ -228,6 +236,7 @@ class Command:
                 self.journal.append(rest.encode(), to=name)
 
     def _exited(self, returncode: int) -> None:
+        self._deadlines.clear(self)
         if self._process is not None:
             self._process.returncode = returncode  # the reaper has collected it
         for handle in tuple(self._outputs):

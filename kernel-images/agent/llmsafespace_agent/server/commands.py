@@ -14,6 +14,7 @@ import msgspec
 from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.server import validation
 from llmsafespace_agent.server.command import Command
+from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid, not_found
 from llmsafespace_agent.server.journal import Journal
 from llmsafespace_agent.wire.requests import CommandStart, PackagesInstall
@@ -41,12 +42,14 @@ class Commands:
         workspace: str,
         environment: Callable[[], dict[str, str]],
         manager: list[str],
+        deadlines: Deadlines,
     ) -> None:
         self._reaper = reaper
         self._folder = folder
         self._workspace = workspace
         self._environment = environment
         self._manager = manager
+        self._deadlines = deadlines
         self._commands: dict[str, Command] = {}
 
     def __iter__(self) -> Iterator[Command]:
@@ -129,7 +132,7 @@ class Commands:
         while len(self._commands) >= KEPT:
             oldest = next(command for command in self if not command.running)
             self._commands.pop(oldest.id).close()
-        return Command(command_id, line, digest, Journal(self._folder, _MEMORY, _DISK))
+        return Command(command_id, line, digest, Journal(self._folder, _MEMORY, _DISK), self._deadlines)
 
 
 def argv_of(request: CommandStart) -> tuple[list[str], str]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
 from llmsafespace_agent.kernels.process import KernelProcess
 from llmsafespace_agent.server import messages
+from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict
 from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.gate import Gate
@@ -32,7 +33,9 @@ _NOBODY = Header()
 
 
 class Watcher(Protocol):
-    """Who wants to know about a context's life."""
+    """Who wants to know about a context's life, and whom it tells of what runs with a time limit."""
+
+    deadlines: Deadlines
 
     def activity(self) -> None:
         """Something was sent or received."""
@@ -263,7 +266,7 @@ class Context:
         if pending.execution is not None:
             if pending.execution.ended:
                 return
-            pending.execution.sent = True
+            self.tracker.sent(pending.execution)
         self._kernel.send(pending.channel, pending.parts)
 
     def _check_room(self, pending: _Pending) -> None:
@@ -379,6 +382,13 @@ class Context:
         """Kill the kernel because it does not listen."""
         self.kill_for("kernel_died", message)
 
+    def must_end(self, execution: Execution, seconds: float | None) -> None:
+        """By when an execution has ended, for whoever watches over the agent."""
+        if seconds is None:
+            self._watcher.deadlines.clear(execution)
+        else:
+            self._watcher.deadlines.set(execution, seconds)
+
     # -- inside ----------------------------------------------------------------------------------
 
     async def _take(self) -> None:
@@ -398,6 +408,7 @@ class Context:
         self._doom = self._end = None
         self.state = "idle"
         kernel.on_message = self._received
+        kernel.on_death = self.tracker.kernel_died
         kernel.on_exit = lambda returncode: self._exited(kernel, returncode)
         self._flush()
 
@@ -413,4 +424,5 @@ class Context:
 def _mute(kernel: KernelProcess) -> None:
     """Nothing that this kernel still says concerns anybody."""
     kernel.on_message = lambda channel, parts: None
+    kernel.on_death = lambda: None
     kernel.on_exit = lambda returncode: None

@@ -12,6 +12,9 @@ from llmsafespace_agent.server.executions import ENAMES, Execution
 from llmsafespace_agent.server.messages import Parts
 
 INTERRUPT_GRACE = 5.0
+KILLED_BY = (
+    INTERRUPT_GRACE + 1.5
+)  # seconds after its time limit by which an execution's kernel is surely dead
 _INTERRUPT_FIRST = 0.1  # the kernel has said that it begins, but must have reached the code itself
 _INTERRUPT_AGAIN = 0.5
 
@@ -27,6 +30,9 @@ class Voice(Protocol):
 
     def kill_kernel(self, message: str) -> None:
         """Kill the kernel; its end follows."""
+
+    def must_end(self, execution: Execution, seconds: float | None) -> None:
+        """In so many seconds the execution has ended, or the sandbox is ended from outside; None: no more."""
 
 
 class Tracker:
@@ -59,12 +65,24 @@ class Tracker:
 
     # -- what the kernel says --------------------------------------------------------------------
 
+    def sent(self, execution: Execution) -> None:
+        """The kernel gets it now, and may begin with it before it says so."""
+        execution.sent = True
+        if self._first() is execution:
+            self._limit(execution)
+
+    def kernel_died(self) -> None:
+        """The kernel's process is dead, though it has not been told yet: nothing of it can run too long."""
+        for execution in self._flying.values():
+            self._voice.must_end(execution, None)
+
     def busy(self, execution: Execution) -> None:
         """The kernel begins with it: time counts from here."""
         if execution.status != "queued":
             return
         execution.status = "running"
         execution.started_at = time.time()
+        self._limit(execution)
         if execution.stop == "interrupted":  # asked for while it was queued
             execution.timer = asyncio.get_running_loop().call_later(
                 _INTERRUPT_FIRST, self._interrupt_until_ended, execution, 6
@@ -159,20 +177,33 @@ class Tracker:
             execution.timer = None
         if self._flying.get(execution.id) is execution:
             del self._flying[execution.id]
+            self._voice.must_end(execution, None)
+            following = self._first()
+            if following is not None and following.status == "queued":
+                self._limit(following)  # the kernel goes on with it at once
         callbacks: list[Callable[[], None]] = execution.on_end
         execution.on_end = []
         for callback in callbacks:
             callback()
 
+    def _first(self) -> Execution | None:
+        """The oldest that the kernel has: it works on it, or begins with it now."""
+        return next((execution for execution in self._flying.values() if execution.sent), None)
+
+    def _limit(self, execution: Execution) -> None:
+        if execution.timeout is not None:
+            self._voice.must_end(execution, execution.timeout + KILLED_BY)
+
     def _timed_out(self, execution: Execution) -> None:
-        if execution.ended or execution.replies:
+        if execution.ended:
             return
-        execution.stop = "timeout"
-        self._voice.signal_interrupt()
+        if not execution.replies:  # otherwise the kernel says that it is done, and has to become idle
+            execution.stop = "timeout"
+            self._voice.signal_interrupt()
         execution.timer = asyncio.get_running_loop().call_later(INTERRUPT_GRACE, self._overdue, execution)
 
     def _overdue(self, execution: Execution) -> None:
-        if not execution.ended and not execution.replies:
+        if not execution.ended:
             self._voice.kill_kernel(
                 "An execution ran over its time limit and did not react to the interrupt, "
                 "so its kernel was killed; restart the context."
@@ -180,7 +211,14 @@ class Tracker:
 
     def _interrupt_until_ended(self, execution: Execution, attempts: int) -> None:
         """An interrupt that arrives before the code itself runs can be lost, so it is sent again."""
-        if execution.ended or execution.replies or attempts == 0:
+        if execution.ended or execution.replies:
+            return
+        if attempts == 0:
+            if execution.timeout is not None:  # whatever the code does with interrupts, its limit holds
+                left = execution.started_at + execution.timeout - time.time()
+                execution.timer = asyncio.get_running_loop().call_later(
+                    min(max(0.0, left), execution.timeout), self._timed_out, execution
+                )
             return
         self._voice.signal_interrupt()
         execution.timer = asyncio.get_running_loop().call_later(

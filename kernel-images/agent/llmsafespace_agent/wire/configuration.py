@@ -104,6 +104,7 @@ class AgentConfig(Message):
         default_factory=lambda: ["python", "-m", "pip", "install", "--no-input"]
     )
     max_lifetime: float = 86400.0  # until bind sets another; counts from the agent's start
+    clock: int | None = None  # an inherited pipe to a clock outside the sandbox, see deadlines.py
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -1,11 +1,12 @@
 """The keeper of one sandbox: a small process on the host that outlives the gateway.
 
-Run as `python -I -S keeper.py` with a plan (see plans.py) on standard input, in marshal form. It detaches,
+Run as `python -I -S keeper/` with a plan (see plans.py) on standard input, in marshal form. It detaches,
 starts the sandbox, answers `ok <host uid>` or the reason of a failure on standard output, waits for the
 sandbox to end, and then removes its processes, cgroups and folder and leaves a record of the end.
 
-It ends the sandbox on SIGTERM, and, unless the sandbox is claimed, when the gateway is gone (the end of
-the lifeline pipe). When the keeper itself is killed, bubblewrap dies with it; the next gateway sweeps.
+It ends the sandbox on SIGTERM, when its clock says so (see clock.py; SIGHUP: look again), and, unless the
+sandbox is claimed, when the gateway is gone (the end of the lifeline pipe). When the keeper itself is killed,
+bubblewrap dies with it; the next gateway sweeps.
 
 Only the standard library, and little of it: each sandbox has one such process, on the way of a cold start.
 """
@@ -21,14 +22,22 @@ import resource
 import select
 import signal
 import sys
-import time
 from typing import Any
 
-_NEWNS, _BIND, _REC, _PRIVATE = 0x20000, 4096, 16384, 1 << 18
+from .clock import WORDS, Clock
+from .files import place_descriptors, read_file, remove_tree, write_file
+from .processes import (
+    family,
+    family_alive,
+    kill_everything,
+    make_cgroup,
+    oom_kills,
+    remove_cgroup,
+    start_time,
+)
+
 _SET_CHILD_SUBREAPER = 36
 _LOG_TAIL = 4096
-_GONE_WITHIN = 10.0  # seconds for killed processes to leave their cgroup
-_FIRST_FD = 20  # above the fixed numbers of descriptors
 
 
 class Refused(Exception):
@@ -44,9 +53,13 @@ class Keeper:
         self.uid: int | None = None
         self.child = 0
         self.first = 0  # process 1 of the sandbox, by its number on the host
-        self.exit_status: int | None = None
+        self.first_fd = -1  # the same as a pidfd
+        self.exit_status: int | None = None  # of a sandbox that ended by itself
+        self.reaped: int | None = None
         self.log = b""
         self.asked_to_end = False
+        self.over: str | None = None  # the clock's word
+        self.clock: Clock
         self.wakeup = self.status = self.output = -1
 
     # -- start -------------------------------------------------------------------------------------
@@ -59,21 +72,29 @@ class Keeper:
         for group in self.plan["cgroups"]:
             make_cgroup(group)
         if self.plan["bwrap"] is None:
+            from .staging import libc_call
+
             libc_call("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         config_read, config_write = os.pipe()
         self.status, status_write = os.pipe()
         self.output, output_write = os.pipe()
+        clock_read, clock_write = os.pipe()
+        self.clock = Clock(clock_read, self.folder)
         self.child = os.fork()
         if self.child == 0:
             try:
-                self._become_sandbox(config_read, status_write, output_write)
+                self._become_sandbox(config_read, status_write, output_write, clock_write)
             except BaseException as error:
                 os.write(output_write, f"{type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(126)
-        for fd in (config_read, status_write, output_write, self.plan["listen"]):
+        for fd in (config_read, status_write, output_write, clock_write, self.plan["listen"]):
             os.close(fd)
         self.first = self._first_process() if self.plan["bwrap"] else self.child
+        try:
+            self.first_fd = os.pidfd_open(self.first)
+        except ProcessLookupError:
+            pass  # it died at once: wait() says how
         self._limit_first()
         write_file(f"{self.folder}/first", f"{self.first} {start_time(self.first)}")
         try:
@@ -109,13 +130,13 @@ class Keeper:
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write)
         signal.signal(signal.SIGTERM, self._asked)
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # the wakeup is what matters
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _asked(self, number: int, frame: object) -> None:
         self.asked_to_end = True
 
-    def _become_sandbox(self, config: int, status: int, output: int) -> None:
+    def _become_sandbox(self, config: int, status: int, output: int, clock: int) -> None:
         """In the child: cgroups, sources staged, descriptors, limits, the uid, then bubblewrap."""
         plan = self.plan
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -124,8 +145,11 @@ class Keeper:
         for group in plan["cgroups"]:
             write_file(f"{group['path']}/cgroup.procs", "0")
         if plan["staged"] is not None:
+            from .staging import stage
+
             stage(plan["stage"], plan["staged"])
         wanted = {0: config, 1: output, 2: output, plan["listen_fd"]: plan["listen"]}
+        wanted[plan["clock_fd"]] = clock
         if plan["bwrap"] is not None:
             wanted[plan["seccomp_fd"]] = os.open(plan["seccomp"], os.O_RDONLY)
             wanted[plan["status_fd"]] = status
@@ -189,14 +213,15 @@ class Keeper:
         """Return when the sandbox has ended by itself, or is to end."""
         child = os.pidfd_open(self.child)
         poll = select.poll()
-        for fd in (child, self.wakeup, self.output, self.plan["lifeline"]):
+        for fd in (child, self.wakeup, self.output, self.plan["lifeline"], self.clock.pipe):
             poll.register(fd, select.POLLIN)
         while not self.asked_to_end:
-            for fd, _ in poll.poll():
-                if fd == child:
-                    self.exit_status = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-                    self.child = self.first = 0
-                    return
+            ready = [fd for fd, _ in poll.poll(self.clock.wait())]
+            if child in ready:
+                self._reap()
+                self.exit_status = self.reaped
+                return
+            for fd in ready:
                 if fd == self.plan["lifeline"]:
                     poll.unregister(fd)
                     if not os.path.exists(f"{self.folder}/claim.json"):
@@ -206,8 +231,21 @@ class Keeper:
                     if not piece:
                         poll.unregister(fd)
                     self.log = (self.log + piece)[-_LOG_TAIL:]
-                else:
+                elif fd == self.wakeup:
                     os.read(fd, 64)
+                    self.clock.look()
+                else:
+                    self._listen(poll)
+            if self.clock.rested():
+                poll.register(self.clock.pipe, select.POLLIN)
+            self.over = self.clock.over()
+            if self.over is not None:
+                return
+
+    def _listen(self, poll: select.poll) -> None:
+        """Hear the agent's deadlines; one that writes all the time is heard ten times a second."""
+        if not self.clock.listen() or self.clock.resting:
+            poll.unregister(self.clock.pipe)
 
     def try_out(self) -> None:
         """Wait for a program that is to end at once and well. Raises Refused with what it said."""
@@ -231,15 +269,30 @@ class Keeper:
         self._tell()
 
     def _kill(self) -> None:
-        if self.first:
-            kill(self.first)  # and the kernel ends its whole pid namespace
-        for group in self.plan["cgroups"]:
-            lift_cpu_limit(group["path"])  # dying takes processor time, and a fork bomb leaves none
+        groups = [group["path"] for group in self.plan["cgroups"]]
+        kill_everything(groups, self.first_fd, self._others, self._reap)
+
+    def _others(self) -> list[int]:
+        """Every process of the sandbox that is not dead, as the tree of processes tells."""
         if self.plan["bwrap"] is None:
-            kill_descendants()
-        elif self.child:
-            kill(self.child)
-            os.waitpid(self.child, 0)
+            return family(os.getpid())[1:]  # orphans come to this process
+        below = family_alive(self.first, self.first_fd)
+        if below:
+            return below
+        return [self.child] if self.child else []  # bubblewrap itself comes last: its end frees nobody
+
+    def _reap(self) -> None:
+        """Collect what has died of this process's children; without waiting."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.child:
+                self.reaped = os.waitstatus_to_exitcode(status)
+                self.child = 0
 
     def _drain_log(self) -> None:
         if self.output < 0:
@@ -257,9 +310,11 @@ class Keeper:
         claim = read_file(f"{self.folder}/claim.json")
         sandbox_id = json.loads(claim)["sandbox_id"] if claim else None
         asked = read_file(f"{self.folder}/end").strip()
-        end, message = verdict(
-            asked, self.exit_status, oom_kills(killed), self.plan["exit_status"], self.tail()
-        )
+        if self.over is not None:
+            end, message = self.over, WORDS[self.over]
+        else:
+            words = self.plan["exit_status"]
+            end, message = verdict(asked, self.exit_status, oom_kills(killed), words, self.tail())
         record = {"sandbox_id": sandbox_id, "end": end, "message": message}
         path = f"{self.plan['ended']}/{os.path.basename(self.folder)}.json"
         write_file(path + ".new", json.dumps(record))
@@ -297,150 +352,6 @@ def verdict(asked: str, status: int | None, ooms: int, words: dict[int, str], sa
     return "lost", f"{what}: {said}" if said else what
 
 
-def oom_kills(text: str) -> int:
-    """The count of OOM kills in a memory.oom_control (cgroup v1) or memory.events (v2) file."""
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "oom_kill" and value.isdigit():
-            return int(value)
-    return 0
-
-
-# -- processes ---------------------------------------------------------------------------------------
-
-
-def kill(pid: int) -> None:
-    """SIGKILL, unless it is gone."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def kill_descendants() -> None:
-    """Kill and reap every process below this one, which adopts their orphans."""
-    while True:
-        children = read_file(f"/proc/self/task/{os.getpid()}/children").split()
-        if not children:
-            return
-        for pid in children:
-            kill(int(pid))
-            os.waitpid(int(pid), 0)
-
-
-def start_time(pid: int) -> str:
-    """When a process started, in the kernel's ticks: tells it from a later one of the same number."""
-    fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else "0"
-
-
-def libc_call(name: str, *arguments: Any) -> None:
-    """A C library function that answers 0. Raises OSError with its errno otherwise."""
-    import ctypes
-
-    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
-
-
-def stage(folder: str, staged: list[tuple[str, str]]) -> None:
-    """Bind sources below `folder` in a mount namespace of this process's own."""
-    libc_call("unshare", _NEWNS)
-    libc_call("mount", None, b"/", None, _REC | _PRIVATE, None)
-    libc_call("mount", b"tmpfs", folder.encode(), b"tmpfs", 0, b"mode=0755,size=64k")
-    for source, name in staged:
-        target = f"{folder}/{name}"
-        if os.path.isdir(source):
-            os.mkdir(target)
-        else:
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-        libc_call("mount", os.fsencode(source), os.fsencode(target), None, _BIND, None)
-
-
-def place_descriptors(wanted: dict[int, int]) -> None:
-    """Put each descriptor at its number, to be inherited; all others are closed by exec."""
-    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD) for number, fd in wanted.items()}
-    for number, fd in moved.items():
-        os.dup2(fd, number, inheritable=True)
-
-
-# -- files and cgroups ---------------------------------------------------------------------------------
-
-
-def read_file(path: str) -> str:
-    """The text of a small file, '' when it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def write_file(path: str, text: str) -> None:
-    """Write a small file."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def make_cgroup(group: dict[str, Any]) -> None:
-    """Make a cgroup and set it up; an optional file that cannot be written is left as it is."""
-    os.makedirs(group["path"], exist_ok=True)
-    for name, value, needed in group["files"]:
-        try:
-            write_file(f"{group['path']}/{name}", value)
-        except OSError:
-            if needed:
-                raise
-
-
-def lift_cpu_limit(path: str) -> None:
-    """Let the processes of a cgroup, which are about to die, do so at once."""
-    for name, unlimited in (("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")):
-        if os.path.exists(f"{path}/{name}"):
-            try:
-                write_file(f"{path}/{name}", unlimited)
-            except OSError:
-                pass
-
-
-def remove_cgroup(path: str) -> None:
-    """Kill what is left in a cgroup and remove it."""
-    until = time.monotonic() + _GONE_WITHIN
-    while os.path.isdir(path):
-        for pid in read_file(f"{path}/cgroup.procs").split():
-            kill(int(pid))
-        try:
-            os.rmdir(path)
-        except OSError:
-            if time.monotonic() > until:
-                return
-            time.sleep(0.002)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a folder with everything in it; links are not followed.
-
-    A file called lock goes last, as it tells others that somebody is at it. What another process removes or
-    adds meanwhile does no harm: the next sweep takes what is left.
-    """
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name == "lock")
-    except OSError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(entry.path)
-        else:
-            try:
-                os.unlink(entry.path)
-            except OSError:
-                pass
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass
-
-
 def main() -> None:
     """Detach, start, answer, keep."""
     plan = marshal.load(sys.stdin.buffer)  # noqa: S302  # from the gateway that started this process
@@ -470,7 +381,3 @@ def main() -> None:
             answer.write("ok 0")
     if not answer.closed:
         answer.close()
-
-
-if __name__ == "__main__":
-    main()

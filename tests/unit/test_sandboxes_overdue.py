@@ -1,0 +1,109 @@
+"""An execution that nobody ends is ended with its sandbox; one that has ended or may run is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from llmsafespace_agent.wire.requests import CommandInfo, ExecutionInfo
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.sandboxes import overdue
+from llmsafespace_gateway.sandboxes.overdue import Overdue, still
+
+LIMIT = 0.02
+
+
+def execution(status: str, started: float) -> ExecutionInfo:
+    return ExecutionInfo(
+        id="e", context="c", session="s", status=status, started_at=time.time() + started, end=None
+    )
+
+
+def command(running: bool) -> CommandInfo:
+    return CommandInfo(id="e", command="true", pid=1, running=running, started_at=time.time() - 1)
+
+
+class Agent:
+    """Answers as it is told, or not at all."""
+
+    def __init__(self, answer: Callable[[int], Any]) -> None:
+        self.asked = 0
+        self.ended: list[tuple[str, str]] = []
+        self._answer = answer
+
+    async def ask(self, sandbox: str, method: str, params: msgspec.Struct, timeout: float) -> Any:
+        self.asked += 1
+        answer = self._answer(self.asked)
+        if answer is None:
+            await asyncio.sleep(3600)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def end(self, sandbox: str, word: str) -> bool:
+        self.ended.append((sandbox, word))
+        return True
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundredths of a second instead of seconds."""
+    for name in ("GRACE", "ANSWER", "_AT_LEAST"):
+        monkeypatch.setattr(overdue, name, 0.02)
+
+
+async def settled(clock: Overdue) -> None:
+    while clock._timers or clock._looking:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+UNREACHABLE = ApiError("service_unavailable", "no answer")
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        pytest.param(lambda n: None, True, id="it does not answer"),
+        pytest.param(lambda n: UNREACHABLE, True, id="it cannot be reached"),
+        pytest.param(lambda n: execution("running", -10), True, id="it runs on"),
+        pytest.param(lambda n: command(True), True, id="a command runs on"),
+        pytest.param(
+            lambda n: execution("running", 1e9 if n < 3 else -10), True, id="it begins in the future"
+        ),
+        pytest.param(lambda n: execution("queued" if n < 3 else "running", -10), True, id="it was queued"),
+        pytest.param(lambda n: execution("ended", -10), False, id="it has ended"),
+        pytest.param(lambda n: command(False), False, id="a command has ended"),
+        pytest.param(lambda n: ApiError("gone", "it has ended"), False, id="its sandbox has ended"),
+        pytest.param(lambda n: ApiError("not_found", "what?"), False, id="nobody knows it"),
+        pytest.param(
+            lambda n: UNREACHABLE if n == 1 else execution("ended", -1), False, id="once out of reach"
+        ),
+    ],
+)
+async def test_who_runs_on_is_ended(answer: Callable[[int], Any], ends: bool) -> None:
+    agent = Agent(answer)
+    clock = Overdue(agent.ask, agent.end)
+    clock.watch("sb", "e", LIMIT)
+    await settled(clock)
+    assert agent.ended == ([("sb", "timeout")] if ends else [])
+
+
+async def test_one_whose_end_was_seen_costs_no_question() -> None:
+    agent = Agent(lambda n: None)
+    clock = Overdue(agent.ask, agent.end)
+    clock.watch("sb", "e", LIMIT)
+    clock.ended("sb", "e")
+    await asyncio.sleep(0.1)
+    assert (agent.asked, agent.ended) == (0, [])
+
+
+def test_what_an_agent_says_of_the_beginning_is_believed_only_so_far() -> None:
+    now = time.time()
+    assert still(execution("running", 1e9), 5.0, now) <= 5.0 + overdue.GRACE
+    assert still(execution("running", -4.0), 5.0, now) == pytest.approx(1.0 + overdue.GRACE, abs=0.1)
+    assert still(execution("running", -50.0), 5.0, now) < 0.0
