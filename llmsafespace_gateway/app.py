@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import uvloop
 from jupyter_core.application import JupyterApp
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets, bind_unix_socket
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode, default
 
-from llmsafespace_gateway import wiring
+from llmsafespace_gateway import configuration, logs, wiring
 from llmsafespace_gateway.access import commands as key_commands
+from llmsafespace_gateway.configuration import CommaSeparated
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.lifecycle import serve
 
 EXAMPLE = """Try it:
     export LLMSAFESPACE_API_URL={where} LLMSAFESPACE_API_KEY={key}
@@ -30,7 +27,6 @@ DEFAULT_POOLS = (
     {"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},
     {"name": "sdk-default", "runtime": "python:3.10", "minSize": 2, "maxSize": 4},
 )
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class GatewayApp(JupyterApp):
@@ -94,6 +90,25 @@ class GatewayApp(JupyterApp):
         False, help="Serve the parent process on a private unix socket, without keys, as long as it lives."
     ).tag(config=True)
     drain_timeout = Float(10.0, help="Seconds that running requests get at SIGTERM.").tag(config=True)
+    drain_delay = Float(
+        0.0, help="Seconds between /readyz saying so and the end of listening, at SIGTERM."
+    ).tag(config=True)
+    trusted_proxies = CommaSeparated(
+        help="Networks of reverse proxies whose X-Forwarded-For and -Proto are believed, as 10.0.0.0/8."
+    ).tag(config=True)
+    max_connections = Int(
+        0, help="Connections that may be open at once; 0 chooses by the limit of descriptors."
+    ).tag(config=True)
+    max_connections_per_address = Int(
+        0, help="Connections of one client address; 0 is a quarter of all. Loopback is never counted."
+    ).tag(config=True)
+    head_timeout = Float(15.0, help="Seconds for a request's head to arrive.").tag(config=True)
+    keep_alive_timeout = Float(75.0, help="Seconds that a connection may wait for a next request.").tag(
+        config=True
+    )
+    stalled_timeout = Float(
+        300.0, help="Seconds after which a client that takes nothing of its answer is cut off."
+    ).tag(config=True)
 
     aliases: ClassVar[dict[str, Any]] = {
         "config": "JupyterApp.config_file",
@@ -108,6 +123,8 @@ class GatewayApp(JupyterApp):
         "first-key-file": "GatewayApp.first_key_file",
         "backend": "GatewayApp.backend",
         "kubernetes-settings": "GatewayApp.kubernetes_settings",
+        "trusted-proxies": "GatewayApp.trusted_proxies",
+        "drain-timeout": "GatewayApp.drain_timeout",
     }
     flags: ClassVar[dict[str, Any]] = {
         "debug": ({"Application": {"log_level": logging.DEBUG}}, "Log whatever helps to find a fault."),
@@ -133,81 +150,58 @@ class GatewayApp(JupyterApp):
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return named or str(Path(base, "llmsafespace", "runtimes").expanduser())
 
+    def initialize(self, argv: Any = None) -> None:
+        """Take the configuration in. Exits with 1 and one line of what is wrong with it."""
+        try:
+            configuration.load(self, argv)
+        except ApiError as error:
+            self.exit_with(error.message)
+
     def start(self) -> None:
         """Serve until SIGTERM or SIGINT. Exits with 1 and one line of why when it cannot start."""
         super().start()
+        logs.configure(self.log_level, self.log)
         try:
-            self._check()
-            uvloop.run(self._serve())
+            configuration.check(self)
+            uvloop.run(serve(self))
         except ApiError as error:
             self.exit_with(error.message)
         except OSError as error:
-            self.exit_with(f"cannot serve: {error}")
+            where = f": {error.filename}" if error.filename else ""
+            self.exit_with(f"cannot serve: {error.strerror or error}{where}")
 
     def exit_with(self, message: str) -> None:
         """One line on stderr, exit status 1."""
-        print(f"{self.name}: {message}", file=sys.stderr)
+        line = " ".join(message.split())
+        if self.speaks_json:
+            print(logs.line("critical", self.name, line), file=sys.stderr)
+        else:
+            print(f"{self.name}: {line}", file=sys.stderr)
         raise SystemExit(1)
 
-    def _check(self) -> None:
-        if self.insecure_no_isolation and not self.socket and self.ip not in LOOPBACK:
-            raise ApiError("invalid_request", "--insecure-no-isolation only serves loopback; drop --ip")
-        if self.embedded and not self.socket:
-            raise ApiError("invalid_request", "--embedded needs --socket PATH")
-        if self.backend == "kubernetes" and not self.kubernetes_settings:
-            raise ApiError("invalid_request", "--backend kubernetes needs --kubernetes-settings FILE")
-        if self.backend == "kubernetes" and self.warm_pools:
-            raise ApiError("invalid_request", "warm pools are WarmPool objects here; drop warm_pools")
+    @property
+    def speaks_json(self) -> bool:
+        """True when everything that is written is JSON: where machines read the logs."""
+        return bool(self.backend == "kubernetes")
 
-    async def _serve(self) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        parent = asyncio.create_task(_standard_input_ended(stop)) if self.embedded else None
-        services = await wiring.build(self)
-        try:
-            await self._listen(services, stop)
-        finally:
-            if parent is not None:
-                parent.cancel()
-            await services.close(end_sandboxes=self.embedded)
-
-    async def _listen(self, services: wiring.Services, stop: asyncio.Event) -> None:
-        server = HTTPServer(services.application(), max_buffer_size=128 * 1024**2, max_body_size=64 * 1024**2)
-        if self.socket:
-            server.add_socket(bind_unix_socket(self.socket, mode=0o600))
-        else:
-            sockets = bind_sockets(self.port, self.ip, backlog=1024)
-            server.add_sockets(sockets)
-            self.port = sockets[0].getsockname()[1]
-        self._announce(services)
-        await stop.wait()
-        self.log.info("draining: no new connections, sandboxes stay")
-        server.stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(services.drain(server), self.drain_timeout)
-
-    def _announce(self, services: wiring.Services) -> None:
+    def announce(self, services: wiring.Services) -> None:
+        """Say where it serves, and on the first start the admin key: the only time that it is shown."""
         if self.embedded:
             print(json.dumps({"ready": True, "socket": self.socket}), flush=True)
             return
         where = f"unix socket {self.socket}" if self.socket else f"http://{self.ip}:{self.port}"
+        if self.speaks_json:
+            self.log.info("serving", extra={"fields": {"where": where}})
+            if services.first_key:
+                print(
+                    logs.line("info", self.name, f"admin key (shown once): {services.first_key}"), flush=True
+                )
+            return
         key = services.first_key or "<your key>"
         print(f"LLMSafeSpace serves on {where}")
         if services.first_key:
             print(f"Admin key (shown once): {services.first_key}")
         print(EXAMPLE.format(where=where, key=key), flush=True)
-
-
-async def _standard_input_ended(stop: asyncio.Event) -> None:
-    """Set `stop` when the parent has closed our standard input."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while await reader.read(4096):
-        pass
-    stop.set()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import secrets
+import sys
+import threading
 import time
 from typing import Any
 
@@ -18,8 +20,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its newline."""
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
+            "time": _moment(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -30,6 +31,42 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _moment(seconds: float) -> str:
+    thousandths = int(seconds % 1 * 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{thousandths:03d}Z"
+
+
+def line(level: str, logger: str, message: str) -> str:
+    """A line in the shape of the log, for what does not go through it."""
+    said = {"time": _moment(time.time()), "level": level, "logger": logger, "message": message}
+    return json.dumps(said, ensure_ascii=False)
+
+
+def configure(level: int | str, application: logging.Logger) -> None:
+    """One stream of JSON on standard error for everything: `application` (traitlets' own logger, which has a
+    format of its own until now), libraries, warnings, and exceptions that nobody caught.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    application.handlers = []
+    application.propagate = True
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _uncaught(kind: Any, error: Any, traceback: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    logging.getLogger("llmsafespace_gateway").critical(
+        "uncaught exception", exc_info=(kind, error, traceback)
+    )
 
 
 def request_id(sent: str | None) -> str:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tornado.httpserver import HTTPServer
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from tornado.web import Application
 
 from llmsafespace_gateway import jupyter, rest
 from llmsafespace_gateway.access import Access, local_principal
+from llmsafespace_gateway.access.principal import DEFAULT_TENANT
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes import Runtimes
 from llmsafespace_gateway.egress.proxy import Decision, EgressProxy
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.logs import JsonFormatter
 from llmsafespace_gateway.metrics import Metrics
+from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
-from llmsafespace_gateway.store import Store, sqlite_url, stated_url
+from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, stated_url, users
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
@@ -37,6 +38,7 @@ class Services:
         backend: SandboxBackend,
         sandboxes: Sandboxes,
         metrics: Metrics,
+        readiness: Readiness,
         parts: AsyncExitStack,
         first_key: str | None,
     ) -> None:
@@ -47,6 +49,7 @@ class Services:
         self._sandboxes = sandboxes
         self._metrics = metrics
         self._parts = parts
+        self.readiness = readiness
         self.first_key = first_key
 
     def application(self) -> Application:
@@ -57,6 +60,7 @@ class Services:
             "store": self._store,
             "backend": self._backend,
             "metrics": self._metrics,
+            "readiness": self.readiness,
             "default_runtime": self._app.default_runtime,
             "log_function": lambda handler: None,
             "default_handler_class": rest.RestHandler,
@@ -64,10 +68,9 @@ class Services:
         }
         return Application([*rest.routes(), *jupyter.routes()], **settings)
 
-    async def drain(self, server: HTTPServer) -> None:
-        """Let running requests end; websockets are told to come back."""
-        await jupyter.drain()
-        await server.close_all_connections()
+    async def tell_clients_to_return(self) -> None:
+        """Close every websocket with the code that says: connect again. Returns when all have closed."""
+        await asyncio.gather(jupyter.drain(), rest.drain())
 
     async def close(self, end_sandboxes: bool) -> None:
         """Write down what is in memory and let go; with `end_sandboxes` no sandbox is left."""
@@ -85,12 +88,12 @@ def _data_dir(name: str) -> Path:
 
 async def build(app: GatewayApp) -> Services:
     """Make and start every part. Raises ApiError with what to do when one cannot."""
-    _log_as_json(app.log_level)
     async with AsyncExitStack() as parts:
         data_dir = _data_dir(app.data_dir)
         url = stated_url(app.database_url, app.database_url_file)
-        store = await Store.open(url or sqlite_url(data_dir))
+        store = await _store(url or sqlite_url(data_dir))
         parts.push_async_callback(store.close)
+        given_key = _first_key(app.first_key_file)
         access = Access(
             store,
             rate=app.rate_limit,
@@ -98,7 +101,7 @@ async def build(app: GatewayApp) -> Services:
             quota=app.quotas,
             anonymous=local_principal() if app.embedded else None,
         )
-        first_key = await access.first_run(_first_key(app.first_key_file))
+        await users.ensure_tenant(store, DEFAULT_TENANT)
         parts.push_async_callback(access.stop)
         await access.start()
         metrics = Metrics()
@@ -111,7 +114,28 @@ async def build(app: GatewayApp) -> Services:
         sandboxes.on_adopted = access.sandbox_adopted
         parts.push_async_callback(sandboxes.stop)
         await sandboxes.start()
-        return Services(app, store, access, backend, sandboxes, metrics, parts.pop_all(), first_key)
+        await asyncio.to_thread(rest.prepare)
+        database = Path(found) if (found := sqlite_file(url or sqlite_url(data_dir))) else None
+        readiness = Readiness(data_dir, database, store, backend)
+        # Last: a key that is made is shown, as nothing that could fail comes after it.
+        first_key = await access.first_run(given_key)
+        return Services(
+            app, store, access, backend, sandboxes, metrics, readiness, parts.pop_all(), first_key
+        )
+
+
+async def _store(url: str) -> Store:
+    try:
+        return await Store.open(url)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise ApiError(
+            "invalid_request",
+            "invalid --database-url: it must be as sqlite:////path/of/file "
+            f"or postgresql://user@host/name ({type(error).__name__})",
+        ) from error
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise ApiError("service_unavailable", f"the database cannot be opened: {reason}") from error
 
 
 def _first_key(path: str) -> str | None:
@@ -170,12 +194,3 @@ def _audited(access: Access) -> Any:
         )
 
     return record
-
-
-def _log_as_json(level: int | str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(level)
-    logging.getLogger("alembic").setLevel(logging.WARNING)

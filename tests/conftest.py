@@ -36,6 +36,7 @@ class Gateway:
         self.admin_key = ""
         self.output: list[str] = []
         self._options = options
+        self.prefix: tuple[str, ...] = ()  # a program that starts it
         self._process: subprocess.Popen[str] | None = None
         config = {"warm_pools": [POOL], "rate_limit": 10_000.0, "rate_burst": 20_000, **settings}
         self._config = data_dir / "config.json"
@@ -56,7 +57,7 @@ class Gateway:
 
     def start(self) -> None:
         """Start and wait until it is ready to serve."""
-        command = [sys.executable, "-m", "llmsafespace_gateway", "--port", str(self.port)]
+        command = [*self.prefix, sys.executable, "-m", "llmsafespace_gateway", "--port", str(self.port)]
         command += ["--data-dir", str(self.data_dir), "--config", str(self._config), *self._options]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.data_dir

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
     from llmsafespace_gateway.backends.base import SandboxBackend
     from llmsafespace_gateway.metrics import Metrics
+    from llmsafespace_gateway.readiness import Readiness
     from llmsafespace_gateway.sandboxes.manager import Sandboxes
     from llmsafespace_gateway.store import Store
 
@@ -99,6 +100,11 @@ class RestHandler(Answers):
     def metrics(self) -> Metrics:
         """What is counted."""
         return cast("Metrics", self.settings["metrics"])
+
+    @property
+    def readiness(self) -> Readiness:
+        """Whether this process can do its work."""
+        return cast("Readiness", self.settings["readiness"])
 
     def audit(self, action: str, target: str, outcome: str = "ok", **details: Any) -> None:
         """Write down a decision that changed something."""
@@ -287,7 +293,8 @@ class RestHandler(Answers):
         self.metrics.requests.labels(method, route, str(self.get_status())).inc()
         self.metrics.latency.labels(method, route).observe(taken)
         fields = self.log_fields() | {"status": self.get_status(), "milliseconds": round(taken * 1000, 3)}
-        log.info("request", extra={"fields": fields})
+        level = logging.DEBUG if self.route is not None and self.route.probe else logging.INFO
+        log.log(level, "request", extra={"fields": fields})
 
     def log_fields(self) -> dict[str, Any]:
         """Who asked what: the route and ids, never a query, header, body or key."""
@@ -297,6 +304,7 @@ class RestHandler(Answers):
             "method": self.request.method,
             "route": self.route.path if self.route is not None else "unknown",
             "sandbox": self.path_values.get("sandbox_id"),
+            "address": self.request.remote_ip,
             "user": principal.user_id if principal is not None else None,
             "key": principal.key_id if principal is not None else None,
         }

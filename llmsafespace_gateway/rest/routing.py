@@ -63,7 +63,8 @@ class Query(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One operation of the API.
 
-    `scope` None needs a key but no particular scope; `public` needs no key. `upload` takes a body of any
+    `scope` None needs a key but no particular scope; `public` needs no key. `probe` is asked
+    every few seconds by machines: not worth a line in the log. `upload` takes a body of any
     size and type, handed on piece by piece to what `begin` answers. `path` has `{name}` for one segment
     and `{path}` for the rest.
     """
@@ -75,6 +76,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     tag: str
     scope: str | None = None
     public: bool = False
+    probe: bool = False
     request: Any = None
     request_optional: bool = False
     response: Any = None

@@ -59,11 +59,14 @@ log = logging.getLogger(__name__)
 
 KEY_REVOKED = 4401
 SANDBOX_ENDED = 4410
+RESTART = 1012
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_RUNS = 64
 STATUS_EVERY = 15.0
 PING_EVERY = 30.0
+_CUT_AFTER = 0.5  # seconds that a client has to answer a close frame
 _encode = msgspec.json.Encoder().encode
+_open: set[StreamSocket] = set()  # of this process
 
 
 class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
@@ -120,6 +123,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         """The connection stands."""
         row = self._known
         self.set_nodelay(True)
+        _open.add(self)
         self._metrics.websockets.labels("stream").inc()
         self._undo = [
             lambda: self._metrics.websockets.labels("stream").dec(),
@@ -152,6 +156,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         for undo in self._undo:
             undo()
         self._undo = []
+        _open.discard(self)
         for task in (*self._runs.values(), self._status):
             if task is not None:
                 task.cancel()
@@ -274,7 +279,13 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
     def _no_right(self) -> None:
         self.close(KEY_REVOKED, "the key was revoked or has expired, or the grant was taken back")
         self.on_close()
-        asyncio.get_running_loop().call_later(0.5, self._cut)
+        asyncio.get_running_loop().call_later(_CUT_AFTER, self._cut)
+
+    async def tell_to_return(self) -> None:
+        """The gateway stops: what runs goes on, and can be followed from another connection."""
+        self.close(RESTART, "the gateway restarts; connect again")
+        await asyncio.sleep(_CUT_AFTER)
+        self._cut()
 
     def _cut(self) -> None:
         """End the connection of a client that does not answer the close frame."""
@@ -292,6 +303,11 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         with contextlib.suppress(WebSocketClosedError):
             await self._send(StreamStatus(status="ended"))
         self.close(SANDBOX_ENDED, f"the sandbox has ended: {end}"[:120])
+
+
+async def drain() -> None:
+    """Close this process's stream websockets so that clients connect again; returns when all have closed."""
+    await asyncio.gather(*(each.tell_to_return() for each in list(_open)))
 
 
 def as_answer(event: Event, execution: str, error: ErrorEvent | None, missed: int) -> StreamAnswer | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 from functools import cache
 from importlib.metadata import version
@@ -10,7 +9,6 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
 
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import openapi
@@ -27,7 +25,6 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_READY_WITHIN = 5.0
 
 
 @cache
@@ -73,15 +70,19 @@ async def alive(call: RestHandler) -> dict[str, Any]:
 
 
 async def ready(call: RestHandler) -> dict[str, Any]:
-    """GET /readyz: the store and the backend answer too."""
-    try:
-        async with asyncio.timeout(_READY_WITHIN):
-            async with call.store.read() as connection:
-                await connection.execute(text("SELECT 1"))
-            await call.backend.runtimes()
-    except Exception as error:
-        raise ApiError("service_unavailable", "the store or the backend does not answer") from error
+    """GET /readyz: whether the disk, the store and the backend work, and if not, what is wrong."""
+    problems = await call.readiness.problems()
+    if problems:
+        text = "; ".join(problems.values())
+        raise ApiError("service_unavailable", f"not ready: {text}", {"problems": problems}, 1.0)
     return {"status": "ok"}
+
+
+def prepare(routes: tuple[Route, ...]) -> None:
+    """Make the documents that are served, once (blocking)."""
+    _document(routes)
+    for name in ("index.html", "style.css", "script.js"):
+        _asset(name)
 
 
 async def metrics(call: RestHandler) -> None:
@@ -130,7 +131,9 @@ ASSETS = [
     ),
 ]
 ROOT = [
-    Route(method="GET", path="/healthz", handle=alive, public=True, tag="About", summary="Alive"),
-    Route(method="GET", path="/readyz", handle=ready, public=True, tag="About", summary="Ready"),
-    Route(method="GET", path="/metrics", handle=metrics, public=True, tag="About", summary="Metrics"),
+    Route(method="GET", path="/healthz", handle=alive, public=True, probe=True, tag="About", summary="Alive"),
+    Route(method="GET", path="/readyz", handle=ready, public=True, probe=True, tag="About", summary="Ready"),
+    Route(
+        method="GET", path="/metrics", handle=metrics, public=True, probe=True, tag="About", summary="Metrics"
+    ),
 ]

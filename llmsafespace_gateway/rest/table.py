@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llmsafespace_gateway.rest import commands, executions, files, people, pools, runtimes, sandboxes, system
+from llmsafespace_gateway.rest.conversions import timezones
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.pools import pool_spec, restore_pools
 from llmsafespace_gateway.rest.routing import PREFIX, Route, Router
-from llmsafespace_gateway.rest.stream import StreamSocket
+from llmsafespace_gateway.rest.stream import StreamSocket, drain
 
 API: tuple[Route, ...] = (
     *sandboxes.ROUTES,
@@ -22,6 +23,12 @@ API: tuple[Route, ...] = (
 )
 
 
+def prepare() -> None:
+    """Make once what takes long and what each request then finds ready (blocking; run it in a thread)."""
+    system.prepare(API)
+    timezones()
+
+
 def routes() -> list[tuple[Any, ...]]:
     """The tornado rules of everything in this package."""
     api = {"router": Router(API, system.ASSETS), "prefix": PREFIX}
@@ -33,4 +40,4 @@ def routes() -> list[tuple[Any, ...]]:
     ]
 
 
-__all__ = ["API", "pool_spec", "restore_pools", "routes"]
+__all__ = ["API", "drain", "pool_spec", "prepare", "restore_pools", "routes"]

@@ -68,6 +68,12 @@ def sqlite_url(data_dir: Path) -> str:
     return f"sqlite:///{data_dir / 'db.sqlite'}"
 
 
+def sqlite_file(url: str) -> str | None:
+    """The file of a SQLite store; None for another one."""
+    parsed = make_url(url)
+    return parsed.database if parsed.get_backend_name() == "sqlite" else None
+
+
 def stated_url(url: str, file: str) -> str:
     """The store's URL as an operator states it: `url` itself, or what is in `file`; empty when both are.
 

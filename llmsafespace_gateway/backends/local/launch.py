@@ -20,6 +20,7 @@ import msgspec
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.proof import ProofError, prove_as_gateway
 from llmsafespace_agent.wire.requests import Answer, Open, Opened, OpenRpc, Ready, Request, Status
+from llmsafespace_gateway import descriptors
 from llmsafespace_gateway.backends.local import plans, records
 from llmsafespace_gateway.backends.local.plans import Host, Recipe
 from llmsafespace_gateway.errors import ApiError
@@ -145,6 +146,8 @@ def spawn(python: str, plan: dict[str, Any], inherited: tuple[int, ...]) -> int:
         cwd="/",
         env={name: os.environ[name] for name in _FOR_PYTHON if name in os.environ},
     )
+    with contextlib.suppress(OSError):  # it is gone already, which is told below
+        descriptors.give_back(process.pid)  # it waits for its plan, and has started nothing yet
     try:
         said = process.communicate(marshal.dumps(plan), START_TIMEOUT)[0].decode("utf-8", "replace")
     except subprocess.TimeoutExpired as error:

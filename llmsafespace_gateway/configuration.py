@@ -1,0 +1,168 @@
+"""The configuration of a gateway: taken in, and checked before anything is touched.
+
+Whatever is wrong with it becomes one ApiError with one line: which value, and what to write.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from jupyter_core.application import JupyterApp
+from traitlets import List, TraitError, Unicode
+from traitlets.config import Config
+from traitlets.config.loader import ArgumentError, ConfigError
+
+from llmsafespace_gateway import rest
+from llmsafespace_gateway.access.quotas import Quota, merge_quota
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.serving import TrustedProxies
+
+if TYPE_CHECKING:
+    from llmsafespace_gateway.app import GatewayApp
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_POSITIVE = ("rate_limit", "head_timeout", "keep_alive_timeout", "stalled_timeout")
+_NOT_NEGATIVE = ("drain_timeout", "drain_delay", "max_connections", "max_connections_per_address")
+_JUPYTER = "jupyter_config"  # shared by all Jupyter applications, whose sections are not ours to judge
+
+
+class CommaSeparated(List):
+    """A list of texts; on the command line also one text with commas."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Unicode(), [], **options)
+
+    def from_string_list(self, s_list: list[str]) -> list[str]:
+        """See traitlets."""
+        return [part.strip() for text in s_list for part in text.split(",") if part.strip()]
+
+
+def wrong(message: str) -> ApiError:
+    """The error for a configuration that cannot be served."""
+    return ApiError("invalid_request", message)
+
+
+# -- taking it in ------------------------------------------------------------------------------------------
+
+
+def load(app: GatewayApp, argv: Any) -> None:
+    """Command line, then configuration file. Raises ApiError where JupyterApp would warn and go on."""
+    try:
+        _plain(JupyterApp.parse_command_line)(app, argv)
+        if app.extra_args:
+            raise wrong(f"unexpected argument {app.extra_args[0]!r}; see --help-all")
+        stated = deepcopy(app.config)
+        if app.generate_config:
+            return
+        _load_file(app)
+        app.update_config(stated)
+    except (TraitError, ArgumentError, ConfigError) as error:
+        raise wrong(f"invalid configuration: {error}") from error
+    _refuse_unknown(app.config.get("GatewayApp", {}), app.traits(config=True), "GatewayApp")
+
+
+def _plain(method: Any) -> Any:
+    """A method of traitlets without its decorator that logs errors and exits."""
+    return getattr(method, "__wrapped__", method)
+
+
+def _load_file(app: GatewayApp) -> None:
+    app.raise_config_file_errors = True
+    if app.config_file:
+        _check_file(app, Path(app.config_file))
+    try:
+        app.load_config_file(suppress_errors=False)
+    except (TraitError, ConfigError):
+        raise
+    except Exception as error:  # a Python file may raise anything
+        named = app.config_file or "of the configuration folders"
+        raise wrong(f"configuration file {named}: {type(error).__name__}: {error}") from error
+
+
+def _check_file(app: GatewayApp, path: Path) -> None:
+    """traitlets skips a file that is not there, and sections that nobody knows."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise wrong(f"--config {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+    if path.suffix not in (".json", ".py"):
+        raise wrong(f"--config {path}: the name of a configuration file ends in .json or .py")
+    if path.suffix == ".py":
+        return
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise wrong(f"--config {path}: this is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise wrong(f'--config {path}: write an object, as in {{"GatewayApp": {{"port": 8080}}}}')
+    known = {kind.__name__ for kind in type(app).mro()} | {"version"}
+    for section, values in found.items():
+        if section in app.trait_names(config=True):
+            raise wrong(f'--config {path}: {section!r} belongs into the section "GatewayApp"')
+        if section not in known:
+            raise wrong(f"--config {path}: unknown section {section!r}{_meant(section, known)}")
+        if section != "version" and not isinstance(values, dict):
+            raise wrong(f"--config {path}: {section} must be an object")
+
+
+def _refuse_unknown(values: Any, known: Any, section: str) -> None:
+    for name in values:
+        if name not in known and not isinstance(values[name], Config):
+            raise wrong(f"unknown option {section}.{name}{_meant(name, known)}")
+
+
+def _meant(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else "; --help-all lists those that exist"
+
+
+# -- checking it ---------------------------------------------------------------------------------------------
+
+
+def check(app: GatewayApp) -> None:
+    """Refuse values that cannot be served, before anything is touched. Raises ApiError."""
+    for name in (*_POSITIVE, *_NOT_NEGATIVE):
+        value = getattr(app, name)
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
+            least = "above 0" if name in _POSITIVE else "of at least 0"
+            raise wrong(f"invalid {name} {value}: write a number {least}")
+    if app.rate_burst < 1:
+        raise wrong(f"invalid rate_burst {app.rate_burst}: write a number of at least 1")
+    if not 0 <= app.port <= 65535:
+        raise wrong(f"invalid --port {app.port}: a port is a number from 0 to 65535")
+    _check_together(app)
+    try:
+        TrustedProxies(app.trusted_proxies)
+    except ValueError as error:
+        raise wrong(f"invalid --trusted-proxies: {error}") from error
+    try:
+        merge_quota(Quota(), app.quotas)
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise wrong(f"invalid quotas: {error}") from error
+    for number, pool in enumerate(app.warm_pools):
+        try:
+            rest.pool_spec(pool)
+        except ApiError as error:
+            raise wrong(f"invalid warm_pools[{number}]: {error.message.removeprefix('body.')}") from error
+        except TypeError as error:
+            raise wrong(f"invalid warm_pools[{number}]: {error}") from error
+
+
+def _check_together(app: GatewayApp) -> None:
+    if app.insecure_no_isolation and not app.socket and app.ip not in LOOPBACK:
+        raise wrong("--insecure-no-isolation only serves loopback; drop --ip")
+    if app.embedded and not app.socket:
+        raise wrong("--embedded needs --socket PATH")
+    if app.backend == "kubernetes" and not app.kubernetes_settings:
+        raise wrong("--backend kubernetes needs --kubernetes-settings FILE")
+    if app.backend == "kubernetes" and app.warm_pools:
+        raise wrong("warm pools are WarmPool objects here; drop warm_pools")
+    if app.socket and len(os.fsencode(app.socket)) > 107:
+        raise wrong(f"--socket {app.socket}: the path of a unix socket may have 107 bytes; use a shorter one")

@@ -1,0 +1,183 @@
+"""Whether this gateway can do its work, and if not, what is wrong: for /readyz.
+
+Every look asks the store and the disk anew, in threads, since a disk that hangs must not hang the gateway.
+One look at a time, and one a second at most, however many ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from llmsafespace_gateway.backends.base import SandboxBackend
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.store import Store
+
+log = logging.getLogger("llmsafespace.readiness")
+
+WITHIN = 4.0  # seconds for one look
+LEAST_FREE = 16 * 1024**2  # bytes, below which a disk counts as full
+_FRESH = 1.0
+_LOCKED = 1.0  # seconds for which another process may hold the database
+_PROBE = bytes(64 * 1024)
+_MAGIC = b"SQLite format 3\0"
+
+
+class Readiness:
+    """The state of this process's parts. `draining` is set when it is about to stop."""
+
+    def __init__(
+        self, data_dir: Path | None, database: Path | None, store: Store, backend: SandboxBackend
+    ) -> None:
+        self.draining = False
+        self._data_dir = data_dir
+        self._database = database
+        self._identity = _identity(database) if database is not None else None
+        self._store = store
+        self._backend = backend
+        self._found: dict[str, str] = {}
+        self._looked = float("-inf")
+        self._look: asyncio.Task[None] | None = None
+        self._told: dict[str, str] = {}
+
+    async def problems(self) -> dict[str, str]:
+        """What is wrong, by part (draining, disk, database, backend); empty when the gateway is ready."""
+        if self.draining:
+            return {"draining": "this gateway is about to stop"}
+        if time.monotonic() - self._looked > _FRESH:
+            if self._look is None or self._look.done():
+                self._look = asyncio.create_task(self._look_around())
+            await asyncio.wait({self._look}, timeout=WITHIN + 0.5)
+        return self._found
+
+    async def _look_around(self) -> None:
+        checks: dict[str, Awaitable[str | None]] = {"database": self._database_problem()}
+        if self._data_dir is not None:
+            checks["disk"] = asyncio.to_thread(disk_problem, self._data_dir)
+        checks["backend"] = self._backend_problem()
+        tasks = {name: asyncio.ensure_future(check) for name, check in checks.items()}
+        _, late = await asyncio.wait(tasks.values(), timeout=WITHIN)
+        found: dict[str, str] = {}
+        for name, task in tasks.items():
+            if task in late:
+                found[name] = f"no answer within {WITHIN:g} s"
+                task.cancel()
+            elif task.exception() is not None:
+                found[name] = f"{type(task.exception()).__name__}"
+                log.debug("the check of %s failed", name, exc_info=task.exception())
+            elif (problem := task.result()) is not None:
+                found[name] = problem
+        self._found, self._looked = found, time.monotonic()
+        if found != self._told:
+            self._told = found
+            level = logging.WARNING if found else logging.INFO
+            log.log(level, "not ready" if found else "ready again", extra={"fields": {"problems": found}})
+
+    async def _database_problem(self) -> str | None:
+        if self._database is not None:
+            return await asyncio.to_thread(sqlite_problem, self._database, self._identity)
+        try:
+            async with self._store.read() as connection:
+                read_only = (await connection.execute(text("SHOW transaction_read_only"))).scalar()
+        except SQLAlchemyError as error:
+            return f"the database does not answer: {_first_line(error)}"
+        return "the database is read-only" if read_only == "on" else None
+
+    async def _backend_problem(self) -> str | None:
+        try:
+            await self._backend.runtimes()
+        except ApiError as error:
+            return error.message[:300]
+        return None
+
+
+def disk_problem(folder: Path) -> str | None:
+    """Why nothing can be written to `folder` (blocking); None when it can."""
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        room = os.statvfs(folder)
+        if room.f_bavail * room.f_frsize < LEAST_FREE or (room.f_files and not room.f_favail):
+            return f"the disk of the data dir {folder} is full"
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, _PROBE)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return f"the data dir {folder} is gone"
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk of the data dir {folder} is full"
+        if error.errno == errno.EROFS:
+            return f"the data dir {folder} is read-only"
+        return f"the data dir {folder} cannot be written: {error.strerror}"
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return None
+
+
+def sqlite_problem(path: Path, identity: tuple[int, int] | None) -> str | None:
+    """Why the store in this file cannot be used (blocking); None when it can.
+
+    `identity` is the file that this process has open: the records of another one are not its own.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_MAGIC))
+    except FileNotFoundError:
+        return f"the database {path} is gone"
+    except OSError as error:
+        return f"the database {path} cannot be read: {error.strerror}"
+    if identity is not None and _identity(path) != identity:
+        return f"the database {path} was replaced while the gateway had it open; start the gateway again"
+    if head != _MAGIC:
+        return f"the database {path} is not a database any more: it was overwritten or cut off"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=_LOCKED, isolation_level=None)
+        ) as connection:
+            connection.execute("SELECT 1 FROM tenants LIMIT 1").fetchall()
+            connection.execute("BEGIN IMMEDIATE")
+            # The page is written anew when it is rolled back at the latest: what is read-only says so here.
+            connection.execute("PRAGMA user_version = 0")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        return _sqlite_words(path, error)
+    return None
+
+
+def _sqlite_words(path: Path, error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"the database {path} is locked by another process"
+    if code == sqlite3.SQLITE_READONLY:
+        return f"the database {path} is read-only"
+    if code == sqlite3.SQLITE_FULL:
+        return f"the disk of the database {path} is full"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"the database {path} is damaged: {error}"
+    return f"the database {path} cannot be used: {error}"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
