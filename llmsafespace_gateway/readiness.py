@@ -43,7 +43,7 @@ class Readiness:
         self.draining = False
         self._data_dir = data_dir
         self._database = database
-        self._identity = _identity(database) if database is not None else None
+        self._opened = os.open(database, os.O_RDONLY | os.O_CLOEXEC) if database is not None else None
         self._store = store
         self._backend = backend
         self._found: dict[str, str] = {}
@@ -86,7 +86,7 @@ class Readiness:
 
     async def _database_problem(self) -> str | None:
         if self._database is not None:
-            return await asyncio.to_thread(sqlite_problem, self._database, self._identity)
+            return await asyncio.to_thread(sqlite_problem, self._database, self._opened)
         try:
             async with self._store.read() as connection:
                 read_only = (await connection.execute(text("SHOW transaction_read_only"))).scalar()
@@ -111,7 +111,8 @@ def disk_problem(folder: Path) -> str | None:
             return f"the disk of the data dir {folder} is full"
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, _PROBE)
+            if os.write(descriptor, _PROBE) < len(_PROBE):
+                return f"the disk of the data dir {folder} is full"
         finally:
             os.close(descriptor)
     except FileNotFoundError:
@@ -128,20 +129,21 @@ def disk_problem(folder: Path) -> str | None:
     return None
 
 
-def sqlite_problem(path: Path, identity: tuple[int, int] | None) -> str | None:
+def sqlite_problem(path: Path, opened: int | None) -> str | None:
     """Why the store in this file cannot be used (blocking); None when it can.
 
-    `identity` is the file that this process has open: the records of another one are not its own.
+    `opened` is a descriptor of the file that this process began with. It is never closed: closing any
+    descriptor of a file drops all of the process's locks on it, those of SQLite's own connections too.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(len(_MAGIC))
+        there = path.stat()
+        if opened is not None and not os.path.samestat(there, os.fstat(opened)):
+            return f"the database {path} was replaced while the gateway had it open; start the gateway again"
+        head = os.pread(opened, len(_MAGIC), 0) if opened is not None else _MAGIC
     except FileNotFoundError:
         return f"the database {path} is gone"
     except OSError as error:
         return f"the database {path} cannot be read: {error.strerror}"
-    if identity is not None and _identity(path) != identity:
-        return f"the database {path} was replaced while the gateway had it open; start the gateway again"
     if head != _MAGIC:
         return f"the database {path} is not a database any more: it was overwritten or cut off"
     try:
@@ -169,14 +171,6 @@ def _sqlite_words(path: Path, error: sqlite3.Error) -> str:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return f"the database {path} is damaged: {error}"
     return f"the database {path} cannot be used: {error}"
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _first_line(error: Exception) -> str:

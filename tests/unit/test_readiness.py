@@ -1,0 +1,193 @@
+"""What /readyz says is wrong: each fault is made for real, and named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmsafespace_gateway import readiness
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.readiness import Readiness
+from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, users
+
+
+class Backend:
+    """A backend that answers, fails or hangs."""
+
+    def __init__(self) -> None:
+        self.fails: Exception | None = None
+        self.hangs = False
+        self.asked = 0
+
+    async def runtimes(self) -> list[Any]:
+        self.asked += 1
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.fails is not None:
+            raise self.fails
+        return []
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await Store.open(sqlite_url(tmp_path))
+    await users.ensure_tenant(opened, "default")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def ready(tmp_path: Path, store: Store, backend: Any, monkeypatch: pytest.MonkeyPatch) -> Readiness:
+    monkeypatch.setattr(readiness, "_FRESH", -1.0)
+    monkeypatch.setattr(readiness, "_LOCKED", 0.1)
+    monkeypatch.setattr(readiness, "WITHIN", 1.0)
+    found = sqlite_file(sqlite_url(tmp_path))
+    assert found is not None
+    return Readiness(tmp_path, Path(found), store, backend)
+
+
+async def test_all_is_well(ready: Readiness, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert await ready.problems() == {}
+    assert sorted(tmp_path.iterdir()) == before
+
+
+async def test_it_stops(ready: Readiness) -> None:
+    ready.draining = True
+    assert list(await ready.problems()) == ["draining"]
+
+
+OTHER = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM tenants'); c.close()"
+
+
+async def test_what_was_written_is_there_after_a_kill(ready: Readiness, store: Store, tmp_path: Path) -> None:
+    """A look must not drop this process's locks: the next process that closes the file takes itself for the
+    last one then, and removes the log into which this one goes on to write.
+    """
+    for number in range(3):
+        assert await ready.problems() == {}
+        subprocess.run([sys.executable, "-c", OTHER, tmp_path / "db.sqlite"], check=True)
+        await users.ensure_tenant(store, f"tenant-{number}")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tmp_path.glob("db.sqlite*"):
+        shutil.copy(file, copy)
+    with sqlite3.connect(copy / "db.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM tenants").fetchone() == (4,)
+
+
+def _gone(folder: Path) -> None:
+    (folder / "db.sqlite").unlink()
+
+
+def _replaced(folder: Path) -> None:
+    (folder / "db.sqlite").rename(folder / "old")
+    shutil.copy(folder / "old", folder / "db.sqlite")
+
+
+def _zeroed(folder: Path) -> None:
+    size = (folder / "db.sqlite").stat().st_size
+    with (folder / "db.sqlite").open("r+b") as file:
+        file.write(bytes(size))
+
+
+def _cut_off(folder: Path) -> None:
+    os.truncate(folder / "db.sqlite", 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (_gone, "is gone"),
+        (_replaced, "was replaced"),
+        (_zeroed, "not a database any more"),
+        (_cut_off, "not a database any more"),
+    ],
+)
+async def test_a_database_that_is_not_there_as_it_was(
+    ready: Readiness, tmp_path: Path, fault: Callable[[Path], None], words: str
+) -> None:
+    fault(tmp_path)
+    problems = await ready.problems()
+    assert list(problems) == ["database"]
+    assert words in problems["database"]
+
+
+async def test_a_database_that_another_process_locks(ready: Readiness, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "db.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert "is locked" in (await ready.problems())["database"]
+    other.execute("ROLLBACK")
+    other.close()
+    assert await ready.problems() == {}
+
+
+async def test_a_database_that_cannot_be_written(
+    ready: Readiness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For root no mode of a file is in the way: the connection is opened read-only."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        readiness.sqlite3, "connect", lambda url, **more: connect(url.replace("mode=rw", "mode=ro"), **more)
+    )
+    assert "read-only" in (await ready.problems())["database"]
+
+
+async def test_a_full_disk(ready: Readiness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "LEAST_FREE", 1 << 62)
+    assert "is full" in (await ready.problems())["disk"]
+
+
+async def test_a_file_that_may_not_grow(ready: Readiness) -> None:
+    """As with a quota: the numbers of the disk look well, and writing fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        problems = await ready.problems()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "disk" in problems
+
+
+async def test_a_data_dir_that_is_gone(ready: Readiness, tmp_path: Path) -> None:
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    problems = await ready.problems()
+    assert "is gone" in problems["disk"]
+    assert "is gone" in problems["database"]
+
+
+async def test_a_backend_that_fails_or_hangs(ready: Readiness, backend: Backend) -> None:
+    backend.fails = ApiError("service_unavailable", "the API server does not answer")
+    assert (await ready.problems())["backend"] == "the API server does not answer"
+    backend.fails = ValueError("nobody thought of this")
+    assert (await ready.problems())["backend"] == "ValueError"
+    backend.fails, backend.hangs = None, True
+    began = time.monotonic()
+    assert "no answer" in (await ready.problems())["backend"]
+    assert time.monotonic() - began < 5
+    backend.hangs = False
+    assert await ready.problems() == {}
+
+
+async def test_many_who_ask_are_one_look(
+    ready: Readiness, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "_FRESH", 60.0)
+    assert await asyncio.gather(*(ready.problems() for _ in range(100))) == [{}] * 100
+    assert backend.asked == 1
