@@ -12,7 +12,6 @@ from tornado.web import Application
 
 from llmsafespace_gateway import jupyter, rest
 from llmsafespace_gateway.access import Access, local_principal
-from llmsafespace_gateway.access.principal import DEFAULT_TENANT
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes import Runtimes
@@ -22,6 +21,7 @@ from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, stated_url, users
+from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
