@@ -11,7 +11,13 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 USER = 65_432
-FILES = ("test_local_clock.py", "test_local_isolation.py", "test_local_lifecycle.py", "test_local_pools.py")
+FILES = (
+    "test_local_clock.py",
+    "test_local_isolation.py",
+    "test_local_scheduling.py",
+    "test_local_lifecycle.py",
+    "test_local_pools.py",
+)
 
 # An ordinary user may be unable to enter the folders that interpreter and project are in (/root, say). So
 # this process first covers such a folder, in a mount namespace of its own, by one in which only they are.

@@ -310,6 +310,26 @@ def test_filter_allows_exactly_the_table(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_filter_keeps_the_agent_from_being_slowed_down(machine: str) -> None:
+    column = seccomp.ARCHITECTURES[machine][0]
+
+    def allows(name: str, *arguments: int) -> bool:
+        return evaluate(machine, CHECKED[name][column], arguments) == ALLOW
+
+    top = 1 << 32  # what a kernel that looks at an int does not see
+    for name in ("sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"):
+        assert [allows(name, pid, 8, 4096) for pid in (0, 2, 77, 1, top + 1)] == [True] * 3 + [False] * 2
+    for name, process, group, user in (("setpriority", 0, 1, 2), ("ioprio_set", 1, 2, 3)):
+        for which in (process, group):
+            assert [allows(name, which, who, 19) for who in (0, 77, 1, top + 1)] == [True] * 2 + [False] * 2
+        assert not any(allows(name, which, who, 19) for which in (user, 7, top + user) for who in (0, 1000))
+    new, high = 0x7FFC1234, 0x7FFC00000000
+    assert all(allows("prlimit64", pid, 7, 0, new) for pid in (0, 1, 77))
+    assert all(allows("prlimit64", 0, 7, pointer, 0) for pointer in (new, high))
+    assert not any(allows("prlimit64", pid, 7, pointer, 0) for pid in (1, 77) for pointer in (new, high))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_filter_looks_at_arguments(machine: str) -> None:
     column = seccomp.ARCHITECTURES[machine][0]
 

@@ -28,6 +28,10 @@ _NAMESPACES = 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20
 _TERMINAL_IOCTLS = (0x5412, 0x541C, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCSETD
 _SOCKET_IOCTLS = 0x8900  # 0x89xx: interfaces, routes, a socket's network namespace
 
+_AGENT = 1  # its process in the sandbox's pid namespace, and its process group
+_PRIO_PROCESS, _PRIO_PGRP = 0, 1  # of setpriority; PRIO_USER would be everybody's, the agent's too
+_IOPRIO_PROCESS, _IOPRIO_PGRP = 1, 2
+
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, k
 
 
@@ -38,9 +42,9 @@ def _refuse(number: int) -> Instruction:
 _PERMIT: Instruction = (_RET, 0, 0, _ALLOW)
 
 
-def _argument(index: int) -> Instruction:
-    """Load the low half of an argument (both architectures are little-endian)."""
-    return (_LOAD, 0, 0, 16 + 8 * index)
+def _argument(index: int, high: bool = False) -> Instruction:
+    """Load the low half of an argument (both architectures are little-endian), or its high half."""
+    return (_LOAD, 0, 0, 16 + 8 * index + 4 * high)
 
 
 def _one_of(index: int, values: Iterable[int], otherwise: int) -> list[Instruction]:
@@ -81,6 +85,42 @@ def _check_ioctl() -> list[Instruction]:
     ]
 
 
+def _check_process(index: int) -> list[Instruction]:
+    """A process or thread that is not the agent. 0, the caller itself, cannot be: the agent is its own code.
+
+    C libraries pass the number of a thread, not 0: "0 only" would break programs that mean themselves.
+    """
+    return [_argument(index), (_JEQ, 0, 1, _AGENT), _refuse(errno.EPERM), _PERMIT]
+
+
+def _check_priority(process: int, group: int) -> list[Instruction]:
+    """Of one process or one process group, and not the agent's."""
+    return [
+        _argument(0),
+        (_JEQ, 2, 0, process),
+        (_JEQ, 1, 0, group),
+        _refuse(errno.EPERM),
+        *_check_process(1),
+    ]
+
+
+def _check_prlimit() -> list[Instruction]:
+    """Anybody's limits may be read, and only its own be set: by others' the agent's could be taken away.
+
+    By its own number a process cannot set them either: a filter does not know who asks.
+    """
+    return [
+        _argument(0),
+        (_JEQ, 5, 0, 0),
+        _argument(2),
+        (_JEQ, 0, 2, 0),
+        _argument(2, high=True),
+        (_JEQ, 1, 0, 0),
+        _refuse(errno.EPERM),
+        _PERMIT,
+    ]
+
+
 def _checks() -> dict[str, list[Instruction]]:
     """What is done with a call whose arguments matter; each ends in a return."""
     return {
@@ -90,6 +130,13 @@ def _checks() -> dict[str, list[Instruction]]:
         "socketpair": _one_of(0, (socket.AF_UNIX,), errno.EPERM),
         "ioctl": _check_ioctl(),
         "personality": _one_of(0, (0, 0xFFFFFFFF), errno.EPERM),
+        "prlimit64": _check_prlimit(),
+        "setpriority": _check_priority(_PRIO_PROCESS, _PRIO_PGRP),
+        "ioprio_set": _check_priority(_IOPRIO_PROCESS, _IOPRIO_PGRP),
+        "sched_setaffinity": _check_process(0),
+        "sched_setattr": _check_process(0),
+        "sched_setparam": _check_process(0),
+        "sched_setscheduler": _check_process(0),
     }
 
 
