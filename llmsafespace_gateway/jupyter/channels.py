@@ -59,6 +59,7 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
                     session=self._session,
                     after=self._after(),
                     durable=self._subprotocol == DURABLE,
+                    principal=self.principal.user_id,
                 ),
             )
             await super().get(kernel_id)

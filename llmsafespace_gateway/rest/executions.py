@@ -126,6 +126,7 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
             env=body.env,
             timeout=body.timeout,
             stdin=body.stdin,
+            principal=call.principal.user_id,
         )
         run = await runs.begin_code(call.sandboxes, row, open_)
     call.audit("sandbox.execute", row.id, execution=execution, type=body.type)
@@ -149,7 +150,7 @@ async def get_execution(call: RestHandler) -> ExecutionAnswer:
     known = runs.summary(info)
     if known.end is None and not call.query("wait"):
         return ExecutionAnswer(**{name: getattr(known, name) for name in known.__struct_fields__})
-    run = await runs.begin(call.sandboxes, row.id, _followed(info, 0))
+    run = await runs.begin(call.sandboxes, row.id, _followed(call, info, 0))
     async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
         return runs.answer(run.kind, await call.while_connected(collect(source)))
 
@@ -158,7 +159,7 @@ async def execution_events(call: RestHandler) -> None:
     """GET …/executions/{execution_id}/events."""
     row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
     info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
-    await follow_events(call, row.id, _followed(info, after(call)))
+    await follow_events(call, row.id, _followed(call, info, after(call)))
 
 
 async def follow_events(call: RestHandler, sandbox_id: str, open_: OpenExecution | OpenCommand) -> None:
@@ -173,10 +174,12 @@ def after(call: RestHandler) -> int:
     return int(call.query("after") or (last if last.isascii() and last.isdigit() and len(last) < 19 else 0))
 
 
-def _followed(info: ExecutionInfo | CommandInfo, start: int) -> OpenExecution | OpenCommand:
+def _followed(
+    call: RestHandler, info: ExecutionInfo | CommandInfo, start: int
+) -> OpenExecution | OpenCommand:
     if isinstance(info, CommandInfo):
         return OpenCommand(command=info.id, after=start)
-    return OpenExecution(execution=info.id, after=start)
+    return OpenExecution(execution=info.id, after=start, principal=call.principal.user_id)
 
 
 async def interrupt(call: RestHandler) -> ExecutionSummary:

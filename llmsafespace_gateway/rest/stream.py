@@ -195,6 +195,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
                 env=wanted.env,
                 timeout=wanted.timeout,
                 stdin=wanted.stdin,
+                principal=self.principal.user_id,
             )
             run = await runs.begin_code(self._sandboxes, row, open_)
         self._access.audit(

@@ -43,11 +43,16 @@ async def channels(
     """The channels of the tenant's kernel."""
     session = uuid.uuid4().hex
     path = CHANNELS_PATH.format(**tenant.values)
-    socket = await dial(url, path, key, subprotocol=subprotocol, query=f"?session_id={session}{query}")
+    socket = await dial(url, path, key, subprotocol=subprotocol, query=query_of(session, query))
     try:
         yield Channels(socket, session)
     finally:
         await socket.close()
+
+
+def query_of(session: str, more: str) -> str:
+    """A session id in the query, unless `more` has another."""
+    return f"?{more[1:]}" if "session_id=" in more else f"?session_id={session}{more}"
 
 
 class Stream:

@@ -90,10 +90,12 @@ def test_the_table_of_executions_is_bounded_and_keeps_what_runs() -> None:
         execution.status = "ended"
         table.add(execution)
     assert [one.id for one in table] == ["0", "4", "5"]
-    assert table.repeated("0", b"d") is first
-    assert table.repeated("9", b"d") is None
+    assert table.repeated("0", b"d", "") is first
+    with pytest.raises(AgentError, match="somebody else"):
+        table.repeated("0", b"d", "bob")
+    assert table.repeated("9", b"d", "") is None
     with pytest.raises(AgentError):
-        table.repeated("0", b"other")
+        table.repeated("0", b"other", "")
     table.add(Execution("0", "c", "other", b"{}", 0))
     assert table.get("0") is first
 

@@ -12,6 +12,7 @@ from llmsafespace_agent.server.executions import Execution
 from llmsafespace_agent.server.journal import Entry
 from llmsafespace_agent.server.kernel_sink import KernelSink
 from llmsafespace_agent.server.messages import Options, Parts
+from llmsafespace_agent.server.principals import session_key
 from llmsafespace_agent.server.reader import Reader
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, Header, header_of, unpack
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_HEADER = 64 * 1024
 _MAX_ALIASES = 64
+_MAX_SESSION = 4096
 _MAX_ADOPTED = 4096
 _acks = msgspec.json.Decoder(Ack)
 
@@ -34,7 +36,8 @@ class ChannelsStream:
         self._stream = stream
         self._durable = open_.durable
         self._context = agent.contexts.get(open_.context)
-        self._session = validation.text(open_.session, "session", 256)
+        self._principal = validation.text(open_.principal, "principal", 256)
+        self._session = session_key(self._principal, validation.text(open_.session, "session", 256))
         self._sessions = self._context.aliases(self._session)
         self._adopted: set[str] = set()  # executions of other sessions that this one sent again
         after = self._start(open_.after)
@@ -86,14 +89,17 @@ class ChannelsStream:
             raise invalid(f"a message's header is over the limit of {_MAX_HEADER} bytes")
         head = header_of(views[0])
         parts = [bytes(view) for view in views]
-        if head.session and head.session not in self._sessions:
+        session = session_key(
+            self._principal, validation.text(head.session, "the header's session", _MAX_SESSION)
+        )
+        if session not in self._sessions:
             if len(self._sessions) >= _MAX_ALIASES:
                 raise invalid(f"one stream serves at most {_MAX_ALIASES} sessions; open another")
-            self._sessions.add(head.session)
+            self._sessions.add(session)
         if channel == "shell" and head.msg_type == "execute_request":
             self._execute(parts, head)
         else:
-            self._context.request(channel, parts, head)
+            self._context.request(channel, parts, head, self._principal)
 
     def _execute(self, parts: Parts, head: Header) -> None:
         content = messages.execute_content(parts[3])
@@ -103,7 +109,7 @@ class ChannelsStream:
         if self._durable:
             validation.identifier(head.msg_id, "the execution's id (msg_id)")
             digest = messages.digest_of(parts[3], options, self._context.id)
-            repeated = self._agent.executions.repeated(head.msg_id, digest)
+            repeated = self._agent.executions.repeated(head.msg_id, digest, self._principal)
             if repeated is not None:
                 self._repeat(repeated)
                 return
@@ -112,6 +118,7 @@ class ChannelsStream:
             id=head.msg_id,
             context=self._context.id,
             session=head.session,
+            principal=self._principal,
             header=parts[0],
             accepted=self._context.journal.head,
             digest=digest,

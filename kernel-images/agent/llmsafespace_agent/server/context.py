@@ -19,6 +19,7 @@ from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.gate import Gate
 from llmsafespace_agent.server.journal import Journal
 from llmsafespace_agent.server.messages import Parts
+from llmsafespace_agent.server.principals import Requests, session_key
 from llmsafespace_agent.server.tracking import Tracker
 from llmsafespace_agent.wire.frames import MAX_FRAME
 from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, Header, header_of, pack
@@ -30,6 +31,7 @@ _IN_FLIGHT = 10_000
 _PENDING_BYTES = 64 * 1024 * 1024
 _LARGEST = MAX_FRAME - 8
 _NOBODY = Header()
+_NOBODYS = "nobody"  # in the journal: no session, since the keys of those have a NUL
 
 
 class Watcher(Protocol):
@@ -97,6 +99,7 @@ class Context:
         self._doom: tuple[str, str] | None = None  # (end, message) of a kernel that the agent kills
         self._pending: list[_Pending] = []
         self._pending_bytes = 0
+        self._requests = Requests()
         self._cursors: OrderedDict[str, int] = OrderedDict()
         self._aliases: OrderedDict[str, set[str]] = OrderedDict()
         self._changing = asyncio.Lock()
@@ -228,13 +231,17 @@ class Context:
 
     # -- to the kernel ---------------------------------------------------------------------------
 
-    def request(self, channel: str, parts: Parts, head: Header) -> None:
-        """Pass on a message that is no execute_request. Raises AgentError when too much waits already."""
+    def request(self, channel: str, parts: Parts, head: Header, principal: str) -> None:
+        """Pass on a message that is no execute_request.
+
+        Raises AgentError when too much waits already, or its id is another principal's.
+        """
+        self._note_asker(head.msg_id, principal)
         self._touch()
         if channel == "control" and head.msg_type == "interrupt_request":
             self.tracker.interrupted_all()
         if self.state == "dead":
-            self._answer_for_the_dead(channel, parts, head)
+            self._answer_for_the_dead(channel, parts, head, principal)
         elif channel == "shell" or self._kernel is None:
             self._send(_Pending(channel, parts, None))
         else:
@@ -246,6 +253,7 @@ class Context:
             raise AgentError("rate_limited", f"{_IN_FLIGHT} executions are waiting already; try again later")
         pending = _Pending("shell", parts, execution)
         self._check_room(pending)
+        self._note_asker(execution.id, execution.principal)
         self._touch()
         self._count += 1
         self._executions.add(execution)
@@ -280,13 +288,13 @@ class Context:
         for pending in waiting:
             self._send(pending)
 
-    def _answer_for_the_dead(self, channel: str, parts: Parts, head: Header) -> None:
+    def _answer_for_the_dead(self, channel: str, parts: Parts, head: Header, principal: str) -> None:
         kind = head.msg_type.removesuffix("_request")
         if kind == head.msg_type or channel not in ("shell", "control"):
             return
         content = messages.error_content("KernelDied", "This context's kernel is dead; restart the context")
         reply = messages.message(f"{kind}_reply", {"status": "error", **content}, bytes(parts[0]))
-        self.journal.append(pack(channel, reply), head.session, head.msg_id)
+        self.journal.append(pack(channel, reply), session_key(principal, head.session), head.msg_id)
         idle = messages.status("idle", bytes(parts[0]))
         self.journal.append(pack("iopub", idle), "", head.msg_id)
 
@@ -300,7 +308,7 @@ class Context:
         except BadKernelMessage:
             return  # code in the sandbox may write what it likes to its kernel's sockets
         execution = self.tracker.find(parent.msg_id) if parent.msg_id else None
-        to = parent.session
+        to = self._asker(parent)
         if channel == "iopub":
             to = ""
             if head.msg_type == "iopub_welcome":  # says something about the agent's own socket only
@@ -316,6 +324,15 @@ class Context:
         if execution is not None:
             execution.noted(seq)
             self.tracker.settle(execution)
+
+    def _note_asker(self, msg_id: str, principal: str) -> None:
+        self._executions.check_free(msg_id, principal)
+        self._requests.note(msg_id, principal)
+
+    def _asker(self, parent: Header) -> str:
+        """The session that a message is for which answers `parent`: nobody's where that was not sent here."""
+        principal = self._requests.principal(parent.msg_id)
+        return session_key(principal, parent.session) if principal is not None else _NOBODYS
 
     def _answer_input(self, parts: Parts, execution: Execution) -> None:
         if execution.stdin is not None and self._kernel is not None:
@@ -367,7 +384,7 @@ class Context:
 
     def publish(self, channel: str, parts: Parts, execution: Execution | None = None) -> int:
         """Journal a message of the agent's own; returns its sequence number."""
-        to = execution.session if execution is not None and channel != "iopub" else ""
+        to = execution.asker if execution is not None and channel != "iopub" else ""
         seq = self.journal.append(pack(channel, parts), to, execution.id if execution is not None else "")
         if execution is not None:
             execution.noted(seq)

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class ExecutionStream:
     """Serves one follower of one execution until its end, or until the follower leaves."""
 
-    def __init__(self, agent: Agent, stream: FrameStream, execution: Execution) -> None:
+    def __init__(self, agent: Agent, stream: FrameStream, execution: Execution, principal: str) -> None:
         self._agent = agent
         self._stream = stream
         self._execution = execution
+        self._asker = execution.asker if execution.principal == principal else ""
         self._reader: Reader | None = None
 
     def start(self, context: Context | None, after: int) -> None:
@@ -56,7 +57,7 @@ class ExecutionStream:
             self._reader.start()
 
     def _wanted(self, entry: Entry) -> bool:
-        return entry.about == self._execution.id and (not entry.to or entry.to == self._execution.session)
+        return entry.about == self._execution.id and (not entry.to or entry.to == self._asker)
 
     def _ended(self) -> None:
         if self._reader is not None:
@@ -84,6 +85,7 @@ class ExecutionStream:
 async def open_execution(agent: Agent, stream: FrameStream, open_: OpenExecution) -> None:
     """Start the execution unless it has run, then follow it. Raises AgentError when it cannot."""
     validation.identifier(open_.execution, "execution")
+    validation.text(open_.principal, "principal", 256)
     if open_.code is None:
         execution = agent.executions.get(open_.execution)
         context = next((one for one in agent.contexts if one.id == execution.context), None)
@@ -93,7 +95,7 @@ async def open_execution(agent: Agent, stream: FrameStream, open_: OpenExecution
         context = await _context(agent, open_)
         check_after(context.journal, open_.after)
         execution = _run(agent, context, open_)
-    ExecutionStream(agent, stream, execution).start(context, open_.after)
+    ExecutionStream(agent, stream, execution, open_.principal).start(context, open_.after)
 
 
 async def _context(agent: Agent, open_: OpenExecution) -> Context:
@@ -121,13 +123,14 @@ def _run(agent: Agent, context: Context, open_: OpenExecution) -> Execution:
         open_.code or "", open_.execution, session, options, allow_stdin=open_.stdin is not None
     )
     digest = messages.digest_of(parts[3], options, context.id, open_.stdin)
-    repeated = agent.executions.repeated(open_.execution, digest)
+    repeated = agent.executions.repeated(open_.execution, digest, open_.principal)
     if repeated is not None:
         return repeated
     execution = Execution(
         id=open_.execution,
         context=context.id,
         session=session,
+        principal=open_.principal,
         header=parts[0],
         accepted=context.journal.head,
         digest=digest,

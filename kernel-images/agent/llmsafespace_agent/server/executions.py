@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from llmsafespace_agent.server.errors import conflict, not_found
+from llmsafespace_agent.server.principals import check_same, session_key
 from llmsafespace_agent.wire.requests import ExecutionInfo
 
 KEPT = 10_000
@@ -29,6 +30,7 @@ class Execution:
     session: str
     header: bytes  # the request's own, the parent of every message about it
     accepted: int  # the journal's head when it came
+    principal: str = ""
     digest: bytes = b""
     durable: bool = False
     silent: bool = False
@@ -49,6 +51,11 @@ class Execution:
     stop: str | None = None  # why the agent interrupted it: timeout, interrupted
     timer: asyncio.TimerHandle | None = None
     on_end: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def asker(self) -> str:
+        """The session that asked for it, as the journal names those."""
+        return session_key(self.principal, self.session)
 
     @property
     def ended(self) -> bool:
@@ -95,11 +102,12 @@ class Executions:
             raise not_found(f"there is no execution {execution_id!r} in this sandbox", id=execution_id)
         return execution
 
-    def repeated(self, execution_id: str, digest: bytes) -> Execution | None:
+    def repeated(self, execution_id: str, digest: bytes, principal: str) -> Execution | None:
         """The execution that a durable request of this id repeats; None when the id is new.
 
-        Raises AgentError(conflict) when the id was used for something else.
+        Raises AgentError(conflict) when the id was used for something else, or by somebody else.
         """
+        self.check_free(execution_id, principal)
         execution = self._table.get(execution_id)
         if execution is not None and execution.digest != digest:
             raise conflict(
@@ -107,6 +115,12 @@ class Executions:
                 id=execution_id,
             )
         return execution
+
+    def check_free(self, execution_id: str, principal: str) -> None:
+        """Raise AgentError(conflict) when an execution of this id is another principal's."""
+        execution = self._table.get(execution_id)
+        if execution is not None:
+            check_same(execution_id, execution.principal, principal)
 
     def add(self, execution: Execution) -> None:
         """Remember it. A plain client's repeated id never takes the place of a durable execution."""

@@ -30,20 +30,23 @@ class OpenChannels(Message, tag_field="kind", tag="channels"):
 
     The agent sends KERNEL frames (`u64 seq | v1`) and JSON `Gap` frames; the gateway sends KERNEL frames
     (v1) and JSON `Ack` frames. `after` None resumes the session's cursor, or starts live when the agent
-    does not know the session. `durable` makes execution ids of this stream idempotent.
+    does not know the session. `durable` makes execution ids of this stream idempotent. `principal` is who is
+    connected: sessions, cursors and what only the asker of a request gets are its own.
     """
 
     context: str
     session: str
     after: int | None = None
     durable: bool = False
+    principal: str = ""
 
 
 class OpenExecution(Message, tag_field="kind", tag="execution"):
     """The messages of one execution: KERNEL frames and `Gap` frames, then one `ExecutionInfo`, then close.
 
     With `code` (or `command`, a shell line) the execution starts unless its id has run already; the same
-    id with other content is a conflict. Without either, it is only followed.
+    id with other content, or of another `principal`, is a conflict. Without either, it is only followed:
+    what is for its asker alone (input requests, its reply) by the same principal only.
     """
 
     execution: str
@@ -54,6 +57,7 @@ class OpenExecution(Message, tag_field="kind", tag="execution"):
     env: dict[str, str] = {}
     timeout: float | None = None
     stdin: str | None = None
+    principal: str = ""
 
 
 class OpenCommand(Message, tag_field="kind", tag="command"):
