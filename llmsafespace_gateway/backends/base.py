@@ -103,15 +103,34 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stranger(msgspec.Struct, frozen=True, kw_only=True):
-    """A living sandbox that was made and bound past the gateway (with kubectl), described as if by it.
+    """A living, bound sandbox that the store may not know, described as the gateway that made it would.
 
-    `spec.owner` is what its maker wrote, a user's name or id; `context_id` is its default kernel's.
+    It was made past the gateway (with kubectl), or the store has lost its row. `spec.owner` is what its maker
+    wrote, a user's name or id, and surely an id when `owner_is_id`: that is kept although no user has it.
+    `context_id` is its default kernel's.
     """
 
     spec: SandboxSpec
     claim: Claim
     context_id: str
     started_at: float
+    language: str | None = None
+    metadata: dict[str, str] = {}
+    owner_is_id: bool = False
+
+
+class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox that could not be taken in as it was. `name` is the backend's own.
+
+    `kept`: it lives and is served, without what `reason` names; otherwise it has been ended or left alone.
+    """
+
+    name: str
+    reason: str
+    since: float
+    kept: bool = False
+    sandbox_id: str | None = None
+    tenant: str | None = None
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,6 +270,15 @@ class SandboxBackend(Protocol):
         that has just ended is passed over.
         """
 
+    async def stored(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
+        """The store has a row of it: from now on `strangers` has it, in case that the store is lost."""
+
+    async def hold_end(self, sandbox_id: str) -> None:
+        """The store cannot take this end now: it is kept until `noted`, and told again after a restart."""
+
+    async def noted(self, sandbox_id: str) -> None:
+        """The store knows how a sandbox ended."""
+
     async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
         """A proved stream to the agent, opened for `open_` (its `Opened` answer is still to be read).
 
@@ -265,7 +293,10 @@ class SandboxBackend(Protocol):
         """All living, claimed sandboxes that a gateway made."""
 
     async def strangers(self) -> list[Stranger]:
-        """All living, bound sandboxes that no gateway made."""
+        """All living, bound sandboxes that can be adopted when the store has no row of them."""
+
+    async def quarantined(self) -> list[Quarantined]:
+        """Sandboxes that could not be taken in as they were, since the start of this process."""
 
     async def fate(self, sandbox_id: str) -> Ended | None:
         """How a sandbox ended (`lost` when nothing is known of it), None while it lives."""
@@ -274,7 +305,10 @@ class SandboxBackend(Protocol):
         """End a sandbox and remove everything of it; False when there was none. Returns when it is gone."""
 
     def watch(self) -> AsyncIterator[Ended | Stranger]:
-        """Every end of a claimed sandbox and every stranger from now on, what nobody has seen yet first."""
+        """Every end of a claimed sandbox and every stranger from now on, what nobody has seen yet first.
+
+        An end counts as seen when the next one is asked for, unless `hold_end` was called for it.
+        """
 
     async def runtimes(self) -> list[Runtime]:
         """What this backend can serve."""

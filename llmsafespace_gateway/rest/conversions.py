@@ -39,6 +39,7 @@ from llmsafespace_gateway.rest.types_admin import (
 )
 from llmsafespace_gateway.rest.types_processes import CommandAnswer
 from llmsafespace_gateway.rest.validation import invalid
+from llmsafespace_gateway.sandboxes import specs
 from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
 from llmsafespace_gateway.store.rows import SandboxRow
@@ -121,7 +122,12 @@ def contents(files: dict[str, str | FileContent]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for path, content in files.items():
         field = f"body.files[{path[:60]!r}]"
-        found[workspace_path(path, field)] = _content(content, field)
+        absolute = workspace_path(path, field)
+        if absolute == WORKSPACE or absolute in found:
+            raise invalid(
+                field, "expected a file, got a folder" if absolute == WORKSPACE else "is given twice"
+            )
+        found[absolute] = _content(content, field)
     if sum(map(len, found.values())) > MAX_FILES:
         raise invalid("body.files", f"expected at most {MAX_FILES} bytes; upload larger files afterwards")
     return found
@@ -148,11 +154,9 @@ def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSa
     """A validated wish for a sandbox. Raises ApiError(invalid_request)."""
     if body.timezone is not None and body.timezone not in timezones():
         raise invalid("body.timezone", f"expected a name as Europe/Paris, got {body.timezone!r}")
-    for index, package in enumerate(body.packages):
-        check_package(package, f"body.packages[{index}]")
     if body.warm_pool is not None and not body.use_warm_pool:
         raise invalid("body.warmPool", "expected none with useWarmPool false")
-    return CreateSandbox(
+    request = CreateSandbox(
         runtime=body.runtime,
         security_level=body.security_level,
         timeout=body.timeout,
@@ -171,6 +175,8 @@ def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSa
         language=body.language,
         idempotency_key=idempotency_key,
     )
+    specs.check(request, "body.")
+    return request
 
 
 def check_package(package: str, field: str) -> None:

@@ -15,6 +15,8 @@ from llmsafespace_gateway.rest import openapi
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.pools import every_pool
 from llmsafespace_gateway.rest.routing import JSON, Route
+from llmsafespace_gateway.rest.types_admin import QuarantinedAnswer, SystemAnswer
+from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.store import sandboxes
 
 HTML = "text/html; charset=utf-8"
@@ -105,7 +107,37 @@ async def metrics(call: RestHandler) -> None:
     _send(call, METRICS, call.metrics.text())
 
 
+async def system(call: RestHandler) -> SystemAnswer:
+    """GET /system: what an admin must know of this gateway. Other tenants' sandboxes are not spoken of."""
+    tenant = call.principal.tenant
+    return SystemAnswer(
+        version=version("llmsafespace-gateway"),
+        backend=call.backend.name,
+        quarantined=[
+            QuarantinedAnswer(
+                name=each.name,
+                sandbox_id=each.sandbox_id,
+                reason=each.reason,
+                since=moment(each.since),
+                kept=each.kept,
+            )
+            for each in await call.backend.quarantined()
+            if each.tenant in (None, tenant)
+        ],
+        unwritten_ends=len(call.store.unwritten),
+    )
+
+
 ROUTES = [
+    Route(
+        method="GET",
+        path="/system",
+        handle=system,
+        scope="admin",
+        tag="About",
+        summary="For admins: sandboxes that could not be taken in, ends that could not be written",
+        response=SystemAnswer,
+    ),
     Route(
         method="GET",
         path="/openapi.json",

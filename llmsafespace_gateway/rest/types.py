@@ -127,7 +127,7 @@ class SandboxCreate(Body, kw_only=True):
     ) = None
     env: Env = {}
     files: Annotated[dict[Path, str | FileContent], Meta(max_length=1024)] = {}
-    packages: Annotated[list[Name], Meta(max_length=256)] = []
+    packages: Annotated[list[Name], Meta(max_length=200)] = []
     cwd: Path | None = None
     timezone: Annotated[str, Meta(max_length=64)] | None = None
     language: Name | None = None

@@ -284,3 +284,29 @@ class AuditList(Answer, kw_only=True):
 
     items: list[AuditEntry]
     next: str | None = None
+
+
+# -- the gateway itself -------------------------------------------------------------------------------
+
+
+class QuarantinedAnswer(Answer, kw_only=True):
+    """A sandbox that could not be taken in as it was when the gateway started.
+
+    `kept`: it lives and is served, without what `reason` names. Otherwise it has been ended as `lost` (its
+    records are in the data dir's `quarantine` folder), or is no sandbox at all.
+    """
+
+    name: str
+    sandbox_id: str | None
+    reason: str
+    since: datetime
+    kept: bool
+
+
+class SystemAnswer(Answer, kw_only=True):
+    """This gateway process. `unwrittenEnds`: ends of sandboxes that the database could not take yet."""
+
+    version: str
+    backend: str
+    quarantined: list[QuarantinedAnswer]
+    unwritten_ends: int

@@ -1,4 +1,9 @@
-"""The life of a sandbox: create, find, contexts, end."""
+"""The life of a sandbox: create, find, contexts, end.
+
+A row is written last: it means that the sandbox was bound. Whatever fails before it, in whatever step, takes
+the sandbox with it (`_create`); what dies with this process is found by reconciliation. How a sandbox ended
+is said by `Ends` alone. While one is being ended, calls are answered with that end (`_dying`).
+"""
 
 from __future__ import annotations
 
@@ -27,10 +32,11 @@ from llmsafespace_agent.wire.requests import (
 )
 from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.recent import Recent
+from llmsafespace_gateway.sandboxes import specs
 from llmsafespace_gateway.sandboxes.activity import Activity
 from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, unreachable, written
 from llmsafespace_gateway.sandboxes.agents import Agents
+from llmsafespace_gateway.sandboxes.ends import Ends
 from llmsafespace_gateway.sandboxes.overdue import Overdue
 from llmsafespace_gateway.sandboxes.reconciliation import Reconciliation
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
@@ -44,7 +50,7 @@ SHUTDOWN_TIMEOUT = 2.0
 WRITE_BACK = 2.0
 RETENTION = 30 * 86400.0  # how long ended sandboxes still answer
 _CHUNK = 256 * 1024
-_REMEMBERED = 10_000  # ended sandboxes, of which a watch may still tell
+_ENDING = 2.0  # seconds in which an agent that is gone must turn out to have ended with its sandbox
 
 
 class Sandboxes:
@@ -56,9 +62,12 @@ class Sandboxes:
         self._agents = Agents(backend)
         self._activity = Activity()
         self._creating: dict[str, asyncio.Task[SandboxRow]] = {}
-        self._ended = Recent(_REMEMBERED)  # whose end this process has recorded
+        self._making: set[str] = set()  # between their claim and their row
+        self._dying: dict[str, str] = {}  # being ended by this process, with the word
+        self._undoing: set[asyncio.Task[bool]] = set()
         self._listeners: dict[str, set[Callable[[Ended], None]]] = {}
-        self._reconciliation = Reconciliation(store, backend, self._record_end)
+        self._ends = Ends(store, backend, self._let_go, self._making.__contains__, self._forget_kernels)
+        self._reconciliation = Reconciliation(store, backend, self._ends.record, self._making.__contains__)
         self.overdue = Overdue(self.rpc, self.delete)
         self._tasks: list[asyncio.Task[None]] = []
         self.on_any_ended: Callable[[str], None] = lambda sandbox_id: None
@@ -67,7 +76,7 @@ class Sandboxes:
     async def start(self) -> None:
         """Bring records and living sandboxes together, then keep them together in the background."""
         self._reconciliation.on_adopted = self.on_adopted
-        await self._reconciliation.once()
+        await self._reconciliation.once(settled=0.0)
         await sandboxes.forget_ended(self._store, time.time() - RETENTION)
         work = (self._follow(), self._write_back(), self._reconciliation.run())
         self._tasks = [asyncio.create_task(each) for each in work]
@@ -77,7 +86,8 @@ class Sandboxes:
         self.overdue.close()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._undoing, return_exceptions=True)
+        await self._ends.stop()
         await self._flush_activity()
         self._agents.close()
 
@@ -86,8 +96,10 @@ class Sandboxes:
     async def create(self, owner: Owner, request: CreateSandbox) -> SandboxRow:
         """A new sandbox, bound and running; a repeated wish (see CreateSandbox) gives the one that is there.
 
-        Raises ApiError: runtime_unavailable, conflict (another wish under the same key), service_unavailable.
+        Raises ApiError: invalid_request, runtime_unavailable, conflict (another wish under the same key),
+        service_unavailable.
         """
+        specs.check(request)
         key = request.idempotency_key or request.kernel_id
         if key is None:
             return await self._create(owner, request)
@@ -110,14 +122,18 @@ class Sandboxes:
 
     async def delete(self, sandbox_id: str, end: str = "terminated") -> bool:
         """End a sandbox. False when it had ended already."""
-        if end == "terminated":  # the agent tells whoever waits for an execution
-            with contextlib.suppress(ApiError):
-                await self._agents.call(sandbox_id, "shutdown", Shutdown(end=end), SHUTDOWN_TIMEOUT)
-        elif self._backend.shared:  # else other gateways, who see it go, call it terminated
-            await self._record_end(Ended(sandbox_id=sandbox_id, end=end))
-        self._agents.forget(sandbox_id)
-        destroyed = await self._backend.destroy(sandbox_id, end)
-        await self._record_end(Ended(sandbox_id=sandbox_id, end=end))
+        self._dying.setdefault(sandbox_id, end)
+        try:
+            if end == "terminated":  # the agent tells whoever waits for an execution
+                with contextlib.suppress(ApiError):
+                    await self._agents.call(sandbox_id, "shutdown", Shutdown(end=end), SHUTDOWN_TIMEOUT)
+            elif self._backend.shared:  # else other gateways, who see it go, call it terminated
+                await self._ends.record(Ended(sandbox_id=sandbox_id, end=end))
+            self._agents.forget(sandbox_id)
+            destroyed = await self._backend.destroy(sandbox_id, end)
+            await self._ends.record(Ended(sandbox_id=sandbox_id, end=end))
+        finally:
+            self._dying.pop(sandbox_id, None)
         return destroyed
 
     def on_ended(self, sandbox_id: str, callback: Callable[[Ended], None]) -> Callable[[], None]:
@@ -147,14 +163,14 @@ class Sandboxes:
         try:
             return await self._agents.call(sandbox_id, method, params, timeout)
         except ApiError as error:
-            raise await self._explained(sandbox_id, error) from error
+            raise await self.explained(sandbox_id, error) from error
 
     async def open(self, sandbox_id: str, open_: Open) -> FrameStream:
         """A stream of its own to the agent, accepted. Raises ApiError, `gone` when the sandbox has ended."""
         try:
             return await self._agents.open(sandbox_id, open_)
         except ApiError as error:
-            raise await self._explained(sandbox_id, error) from error
+            raise await self.explained(sandbox_id, error) from error
 
     async def write_file(self, sandbox_id: str, path: str, content: bytes) -> FileInfo:
         """Write one whole file. Raises ApiError."""
@@ -267,13 +283,28 @@ class Sandboxes:
             limits=_limits(request),
             env=request.env,
         )
-        claim = await self._backend.claim(spec)
+        self._making.add(sandbox_id)
         try:
+            claim = await self._backend.claim(spec)
             return await self._make_personal(owner, request, spec, claim)
         except BaseException:
-            with contextlib.suppress(Exception):
-                await asyncio.shield(self.delete(sandbox_id, "failed"))
+            undoing = asyncio.ensure_future(self._undo(sandbox_id))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            await asyncio.shield(undoing)
             raise
+        finally:
+            self._making.discard(sandbox_id)
+
+    async def _undo(self, sandbox_id: str) -> bool:
+        """Leave nothing of a sandbox that could not be made; reconciliation tries again where that fails."""
+        try:
+            destroyed = await self.delete(sandbox_id, "failed")
+            await self._backend.noted(sandbox_id)
+        except Exception:
+            log.exception("sandbox %s could not be made, and something of it may be left", sandbox_id)
+            return False
+        return destroyed
 
     async def _make_personal(
         self, owner: Owner, request: CreateSandbox, spec: SandboxSpec, claim: Claim
@@ -288,10 +319,12 @@ class Sandboxes:
             if isinstance(failure, BaseException):
                 raise failure
         await sandboxes.insert(self._store, row, kernel)  # last: a row means that the sandbox was bound
+        await self._backend.stored(claim, spec, bind)
+        self._making.discard(row.id)
         ended = await self._backend.fate(row.id)
         if ended is None:
             return row
-        await self._record_end(ended)
+        await self._ends.record(ended)
         return await sandboxes.get(self._store, row.id) or row
 
     async def _bind(self, row: SandboxRow, request: CreateSandbox, bind: BindRequest) -> None:
@@ -302,40 +335,56 @@ class Sandboxes:
             install = PackagesInstall(id=row.setup_command, packages=list(request.packages), gate=True)
             await self._agents.call(row.id, "packages.install", install)
 
-    async def _explained(self, sandbox_id: str, error: ApiError) -> ApiError:
-        """`gone` with the honest end, where the sandbox has ended; otherwise `error` itself."""
-        if error.code not in ("not_found", "service_unavailable"):
+    async def explained(self, sandbox_id: str, error: Exception) -> Exception:
+        """`gone` with the honest end, where the sandbox has ended or is about to; else `error` itself."""
+        unreachable = isinstance(error, ConnectionError) or (
+            isinstance(error, ApiError) and error.code == "service_unavailable"
+        )
+        if not unreachable and not (isinstance(error, ApiError) and error.code == "not_found"):
             return error
-        fate = await self._backend.fate(sandbox_id)
-        if fate is None:
+        end = self._dying.get(sandbox_id) or await self._end_of(sandbox_id, _ENDING if unreachable else 0.0)
+        if end is None:
             return error
-        row = await sandboxes.get(self._store, sandbox_id)
-        end = (row.end if row is not None else None) or fate.end
         return ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
+
+    async def _end_of(self, sandbox_id: str, patience: float) -> str | None:
+        """How a sandbox ended; an agent that has just gone away gets `patience` seconds to turn out so."""
+        told = asyncio.Event()
+        unsubscribe = self.on_ended(sandbox_id, lambda _: told.set())
+        try:
+            fate = await self._backend.fate(sandbox_id)
+            if fate is None and patience:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience):
+                        await told.wait()
+                fate = await self._backend.fate(sandbox_id)
+        finally:
+            unsubscribe()
+        if fate is None:
+            return None
+        row = await sandboxes.get(self._store, sandbox_id)
+        return (row.end if row is not None else None) or fate.end
 
     async def _follow(self) -> None:
         async for news in self._backend.watch():
             try:
                 if isinstance(news, Ended):
-                    self._agents.forget(news.sandbox_id)
-                    await self._record_end(news)
+                    await self._ends.record(news)
                 else:
                     await self._reconciliation.adopt(news)
             except Exception:
                 log.exception("what became of a sandbox could not be recorded")
 
-    async def _record_end(self, ended: Ended) -> None:
-        """Let go of it here too when another gateway process has recorded the end."""
-        if ended.sandbox_id in self._ended:
-            return
-        row = await sandboxes.end(self._store, ended.sandbox_id, ended.end, ended.message, time.time())
+    def _let_go(self, ended: Ended) -> None:
+        """A sandbox is no more, whether or not that is written yet."""
+        self._agents.forget(ended.sandbox_id)
         self.on_any_ended(ended.sandbox_id)
-        for kernel in await kernels.of_sandbox(self._store, ended.sandbox_id):
-            self._activity.forget(kernel.id)
         for callback in list(self._listeners.pop(ended.sandbox_id, ())):
             callback(ended)
-        if row is not None:
-            self._ended.add(row.id)
+
+    async def _forget_kernels(self, sandbox_id: str) -> None:
+        for kernel in await kernels.of_sandbox(self._store, sandbox_id):
+            self._activity.forget(kernel.id)
 
     async def _write_back(self) -> None:
         while True:

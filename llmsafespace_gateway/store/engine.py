@@ -25,11 +25,23 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+class Unwritten(msgspec.Struct, frozen=True):
+    """How a sandbox ended, while the database does not take it."""
+
+    end: str
+    message: str | None
+    at: float
+
+
 class Store:
-    """The gateway's records. Query modules take it; several processes may have the same store open."""
+    """The gateway's records. Query modules take it; several processes may have the same store open.
+
+    `unwritten` are the ends of sandboxes that are still to be written: queries give such a row as ended.
+    """
 
     def __init__(self, database: AsyncEngine | Sqlite) -> None:
         self._database = database
+        self.unwritten: dict[str, Unwritten] = {}
 
     @classmethod
     async def open(cls, url: str) -> Store:

@@ -16,6 +16,7 @@ from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import get as get_one
 from llmsafespace_gateway.store.query import many, one, page, to_row, values, visible_sandboxes
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
+from llmsafespace_gateway.store.sandboxes import as_it_is, in_states
 from llmsafespace_gateway.store.schema import grants, kernels, sandboxes
 
 _BOTH = select(
@@ -72,7 +73,7 @@ async def with_sandbox(store: Store, tenant: str, kernel_id: str) -> tuple[Sandb
         return None
     kernel = {name[2:]: value for name, value in found.items() if name.startswith("k_")}
     sandbox = {name[2:]: value for name, value in found.items() if name.startswith("s_")}
-    return to_row(SandboxRow, sandbox), to_row(KernelRow, kernel)
+    return as_it_is(store, to_row(SandboxRow, sandbox)), to_row(KernelRow, kernel)
 
 
 async def of_sandbox(store: Store, sandbox_id: str) -> list[KernelRow]:
@@ -95,7 +96,7 @@ async def visible(
     """A page of the kernels of running sandboxes that a user may see (None: the tenant's), newest first."""
     scope = select(kernels).join_from(kernels, sandboxes)
     scope = scope.where(visible_sandboxes(sandboxes, grants, tenant, user_id))
-    running = sandboxes.c.state == "running"
+    running = in_states(store, ["running"])
     return await page(store, KernelRow, scope, kernels, filters=(running,), limit=limit, after=after)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, select
+import msgspec
+from sqlalchemy import ColumnElement, and_, bindparam, delete, not_, or_, select
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update as change
 from sqlalchemy.exc import IntegrityError
@@ -19,6 +20,7 @@ from llmsafespace_gateway.store.schema import grants, kernels, sandboxes, sessio
 
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("wanted"))
 _OF_TENANT = _BY_ID.where(sandboxes.c.tenant == bindparam("of"))
+_MANY = 10_000  # unwritten ends that a query takes into account
 _INSERT, _INSERT_KERNEL = insert_into(sandboxes), insert_into(kernels)
 _END = (
     change(sandboxes)
@@ -49,25 +51,46 @@ async def insert(store: Store, row: SandboxRow, kernel: KernelRow | None = None)
 
 async def get(store: Store, sandbox_id: str) -> SandboxRow | None:
     """A sandbox, ended or not, whoever's: only for ids that the gateway itself or its backend names."""
-    return await get_one(store, SandboxRow, _BY_ID, {"wanted": sandbox_id})
+    row = await get_one(store, SandboxRow, _BY_ID, {"wanted": sandbox_id})
+    return row if row is None else as_it_is(store, row)
 
 
 async def of_tenant(store: Store, tenant: str, sandbox_id: str) -> SandboxRow | None:
     """A tenant's sandbox, ended or not."""
-    return await get_one(store, SandboxRow, _OF_TENANT, {"wanted": sandbox_id, "of": tenant})
+    row = await get_one(store, SandboxRow, _OF_TENANT, {"wanted": sandbox_id, "of": tenant})
+    return row if row is None else as_it_is(store, row)
 
 
 async def by_idempotency_key(store: Store, owner: str, key: str) -> SandboxRow | None:
     """The sandbox that an owner (a user's id) made with this Idempotency-Key."""
     wanted = select(sandboxes).where(sandboxes.c.owner == owner, sandboxes.c.idempotency_key == key)
-    return await get_one(store, SandboxRow, wanted)
+    row = await get_one(store, SandboxRow, wanted)
+    return row if row is None else as_it_is(store, row)
+
+
+def as_it_is(store: Store, row: SandboxRow) -> SandboxRow:
+    """A row with its end, where that could not be written yet. The one place that says what the state is."""
+    end = store.unwritten.get(row.id)
+    if end is None or row.state == "ended":
+        return row
+    return msgspec.structs.replace(row, state="ended", end=end.end, end_message=end.message, ended_at=end.at)
+
+
+def in_states(store: Store, states: Sequence[str]) -> ColumnElement[bool]:
+    """The condition for sandboxes in one of these states, ends that are not written yet included."""
+    written = sandboxes.c.state.in_(states)
+    if not store.unwritten:
+        return written
+    unwritten = sandboxes.c.id.in_(list(store.unwritten)[:_MANY])
+    return or_(written, unwritten) if "ended" in states else and_(written, not_(unwritten))
 
 
 async def running(store: Store) -> list[SandboxRow]:
     """Every sandbox that has not ended. Unbounded: for a gateway's start."""
     wanted = select(sandboxes).where(sandboxes.c.state != "ended")
     async with store.read() as connection:
-        return await many(connection, SandboxRow, wanted)
+        rows = await many(connection, SandboxRow, wanted)
+    return [row for row in rows if row.id not in store.unwritten]
 
 
 async def running_since(store: Store, backend: str) -> dict[str, float]:
@@ -77,7 +100,7 @@ async def running_since(store: Store, backend: str) -> dict[str, float]:
     )
     async with store.read() as connection:
         found = await connection.execute(wanted)
-        return {row.id: row.created_at for row in found}
+        return {row.id: row.created_at for row in found if row.id not in store.unwritten}
 
 
 async def visible(
@@ -91,8 +114,9 @@ async def visible(
 ) -> list[SandboxRow]:
     """A page of the sandboxes that a user owns or has a grant for (None: the tenant's), newest first."""
     scope = select(sandboxes).where(visible_sandboxes(sandboxes, grants, tenant, user_id))
-    filters = () if states is None else (sandboxes.c.state.in_(states),)
-    return await page(store, SandboxRow, scope, sandboxes, filters=filters, limit=limit, after=after)
+    filters = () if states is None else (in_states(store, states),)
+    rows = await page(store, SandboxRow, scope, sandboxes, filters=filters, limit=limit, after=after)
+    return [as_it_is(store, row) for row in rows]
 
 
 async def update(store: Store, tenant: str, sandbox_id: str, **changes: Any) -> SandboxRow | None:

@@ -15,6 +15,7 @@ from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import get as get_one
 from llmsafespace_gateway.store.query import many, one, values, visible_sandboxes
 from llmsafespace_gateway.store.rows import SessionRow
+from llmsafespace_gateway.store.sandboxes import in_states
 from llmsafespace_gateway.store.schema import grants, kernels, sandboxes, sessions
 
 
@@ -44,7 +45,7 @@ async def visible(store: Store, tenant: str, user_id: str | None, *, limit: int 
     """The sessions on running sandboxes that a user may see (None: the tenant's)."""
     wanted = select(sessions).join_from(sessions, kernels).join(sandboxes)
     wanted = wanted.where(
-        sandboxes.c.state == "running", visible_sandboxes(sandboxes, grants, tenant, user_id)
+        in_states(store, ["running"]), visible_sandboxes(sandboxes, grants, tenant, user_id)
     )
     async with store.read() as connection:
         return await many(connection, SessionRow, wanted.order_by(sessions.c.id).limit(limit))

@@ -26,9 +26,17 @@ async def serve(stream: FrameStream, token: bytes) -> None:
             _, body = await stream.next_frame()
         except ConnectionError:
             return
-        request = json.loads(body)
-        result = await asyncio.to_thread(METHODS[request["method"]], request.get("params", {}))
-        stream.send(FrameKind.JSON, json.dumps({"id": request["id"], "result": result}).encode())
+        try:
+            request = json.loads(body)
+            method = METHODS[request["method"]]
+        except (ValueError, TypeError, KeyError):  # a file or a request that the probe cannot take
+            stream.close()
+            return
+        try:
+            answer = {"result": await asyncio.to_thread(method, request.get("params", {}))}
+        except RuntimeError as error:
+            answer = {"error": {"code": "invalid_request", "message": str(error)}}
+        stream.send(FrameKind.JSON, json.dumps({"id": request["id"], **answer}).encode())
 
 
 def ready(_: dict) -> dict:
@@ -71,6 +79,20 @@ def nonsense(params: dict) -> dict:
     return {}
 
 
+def bind(params: dict) -> dict:
+    if params.get("cwd") == "/refuse":
+        raise RuntimeError("refused")
+    if params.get("cwd") == "/die":
+        os._exit(3)
+    if params.get("cwd") == "/wait":
+        time.sleep(60)
+    return ready(params)
+
+
+def shutdown(params: dict) -> dict:
+    return {}
+
+
 METHODS = {
     "ready": ready,
     "run": run,
@@ -78,6 +100,8 @@ METHODS = {
     "leave": leave,
     "deadline": deadline,
     "nonsense": nonsense,
+    "bind": bind,
+    "shutdown": shutdown,
 }
 
 

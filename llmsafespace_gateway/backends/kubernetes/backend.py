@@ -19,6 +19,7 @@ from llmsafespace_gateway.backends.base import (
     Ended,
     Place,
     Profile,
+    Quarantined,
     Runtime,
     RuntimeUnavailable,
     SandboxSpec,
@@ -184,6 +185,19 @@ class KubernetesBackend:
         self._claimed.pop(claim.sandbox_id, None)
 
     # -- living sandboxes --------------------------------------------------------------------------
+
+    async def stored(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
+        """See SandboxBackend. The Sandbox object says all that is needed."""
+
+    async def hold_end(self, sandbox_id: str) -> None:
+        """See SandboxBackend. The Sandbox object keeps it."""
+
+    async def noted(self, sandbox_id: str) -> None:
+        """See SandboxBackend. The cluster forgets ends by itself."""
+
+    async def quarantined(self) -> list[Quarantined]:
+        """See SandboxBackend. The operator tells of broken sandboxes by conditions and events."""
+        return []
 
     async def dial(self, sandbox_id: str, open_: Open) -> FrameStream:
         """See SandboxBackend."""

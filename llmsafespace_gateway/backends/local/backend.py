@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from llmsafespace_gateway.backends.base import (
     Ended,
     Place,
     Profile,
+    Quarantined,
     Runtime,
     SandboxSpec,
     Start,
@@ -34,10 +35,11 @@ from llmsafespace_gateway.backends.local import pool as planning
 from llmsafespace_gateway.backends.local.plans import Host, Recipe
 from llmsafespace_gateway.backends.local.pools import Pools, Taken
 from llmsafespace_gateway.backends.local.profiles import PROFILES
-from llmsafespace_gateway.backends.local.records import Claimed, State
+from llmsafespace_gateway.backends.local.records import Bound, Claimed, State
 from llmsafespace_gateway.backends.local.registry import Entry, Registry
 from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
 from llmsafespace_gateway.egress.proxy import EgressProxy
+from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
 
 log = logging.getLogger("llmsafespace.local")
@@ -129,7 +131,8 @@ class LocalBackend:
     # -- claim -------------------------------------------------------------------------------------
 
     async def claim(self, spec: SandboxSpec) -> Claim:
-        """See SandboxBackend."""
+        """See SandboxBackend. Nothing is left of a claim that fails."""
+        _check(spec)
         task = self._claiming.get(spec.sandbox_id)
         if task is None:
             entry = self._registry.get(spec.sandbox_id)
@@ -154,8 +157,9 @@ class LocalBackend:
             )
             if taken.entry is None:
                 return await self._claim_cold(spec, runtime, start, pool)
-            if await self._registry.claim(taken.entry, _claimed(spec, start)):
-                return _as_claim(taken.entry)
+            async with self._undone(taken.entry):
+                if await self._registry.claim(taken.entry, _claimed(spec, start)):
+                    return _as_claim(taken.entry)
 
     async def _unfilled_pool(self, spec: SandboxSpec, runtime: PreparedRuntime) -> Taken | None:
         """What a request gets that names a configured pool which nothing was started for yet."""
@@ -182,9 +186,23 @@ class LocalBackend:
             env=early(spec.env),
         )
         claimed = _claimed(spec, start)
-        entry, _ = await self._start(recipe, None, claimed)
-        await self._registry.settle(entry)
+        try:
+            entry, _ = await self._start(recipe, None, claimed)
+        except ApiError as error:
+            raise _blamed(error, recipe.env) from error
+        async with self._undone(entry):
+            await self._registry.settle(entry)
         return _as_claim(entry)
+
+    @contextlib.asynccontextmanager
+    async def _undone(self, entry: Entry) -> AsyncIterator[None]:
+        """End a sandbox whose claim fails on the way: whoever asked for it hears the error and no end."""
+        try:
+            yield
+        except BaseException:
+            await self._registry.end(entry, "failed")
+            self._registry.forget(entry)
+            raise
 
     async def _start(
         self, recipe: Recipe, pool: str | None, claimed: Claimed | None
@@ -194,7 +212,7 @@ class LocalBackend:
         try:
             state = await asyncio.shield(started)
         except asyncio.CancelledError:
-            with contextlib.suppress(ApiError):
+            with contextlib.suppress(ApiError, OSError):
                 await self._registry.end(self._registry.add(await started), "terminated")
             raise
         entry = self._registry.add(state, claimed)
@@ -202,7 +220,7 @@ class LocalBackend:
             status = await launch.ready(entry.folder, state.token)
         except BaseException as error:
             record = await self._registry.end(entry, "terminated")
-            self._registry.forget(state.name)
+            self._registry.forget(entry)
             if isinstance(error, ApiError) and record is not None and record.message:
                 raise launch.unavailable(f"{error.message} ({record.message})") from error
             raise
@@ -219,6 +237,33 @@ class LocalBackend:
         Raises ApiError(not_found) when the sandbox has ended meanwhile.
         """
         self._entry(claim.sandbox_id)
+
+    async def stored(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
+        """See SandboxBackend. Without room on the disk a lost store could not be made up for, no more."""
+        entry = self._entry(claim.sandbox_id)
+        bound = Bound(
+            runtime=spec.runtime,
+            security_level=spec.security_level,
+            resources=spec.resources,
+            limits=spec.limits,
+            use_warm_pool=spec.use_warm_pool,
+            context_id=bind.context_id,
+            language=bind.language,
+            metadata=bind.labels,
+            since=time.time(),
+        )
+        try:
+            self._registry.bind(entry, bound)
+        except OSError as error:
+            log.warning("sandbox %s could not be written down: %s", claim.sandbox_id, error)
+
+    async def hold_end(self, sandbox_id: str) -> None:
+        """See SandboxBackend."""
+        self._registry.hold(sandbox_id)
+
+    async def noted(self, sandbox_id: str) -> None:
+        """See SandboxBackend."""
+        self._registry.noted(sandbox_id)
 
     # -- living sandboxes --------------------------------------------------------------------------
 
@@ -246,8 +291,16 @@ class LocalBackend:
         return [_as_place(entry) for entry in self._registry.claimed()]
 
     async def strangers(self) -> list[Stranger]:
-        """See SandboxBackend. Only the gateway makes sandboxes here."""
-        return []
+        """See SandboxBackend. Only the gateway makes sandboxes here: these are for a store that was lost."""
+        return [
+            _as_stranger(entry, entry.claimed, entry.bound)
+            for entry in self._registry.claimed()
+            if entry.claimed is not None and entry.bound is not None
+        ]
+
+    async def quarantined(self) -> list[Quarantined]:
+        """See SandboxBackend."""
+        return self._registry.quarantined()
 
     async def fate(self, sandbox_id: str) -> Ended | None:
         """See SandboxBackend."""
@@ -339,6 +392,45 @@ def _claimed(spec: SandboxSpec, start: Start) -> Claimed:
         start=start,
         egress=spec.egress,
         max_lifetime=spec.limits.max_lifetime,
+    )
+
+
+def _check(spec: SandboxSpec) -> None:
+    """What a door lets in and this backend could not serve is refused before anything is made."""
+    try:
+        to_rules(spec.egress)
+    except ValueError as error:
+        raise ApiError("invalid_request", f"egress: {error}", {"field": "egress"}) from error
+
+
+def _blamed(error: ApiError, env: Mapping[str, str]) -> ApiError:
+    """A start that failed, with what may have broken it: variables that the interpreter itself reads."""
+    if not env:
+        return error
+    names = ", ".join(sorted(env))[:200]
+    message = f"env: the sandbox does not start with {names}; leave out what breaks it ({error.message})"
+    return ApiError("invalid_request", message, {"field": "env"})
+
+
+def _as_stranger(entry: Entry, claimed: Claimed, bound: Bound) -> Stranger:
+    return Stranger(
+        spec=SandboxSpec(
+            sandbox_id=claimed.sandbox_id,
+            runtime=bound.runtime,
+            owner=claimed.owner,
+            tenant=claimed.tenant,
+            security_level=bound.security_level,
+            resources=bound.resources,
+            egress=claimed.egress,
+            use_warm_pool=bound.use_warm_pool,
+            limits=bound.limits,
+        ),
+        claim=_as_claim(entry),
+        context_id=bound.context_id,
+        started_at=bound.since,
+        language=bound.language,
+        metadata=bound.metadata,
+        owner_is_id=True,
     )
 
 

@@ -21,7 +21,8 @@ from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.proof import ProofError, prove_as_gateway
 from llmsafespace_agent.wire.requests import Answer, Open, Opened, OpenRpc, Ready, Request, Status
 from llmsafespace_gateway import descriptors
-from llmsafespace_gateway.backends.local import plans, records
+from llmsafespace_gateway.backends.local import plans, records, sweeping
+from llmsafespace_gateway.backends.local.keeper.processes import start_time
 from llmsafespace_gateway.backends.local.plans import Host, Recipe
 from llmsafespace_gateway.errors import ApiError
 
@@ -57,11 +58,29 @@ def start(
 ) -> records.State:
     """Start a sandbox (blocking; run it in a thread). Its agent may not listen to anybody yet.
 
-    `claimed` given: it is somebody's from its first moment. Raises ApiError when it cannot be started.
+    `claimed` given: it is somebody's from its first moment. Raises ApiError or OSError when it cannot be
+    started; nothing of it is left then.
     """
-    name = new_name()
+    folder = host.data_dir / "sandboxes" / new_name()
+    try:
+        return _start(host, recipe, folder, lifeline, pool, claimed, egress)
+    except BaseException:
+        sweeping.undo_start(host, folder)
+        raise
+
+
+def _start(
+    host: Host,
+    recipe: Recipe,
+    folder: Path,
+    lifeline: int,
+    pool: str | None,
+    claimed: records.Claimed | None,
+    egress: bool,
+) -> records.State:
+    name = folder.name
     token = secrets.token_hex(32)
-    folder = _make_folder(host, name)
+    _make_folder(host, folder)
     if claimed is not None:
         write_lifetime(folder, claimed.max_lifetime + TO_BIND)
         records.write(folder / "claim.json", claimed)
@@ -93,19 +112,20 @@ def start(
         started_at=time.time(),
         cgroups=tuple(group["path"] for group in plan["cgroups"]),
     )
-    with contextlib.suppress(OSError):  # it ended meanwhile, and its folder with it
+    with contextlib.suppress(FileNotFoundError):  # it ended meanwhile, and its folder with it
         records.write(folder / "state.json", state)
     return state
 
 
-def _make_folder(host: Host, name: str) -> Path:
-    folder = host.data_dir / "sandboxes" / name
+def _make_folder(host: Host, folder: Path) -> None:
+    """The sandbox's folder, with room for the words of its end: that must be right on a full disk, too."""
     folder.mkdir(mode=0o700)
     (folder / "egress").mkdir(mode=0o711)
+    records.reserve(folder / "end", records.WORD)
+    records.reserve(records.reserved(host.data_dir / "ended" / f"{folder.name}.json"))
     if host.bwrap is None:
         for each in ("home", "workspace", "run", "tmp"):
             (folder / each).mkdir(mode=0o700)
-    return folder
 
 
 def _listen(folder: Path) -> socket.socket:
@@ -242,14 +262,29 @@ async def end(folder: Path, word: str) -> bool:
     try:
         if records.keeper_of(folder) != pid:
             return False
-        with contextlib.suppress(OSError):
-            (folder / "end").write_text(word)
+        records.overwrite(folder / "end", word)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(descriptor, signal.SIGTERM)
         await _readable(descriptor)
     finally:
         os.close(descriptor)
     return True
+
+
+async def kept_no_more(pid: int, started: str) -> None:
+    """End the keeper of a folder that somebody has removed, and wait until it is gone."""
+    if start_time(pid) != started or started == "0":
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if start_time(pid) == started:
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+            await _readable(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def gone(folder: Path) -> None:

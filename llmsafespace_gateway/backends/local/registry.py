@@ -1,4 +1,9 @@
-"""The sandboxes that live on this machine: found, adopted, noticed when they end, swept when left behind."""
+"""The sandboxes that live on this machine: found, adopted, noticed when they end, swept when left behind.
+
+An end is told twice over: by the keeper's notice (or a look each second, for a keeper that was killed), and
+by a record in `<data_dir>/ended` that stays until the store knows. Its word comes from that record, from who
+asked for the end when the disk had no room for one, and is `lost` otherwise.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +12,41 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from llmsafespace_gateway.backends.base import Ended
-from llmsafespace_gateway.backends.local import launch, limits, plans, records
-from llmsafespace_gateway.backends.local.keeper import files, processes
+from llmsafespace_gateway.backends.base import Ended, Quarantined
+from llmsafespace_gateway.backends.local import intake, launch, limits, plans, records, sweeping
+from llmsafespace_gateway.backends.local.keeper.processes import start_time
 from llmsafespace_gateway.backends.local.plans import Host
-from llmsafespace_gateway.backends.local.records import Claimed, EndRecord, State
+from llmsafespace_gateway.backends.local.records import Bound, Broken, Claimed, EndRecord, State
 from llmsafespace_gateway.egress.proxy import EgressProxy
+from llmsafespace_gateway.errors import ApiError
 
 log = logging.getLogger("llmsafespace.local")
 
 NOTICES = "notices.sock"
 _LOOK_EVERY = 1.0  # seconds between looks for keepers that were killed and could tell nobody
+_TIDY_EVERY = 60.0  # seconds between looks for folders that nobody accounts for
+_TIDY_AFTER = 300.0  # seconds after which a folder is nobody's start any more
 
 
 class Entry:
     """A living sandbox: what it is and, once claimed, whose."""
 
-    def __init__(self, state: State, folder: Path, claimed: Claimed | None) -> None:
+    def __init__(
+        self, state: State, folder: Path, claimed: Claimed | None, bound: Bound | None = None
+    ) -> None:
         self.state = state
         self.folder = folder
         self.claimed = claimed
+        self.bound = bound
+        self.asked: str | None = None  # the word of who ends it
         self.record: EndRecord | None = None  # how it ended
+        self.keeper = records.keeper_of(folder) or 0
+        self.keeper_started = start_time(self.keeper) if self.keeper else "0"
 
     @property
     def egress_key(self) -> str:
@@ -50,7 +65,10 @@ class Registry:
         self._ended = host.data_dir / "ended"
         self.entries: dict[str, Entry] = {}
         self._by_id: dict[str, Entry] = {}
-        self._news: deque[tuple[Path, Ended]] = deque()
+        self._news: deque[Ended] = deque()  # not told yet
+        self._untold: dict[str, tuple[Path, Ended]] = {}  # by sandbox id: what the store may not know
+        self._held: set[str] = set()  # of these, those that the store cannot take now
+        self._quarantined: dict[str, Quarantined] = {}
         self._more = asyncio.Event()
         self._notices: socket.socket | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -59,12 +77,18 @@ class Registry:
     # -- start and stop ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Adopt the living that are claimed, end the others, sweep what is left of the dead."""
+        """Adopt the living that are claimed, end the others, sweep what is left of the dead.
+
+        What cannot be taken in is quarantined (see intake.py); it never keeps the others waiting.
+        """
         self._listen()
         for folder in sorted(self._sandboxes.iterdir()):
             await self._take_in(folder)
-        for path in sorted(self._ended.glob("*.json")):
-            self._note(path)
+        for path in sorted(self._ended.iterdir()):
+            if path.suffix == ".json":
+                self._note(path)
+            elif not (self._sandboxes / path.name.partition(".")[0]).exists():
+                records.remove(path)  # room that was reserved for a sandbox that is no more
         self._looking = asyncio.create_task(self._look(), name="look for killed keepers")
 
     async def stop(self) -> None:
@@ -80,15 +104,71 @@ class Registry:
             records.remove(self._host.data_dir / NOTICES)
 
     async def _take_in(self, folder: Path) -> None:
-        state = records.read(folder / "state.json", State)
-        claimed = records.read(folder / "claim.json", Claimed)
+        try:
+            await self._judge(folder)
+        except Exception as error:
+            log.exception("sandbox folder %s could not be taken in", folder.name)
+            self._quarantine(folder, f"it could not be taken in: {error}")
+
+    async def _judge(self, folder: Path) -> None:
+        if not intake.is_ours(folder):
+            self._quarantine(folder, "it is no sandbox's folder, and was left alone; remove it")
+            return
         if records.keeper_of(folder) is None:
-            await asyncio.to_thread(self._sweep, folder)
-        elif state is None or claimed is None:
+            await asyncio.to_thread(sweeping.sweep, self._host, folder)
+            return
+        try:
+            found = intake.examine(folder)
+            if found is not None and found.claimed.sandbox_id in self._by_id:
+                raise Broken(f"claim.json names {found.claimed.sandbox_id}, which is another's")
+        except Broken as error:
+            await self._shut_away(folder, str(error))
+            return
+        if found is None:
             await launch.end(folder, "lost")
-        else:
-            entry = self.add(state, claimed)
+            return
+        entry = self.add(found.state, found.claimed, found.bound)
+        try:
             await self._open_egress(entry)
+        except (OSError, ValueError, ApiError) as error:
+            self._quarantine(folder, f"it has no way out: {error}", kept=True)
+
+    async def _shut_away(self, folder: Path, reason: str) -> None:
+        """Nobody can reach a sandbox whose records are broken: end it, and keep them for whoever looks."""
+        await asyncio.to_thread(intake.keep_aside, folder, self._host.data_dir / "quarantine", reason)
+        self._quarantine(folder, f"{reason}; it was ended, its records are in quarantine/{folder.name}")
+        await launch.end(folder, "lost")
+
+    def _quarantine(self, folder: Path, reason: str, *, kept: bool = False) -> None:
+        sandbox_id, tenant = intake.sandbox_id_of(folder)
+        known = self._quarantined.get(folder.name)
+        self._quarantined[folder.name] = Quarantined(
+            name=folder.name,
+            reason=reason,
+            since=known.since if known is not None else time.time(),
+            kept=kept,
+            sandbox_id=sandbox_id,
+            tenant=tenant,
+        )
+        if known is None or known.reason != reason:
+            log.error("sandbox %s (%s) is quarantined: %s", folder.name, sandbox_id or "unknown", reason)
+
+    def quarantined(self) -> list[Quarantined]:
+        """What could not be taken in as it was."""
+        return list(self._quarantined.values())
+
+    async def tidy(self) -> None:
+        """Look again at folders that nobody accounts for, and at ways out that could not be opened."""
+        for name, each in list(self._quarantined.items()):
+            entry = self.entries.get(name)
+            if each.kept and entry is not None:
+                with contextlib.suppress(OSError, ValueError, ApiError):
+                    await self._open_egress(entry)
+                    del self._quarantined[name]
+        before = time.time() - _TIDY_AFTER
+        for folder in sorted(self._sandboxes.iterdir()):
+            if folder.name not in self.entries and intake.is_ours(folder) and _older(folder, before):
+                await self._take_in(folder)
 
     def _listen(self) -> None:
         path = self._host.data_dir / NOTICES
@@ -101,9 +181,9 @@ class Registry:
 
     # -- what lives --------------------------------------------------------------------------------
 
-    def add(self, state: State, claimed: Claimed | None = None) -> Entry:
+    def add(self, state: State, claimed: Claimed | None = None, bound: Bound | None = None) -> Entry:
         """Take account of a sandbox whose keeper lives."""
-        entry = Entry(state, self._sandboxes / state.name, claimed)
+        entry = Entry(state, self._sandboxes / state.name, claimed, bound)
         self.entries[state.name] = entry
         if claimed is not None:
             self._by_id[claimed.sandbox_id] = entry
@@ -117,15 +197,24 @@ class Registry:
         """How a sandbox ended, `lost` when that is not known (any more), None while it lives."""
         if sandbox_id in self._by_id:
             return None
-        told = (ended for _, ended in self._news if ended.sandbox_id == sandbox_id)
-        return next(told, Ended(sandbox_id=sandbox_id, end="lost", message="it is no longer there"))
+        if sandbox_id in self._untold:
+            return self._untold[sandbox_id][1]
+        return Ended(sandbox_id=sandbox_id, end="lost", message="it is no longer there")
 
     def claimed(self) -> list[Entry]:
         """All living, claimed sandboxes."""
         return list(self._by_id.values())
 
+    def bind(self, entry: Entry, bound: Bound) -> None:
+        """Write down that the store knows of a sandbox, and what it knows. Raises OSError."""
+        entry.bound = bound
+        records.write(entry.folder / "bound.json", bound)
+
     async def claim(self, entry: Entry, claimed: Claimed) -> bool:
-        """Make a warm sandbox somebody's, durably; False when it has just ended."""
+        """Make a warm sandbox somebody's, durably; False when it has just ended.
+
+        Raises OSError or ValueError; the sandbox is to be ended then.
+        """
         try:
             launch.write_lifetime(entry.folder, claimed.max_lifetime + launch.TO_BIND)
             records.write(entry.folder / "claim.json", claimed)
@@ -155,7 +244,9 @@ class Registry:
 
     async def end(self, entry: Entry, word: str) -> EndRecord | None:
         """End a sandbox; returns how it really ended when nothing of it is left and the end is noted."""
-        await launch.end(entry.folder, word)
+        entry.asked = entry.asked or word
+        if not await launch.end(entry.folder, word):
+            await launch.kept_no_more(entry.keeper, entry.keeper_started)
         self._conclude_later(entry.state.name)
         if entry.state.name in self._ending:
             return await asyncio.shield(self._ending[entry.state.name])
@@ -163,15 +254,23 @@ class Registry:
 
     async def _conclude(self, name: str) -> EndRecord | None:
         entry = self.entries[name]
+        left = None
         await launch.gone(entry.folder)
-        if entry.folder.exists():  # its keeper was killed
-            await asyncio.to_thread(self._sweep, entry.folder)
+        try:
+            if entry.folder.exists():  # its keeper was killed
+                left = await asyncio.to_thread(sweeping.sweep, self._host, entry.folder)
+            else:
+                await launch.kept_no_more(entry.keeper, entry.keeper_started)
+        except OSError:
+            log.exception("something is left of sandbox %s", name)
         del self.entries[name]
+        if self._egress is not None and entry.claimed is not None:
+            await self._egress.close(entry.egress_key)
+        entry.record = self._note(self._ended / f"{name}.json", entry, left)
         if entry.claimed is not None:
             self._by_id.pop(entry.claimed.sandbox_id, None)
-            if self._egress is not None:
-                await self._egress.close(entry.egress_key)
-        entry.record = self._note(self._ended / f"{name}.json")
+        if name in self._quarantined and self._quarantined[name].kept:
+            del self._quarantined[name]
         self._on_end(entry)
         return entry.record
 
@@ -181,11 +280,18 @@ class Registry:
                 self._conclude_later(notices.recv(256).decode("ascii", "replace"))
 
     async def _look(self) -> None:
+        tidied = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             for name, entry in list(self.entries.items()):
                 if records.keeper_of(entry.folder) is None:
                     self._conclude_later(name)
+            if time.monotonic() - tidied > _TIDY_EVERY:
+                tidied = time.monotonic()
+                try:
+                    await self.tidy()
+                except Exception:
+                    log.exception("the folders of sandboxes could not be looked through")
 
     def _conclude_later(self, name: str) -> None:
         if name in self.entries and name not in self._ending:
@@ -193,54 +299,66 @@ class Registry:
             self._ending[name] = task
             task.add_done_callback(lambda _: self._ending.pop(name, None))
 
-    def _note(self, path: Path) -> EndRecord | None:
-        """Queue the record of an end for `news`, or drop it when nobody had claimed the sandbox."""
-        record = records.read(path, EndRecord)
+    def _note(
+        self, path: Path, entry: Entry | None = None, left: EndRecord | None = None
+    ) -> EndRecord | None:
+        """Queue the record of an end for `news`, or drop it when nobody had claimed the sandbox.
+
+        Where the disk had no room for a record, `left` or the word of who ended `entry` take its place.
+        """
+        record = records.read(path, EndRecord) or left
+        claimed = entry.claimed if entry is not None else None
+        if claimed is not None and (record is None or record.sandbox_id != claimed.sandbox_id):
+            word = record.end if record is not None else (entry.asked if entry is not None else None)
+            message = record.message if record is not None else ""
+            record = EndRecord(sandbox_id=claimed.sandbox_id, end=word or "lost", message=message)
+        if record is None:
+            log.warning("the record %s of an end cannot be read", path.name)
         if record is None or record.sandbox_id is None:
             records.remove(path)
+            records.remove(records.reserved(path))
             return record
-        self._news.append((path, Ended(sandbox_id=record.sandbox_id, end=record.end, message=record.message)))
+        ended = Ended(sandbox_id=record.sandbox_id, end=record.end, message=record.message)
+        self._untold[record.sandbox_id] = (path, ended)
+        self._news.append(ended)
         self._more.set()
         return record
 
-    def forget(self, name: str) -> None:
+    def forget(self, entry: Entry) -> None:
         """Take back the news of a sandbox that failed while it started: who asked for it hears the error."""
-        path = self._ended / f"{name}.json"
-        records.remove(path)
-        self._news = deque(each for each in self._news if each[0] != path)
+        records.remove(self._ended / f"{entry.state.name}.json")
+        if entry.claimed is not None:
+            self._untold.pop(entry.claimed.sandbox_id, None)
+            self._news = deque(each for each in self._news if each.sandbox_id != entry.claimed.sandbox_id)
+
+    def hold(self, sandbox_id: str) -> None:
+        """The store does not know this end yet: its record stays until it is `noted`."""
+        self._held.add(sandbox_id)
+
+    def noted(self, sandbox_id: str) -> None:
+        """The store knows this end: its record is removed."""
+        self._held.discard(sandbox_id)
+        path, _ = self._untold.pop(sandbox_id, (None, None))
+        if path is not None:
+            records.remove(path)
+            records.remove(records.reserved(path))
 
     async def news(self) -> AsyncIterator[Ended]:
-        """Every end of a claimed sandbox; its record is removed when the next one is asked for."""
+        """Every end of a claimed sandbox once, first those that a former process did not hear or held."""
         while True:
             while not self._news:
                 self._more.clear()
                 await self._more.wait()
-            path, ended = self._news[0]
+            ended = self._news[0]
             yield ended
-            if self._news and self._news[0][0] == path:
+            if self._news and self._news[0] is ended:
                 self._news.popleft()
-            records.remove(path)
+            if ended.sandbox_id not in self._held:
+                self.noted(ended.sandbox_id)
 
-    # -- what the dead left ------------------------------------------------------------------------
 
-    def _sweep(self, folder: Path) -> None:
-        """Remove everything of a sandbox whose keeper was killed (blocking)."""
-        state = records.read(folder / "state.json", State)
-        claimed = records.read(folder / "claim.json", Claimed)
-        groups = list(state.cgroups if state is not None else self._cgroups(folder.name))
-        processes.kill_left(files.read_file(str(folder / "first")), groups)
-        for path in groups:
-            processes.remove_cgroup(path)
-        if claimed is not None and not (self._ended / f"{folder.name}.json").exists():
-            message = "the process that kept the sandbox was killed"
-            records.write(
-                self._ended / f"{folder.name}.json",
-                EndRecord(sandbox_id=claimed.sandbox_id, end="lost", message=message),
-            )
-        files.remove_tree(str(folder))
-        log.warning("swept what was left of sandbox %s", folder.name)
-
-    def _cgroups(self, name: str) -> list[str]:
-        return [
-            f"{parent}/{plans.cgroup_name(name)}" for parent in set(self._host.hierarchy.folders.values())
-        ]
+def _older(folder: Path, moment: float) -> bool:
+    try:
+        return folder.stat().st_mtime < moment
+    except OSError:
+        return False

@@ -25,6 +25,19 @@ def write_file(path: str, text: str) -> None:
         file.write(text)
 
 
+def write_reserved(path: str, text: str) -> bool:
+    """Overwrite a file whose room was reserved with `text` and white space; False when that is too little."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            content = text.encode().ljust(os.fstat(fd).st_size)
+            return os.write(fd, content) == len(content)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+
+
 def remove_tree(path: str) -> None:
     """Remove a folder with everything in it; links are not followed.
 

@@ -25,7 +25,7 @@ import sys
 from typing import Any
 
 from .clock import WORDS, Clock
-from .files import place_descriptors, read_file, remove_tree, write_file
+from .files import place_descriptors, read_file, remove_tree, write_file, write_reserved
 from .processes import (
     family,
     family_alive,
@@ -38,6 +38,7 @@ from .processes import (
 
 _SET_CHILD_SUBREAPER = 36
 _LOG_TAIL = 4096
+_SHORT = 500  # characters of a message that fit into the room of a record, whatever they are
 
 
 class Refused(Exception):
@@ -307,18 +308,25 @@ class Keeper:
     def _record(self, killed: str) -> None:
         import json
 
-        claim = read_file(f"{self.folder}/claim.json")
-        sandbox_id = json.loads(claim)["sandbox_id"] if claim else None
+        try:
+            sandbox_id = json.loads(read_file(f"{self.folder}/claim.json") or "{}").get("sandbox_id")
+        except (ValueError, AttributeError, RecursionError):
+            sandbox_id = None  # the record is broken: the gateway looks for rows without a sandbox
         asked = read_file(f"{self.folder}/end").strip()
         if self.over is not None:
             end, message = self.over, WORDS[self.over]
         else:
             words = self.plan["exit_status"]
             end, message = verdict(asked, self.exit_status, oom_kills(killed), words, self.tail())
-        record = {"sandbox_id": sandbox_id, "end": end, "message": message}
         path = f"{self.plan['ended']}/{os.path.basename(self.folder)}.json"
-        write_file(path + ".new", json.dumps(record))
-        os.rename(path + ".new", path)
+        try:
+            for text in (message, message[:_SHORT]):
+                record = {"sandbox_id": sandbox_id, "end": end, "message": text}
+                if write_reserved(path + ".new", json.dumps(record)):
+                    os.rename(path + ".new", path)
+                    return
+        except OSError:
+            pass  # whoever asked for the end knows its word; the rest must be removed all the same
 
     def _tell(self) -> None:
         """Tell a gateway that listens; one that does not looks at the records when it starts."""
