@@ -64,12 +64,15 @@ async def answer_run(call: RestHandler, run: runs.Run) -> ExecutionAnswer | None
 
 
 async def stream_run(call: RestHandler, run: runs.Run, kind: str) -> None:
-    """Send a run's events as they come, as NDJSON or server-sent events."""
+    """Send a run's events as they come, as NDJSON or server-sent events.
+
+    While nothing happens an empty line (NDJSON) or a comment (SSE) is sent every 15 seconds.
+    """
     call.set_header("Content-Type", kind)
     call.set_header("X-Execution-Id", run.id)
     call.set_header("X-Accel-Buffering", "no")
     await call.flush()
-    await call.send(_pieces(call, run, kind))
+    await call.send(_pieces(call, run, kind), b"\n" if kind == NDJSON else b":\n\n")
     call.finish()
 
 
@@ -314,7 +317,8 @@ ROUTES = [
         handle=execution_events,
         scope="sandboxes:read",
         tag="Executions",
-        summary="Events of an execution from a sequence number on, until its end",
+        summary="Events of an execution from a sequence number on, until its end; "
+        "in silence an empty line (SSE: a comment) every 15 s",
         produces=(NDJSON, SSE),
         query=(_AFTER,),
         errors=(404, 410),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmsafespace_gateway.requests")
 BODY_TIMEOUT = 60.0
+HEARTBEAT = 15.0  # seconds of silence on a stream of events after which its heartbeat is sent
 MAX_DISCARDED = 64 * 1024 * 1024
 MAX_UPLOAD = 1024**4  # it is streamed: the sandbox's own limit is what counts
 _T = TypeVar("_T")
@@ -146,17 +147,42 @@ class RestHandler(Answers):
         self._key_ended = True
         self._gone.set()
 
-    async def send(self, pieces: AsyncGenerator[bytes]) -> None:
-        """Send pieces as they come, never more than the client takes; ends when the client goes away."""
+    async def send(self, pieces: AsyncGenerator[bytes], heartbeat: bytes = b"") -> None:
+        """Send pieces as they come, never more than the client takes; ends when the client goes away.
+
+        `heartbeat` is sent whenever nothing else was for a while: a client that hears nothing for several
+        of them knows that the connection is dead. Proxies do not end such a stream as idle either.
+        """
+        loop = asyncio.get_running_loop()
+        turn = asyncio.Lock()  # tornado forgets a flush during which another one begins
+        last = loop.time()
+
+        async def write(piece: bytes) -> None:
+            nonlocal last
+            async with turn:
+                self.write(piece)
+                await self.flush()
+                last = loop.time()
 
         async def pump() -> None:
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
-                    self.write(piece)
-                    await self.flush()
+                    await write(piece)
 
-        with contextlib.suppress(StreamClosedError):
-            await self.while_connected(pump())
+        async def beat() -> None:
+            with contextlib.suppress(StreamClosedError):
+                while True:
+                    await asyncio.sleep(max(last + HEARTBEAT - loop.time(), HEARTBEAT / 10))
+                    if loop.time() - last >= HEARTBEAT and not turn.locked():
+                        await write(heartbeat)
+
+        beating = asyncio.ensure_future(beat()) if heartbeat else None
+        try:
+            with contextlib.suppress(StreamClosedError):
+                await self.while_connected(pump())
+        finally:
+            if beating is not None:
+                beating.cancel()
 
     # -- the request's way ---------------------------------------------------------------------------
 

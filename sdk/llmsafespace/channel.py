@@ -1,10 +1,14 @@
-"""A kernel's websocket over the durable subprotocol, kept open: it reconnects and goes on where it was."""
+"""A kernel's websocket over the durable subprotocol, kept open: it reconnects and goes on where it was.
+
+Each message has a sequence number; `cursor` is the last one taken. A connection that breaks, or that has
+gone silent (no message and no answer to a ping), is made anew with `?after=cursor`, and what has no reply yet
+is sent again: nothing is lost, and the sandbox runs each id once. How long that is tried, see patience.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -13,12 +17,16 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
-from llmsafespace import messages
+from llmsafespace import messages, patience
+from llmsafespace.connections import keep_alive, tls_context
 from llmsafespace.errors import GatewayUnavailable, InvalidRequest, SandboxError, error_for
 from llmsafespace.messages import BadMessage, Message
-from llmsafespace.transport import Patience, Transport, segment, tls_context
+from llmsafespace.patience import Patience
+from llmsafespace.transport import Transport, segment
 
 _BROKEN = (OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, asyncio.TimeoutError, TimeoutError)
+PING_AFTER = 15.0  # seconds of silence
+PONG_WITHIN = 20.0  # seconds, after which the peer counts as gone
 _REFUSED = {1003: "not understood", 1007: "not understood", 1009: "too large"}  # close codes, RFC 6455, 7.4.1
 
 
@@ -60,7 +68,10 @@ class Channel:
         cursor: int | None = None,
     ) -> None:
         self.cursor = cursor
-        self.heard = time.monotonic()
+        self._patience = Patience(transport)
+        self._heard = self._alive = patience.now()  # the last message; the last sign of life
+        self._cut_off = False  # by us, as it had gone silent
+        self._held_up = False  # by a reader that is behind: nothing is read, so nothing can be heard
         self._transport = transport
         self._path = f"/api/kernels/{segment(kernel_id)}/channels?session_id={segment(session)}"
         self._listener = listener
@@ -73,6 +84,25 @@ class Channel:
     def connected(self) -> bool:
         """True while there is a connection."""
         return self._socket is not None
+
+    @property
+    def heard(self) -> float:
+        """When the last message came, or the connection was made."""
+        return self._heard
+
+    async def quiet(self, seconds: float) -> bool:
+        """True when nothing has come for so long although somebody listened, and nothing is on its way.
+
+        A pong proves it: it comes behind everything that was sent before. Without one the connection may be
+        dead, and what is missing comes over the next one.
+        """
+        connection, heard = self._socket, self._heard
+        if connection is None or self._held_up or patience.now() - heard < seconds:
+            return False
+        with contextlib.suppress(ConnectionClosed, asyncio.TimeoutError, TimeoutError):
+            await self._ping(connection)
+            return self._socket is connection and self._heard == heard and not self._held_up
+        return False
 
     def start(self) -> None:
         """Connect, unless that is under way."""
@@ -111,28 +141,70 @@ class Channel:
                 await task
 
     async def _serve(self) -> None:
-        patience = Patience(self._transport)
+        self._patience = Patience(self._transport)
         try:
             while True:
+                made, connected = patience.now(), False
                 try:
                     async with await self._dial() as connection:
-                        await self._resume(connection)
-                        patience = Patience(self._transport)
-                        await self._read(connection)
+                        made = self._alive = self._heard = patience.now()
+                        connected, self._cut_off = True, False
+                        await self._use(connection)
                 except _BROKEN as error:
                     refusal = _refusal(error)
                     if refusal is not None:
                         raise refusal from error
+                    if isinstance(error, InvalidStatus):
+                        self._transport.note_contact()
                     self._set(None)
                     if not self._listener.wanted:
                         return  # nothing is awaited from here on, so that start() sees that this is over
-                    await patience.wait(error)
+                    # What the peer ended lived to its end; what went silent, to its last sign of life.
+                    lived_to = self._alive if self._cut_off else patience.now()
+                    await self._patience.wait(error, held=lived_to - made if connected else 0.0)
         except SandboxError as error:
             self._listener.on_lost(error)
-        except BadMessage as error:
+        except (BadMessage, msgspec.DecodeError, UnicodeDecodeError) as error:
             self._listener.on_lost(GatewayUnavailable(f"the gateway broke the protocol: {error}"))
+        except Exception as error:
+            self._listener.on_lost(GatewayUnavailable(f"the connection failed: {error!r}"))
+            raise
         finally:
             self._set(None)
+
+    async def _use(self, connection: ClientConnection) -> None:
+        """Read to the connection's end, which comes too when the peer no longer answers."""
+        pulse = asyncio.ensure_future(self._feel_pulse(connection))
+        try:
+            await self._resume(connection)
+            await self._read(connection)
+        finally:
+            pulse.cancel()
+
+    async def _feel_pulse(self, connection: ClientConnection) -> None:
+        """Ping after a silence, and cut a connection on which nothing comes back.
+
+        Not while a slow reader holds us up: pongs wait behind messages that are not read then.
+        """
+        while True:
+            await asyncio.sleep(PING_AFTER)
+            if self._held_up or patience.now() - self._heard < PING_AFTER:
+                continue
+            before = self._heard
+            try:
+                await self._ping(connection)
+            except ConnectionClosed:
+                return
+            except (asyncio.TimeoutError, TimeoutError):
+                if self._heard == before and not self._held_up:
+                    self._cut_off = True
+                    connection.transport.abort()
+                    return
+
+    async def _ping(self, connection: ClientConnection) -> None:
+        pong = await asyncio.wait_for(connection.ping(), PONG_WITHIN)
+        await asyncio.wait_for(asyncio.shield(pong), PONG_WITHIN)
+        self._alive = patience.now()
 
     async def _dial(self) -> ClientConnection:
         endpoint = self._transport.endpoint
@@ -143,8 +215,7 @@ class Channel:
             "compression": None,
             "max_size": None,
             "open_timeout": 20,
-            "ping_interval": 20,
-            "ping_timeout": 60,
+            "ping_interval": None,  # see _feel_pulse
             "close_timeout": 2,
             "user_agent_header": None,
         }
@@ -154,7 +225,9 @@ class Channel:
             options["ssl"] = tls_context()
         if endpoint.is_local:
             options["proxy"] = None
-        return await connect(endpoint.websocket_url + path, **options)
+        connection = await connect(endpoint.websocket_url + path, **options)
+        keep_alive(connection.transport.get_extra_info("socket"))
+        return connection
 
     async def _resume(self, connection: ClientConnection) -> None:
         if connection.subprotocol != messages.DURABLE:
@@ -162,10 +235,9 @@ class Channel:
                 f"the server at {self._transport.endpoint.url} does not speak {messages.DURABLE}: "
                 "is it an LLMSafeSpace gateway?"
             )
-        self._transport.reached = True
+        self._transport.note_contact()
         # A channel that began live and breaks before its first message must not miss what came meanwhile.
         self.cursor = self.cursor or 0
-        self.heard = time.monotonic()
         async with self._sending:
             for frame in list(self._listener.unanswered()):
                 await connection.send(frame)
@@ -177,14 +249,21 @@ class Channel:
 
     async def _read(self, connection: ClientConnection) -> None:
         async for data in connection:
-            self.heard = time.monotonic()
+            self._heard = self._alive = patience.now()
             if isinstance(data, str):
                 self._take_text(data)
                 continue
             message = messages.unpack_durable(data)
             self._listener.on_message(message)
-            self.cursor = max(self.cursor or 0, message.seq)
-            await self._listener.ready_for_more()
+            if message.seq > (self.cursor or 0):
+                self.cursor = message.seq
+                self._patience.heard()
+            self._held_up = True
+            try:
+                await self._listener.ready_for_more()
+            finally:
+                self._held_up = False
+            self._heard = self._alive = patience.now()
         raise ConnectionResetError("the gateway closed the connection")
 
     def _take_text(self, data: str) -> None:

@@ -52,10 +52,13 @@ class AsyncContexts:
         return [models.context(item) for item in document["items"]]
 
     async def restart(self, context: ContextLike | None = None) -> Context:
-        """Restart a context (the default one): its variables are gone, its files stay."""
+        """Restart a context (the default one): its variables are gone, its files stay.
+
+        When the connection breaks before the answer it is asked for again: the kernel may restart twice.
+        """
         target = await self.default_id() if context is None else id_of(context)
         path = f"{self._path}/{segment(target)}/restart"
-        return models.context(await self._transport.request("POST", path))
+        return models.context(await self._transport.request("POST", path, repeatable=True))
 
     async def remove(self, context: ContextLike) -> bool:
         """End a context; False when there was none."""

@@ -72,7 +72,26 @@ class RuntimeUnavailable(SandboxError):
 
 
 class GatewayUnavailable(SandboxError):
-    """The gateway could not be reached, or is not able to serve now."""
+    """The gateway could not be reached, or is not able to serve now.
+
+    `retry_after` is how many seconds to wait, when the gateway said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, details=details)
+        self.retry_after = retry_after
+
+    @property
+    def by_gateway(self) -> bool:
+        """True when the gateway itself says that it cannot serve, not something on the way to it."""
+        return self.code == "service_unavailable"
 
 
 _BY_CODE: dict[str, type[SandboxError]] = {
@@ -87,6 +106,7 @@ _BY_CODE: dict[str, type[SandboxError]] = {
     "runtime_unavailable": RuntimeUnavailable,
     "gone": SandboxEnded,
     "service_unavailable": GatewayUnavailable,
+    "unreachable": GatewayUnavailable,
 }
 _BY_STATUS: dict[int, str] = {
     400: "invalid_request",
@@ -99,16 +119,17 @@ _BY_STATUS: dict[int, str] = {
     416: "range_not_satisfiable",
     422: "runtime_unavailable",
     429: "rate_limited",
-    502: "service_unavailable",
-    503: "service_unavailable",
-    504: "service_unavailable",
+    502: "unreachable",
+    503: "unreachable",
+    504: "unreachable",
 }
 
 
 def error_for(status: int, document: object, retry_after: str | None = None) -> SandboxError:
     """The exception for an HTTP answer: `document` is its decoded JSON body (or None).
 
-    Understands `{error: {code, message, details}}` and Jupyter's `{message, reason}`.
+    Understands `{error: {code, message, details}}` and Jupyter's `{message, reason}`. A 502, 503 or 504
+    without a code of ours comes from a proxy before the gateway: its code is "unreachable".
     """
     body = document if isinstance(document, Mapping) else {}
     error = body.get("error")
@@ -119,6 +140,8 @@ def error_for(status: int, document: object, retry_after: str | None = None) -> 
     details = details if isinstance(details, Mapping) else {}
     if code == "rate_limited":
         return RateLimited(message, code=code, details=details, retry_after=_seconds(retry_after))
+    if _BY_CODE.get(code) is GatewayUnavailable:
+        return GatewayUnavailable(message, code=code, details=details, retry_after=_seconds(retry_after))
     return _BY_CODE.get(code, SandboxError)(message, code=code, details=details)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 import httpx
 import msgspec
 
-from llmsafespace import events
+from llmsafespace import events, patience
 from llmsafespace.errors import GatewayUnavailable
 from llmsafespace.events import End, Event
+from llmsafespace.patience import Patience
 from llmsafespace.results import Execution, ExecutionError, Result
-from llmsafespace.transport import API, Patience, Transport, segment
+from llmsafespace.transport import API, Transport, last_sign, segment
 
 Stdin = str | Iterable[str] | Callable[[str], Any]
 END_OF_INPUT = "\x04"  # what Jupyter kernels read as the end of standard input
@@ -31,8 +31,13 @@ class ExecutionBuilder:
 
     def __init__(self, execution_id: str) -> None:
         self.execution = Execution(execution_id)
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._clear_on_next = False
+
+    def begin(self) -> None:
+        """Somebody begins to listen: its time counts from the first of these."""
+        if self._began is None:
+            self._began = patience.now()
 
     def add(self, event: Event) -> None:
         """Take the next event."""
@@ -72,7 +77,7 @@ class ExecutionBuilder:
         execution = self.execution
         execution.end = event.end
         execution.execution_count = event.execution_count
-        execution.execution_time = time.monotonic() - self._began
+        execution.execution_time = patience.now() - self._began if self._began is not None else 0.0
         execution.error = _better(execution.error, event) if event.end != "ok" else execution.error
 
 
@@ -161,6 +166,7 @@ class AsyncOutput:
 
     async def take(self) -> Sequence[Event]:
         """The events that have come, at least one. Raises StopAsyncIteration after the End."""
+        self._builder.begin()
         batch = await self._batches.__anext__()
         for event in batch:
             self._builder.add(event)
@@ -235,7 +241,7 @@ async def follow(
     `request` (a body of POST …/execute that carries the id) starts it first, unless it runs already.
     """
     base = f"{API}/sandboxes/{segment(sandbox_id)}"
-    patience = Patience(transport)
+    time_left = Patience(transport)
     accept = {"Accept": "application/x-ndjson", "Content-Type": "application/json"}
     while True:
         if request is not None:
@@ -246,22 +252,42 @@ async def follow(
             path = f"{base}/executions/{segment(execution_id)}/events"
             call = transport.stream("GET", path, params={"after": after}, headers=accept)
         problem: Exception | None = None
+        began = alive = patience.now()
         try:
             async with call as response:
                 request = None
-                async for line in response.aiter_lines():
-                    document = msgspec.json.decode(line) if line.strip() else {}
+                async for line in _lines(response):
+                    alive = patience.now()
+                    document = msgspec.json.decode(line) if line.strip() else {}  # empty: a heartbeat
                     if document.get("type") == "failure":
-                        problem = GatewayUnavailable(str(document.get("message")))
+                        problem = GatewayUnavailable(str(document.get("message")))  # asked again: a refusal
                         break
                     event = events.from_json(document)
                     if event is None or (event.seq and event.seq <= after and not isinstance(event, End)):
                         continue
                     after = max(after, event.seq)
-                    patience = Patience(transport)
+                    time_left.heard()
                     yield [event]
                     if isinstance(event, End):
                         return
         except httpx.TransportError as error:
+            transport.note_break(error)
+            problem, alive = error, last_sign(error, alive, began)
+        except msgspec.DecodeError as error:
+            problem = GatewayUnavailable(f"the gateway sent a line that is not JSON: {error}")
+        except GatewayUnavailable as error:
             problem = error
-        await patience.wait(problem)
+        await time_left.wait(problem, held=alive - began)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of a body. Only a newline ends one: text may have other separators in it (U+2028, say)."""
+    pieces: list[bytes] = []
+    async for piece in response.aiter_bytes():
+        *lines, rest = piece.split(b"\n")
+        for line in lines:
+            pieces.append(line)
+            yield b"".join(pieces)
+            pieces = []
+        if rest:
+            pieces.append(rest)

@@ -13,14 +13,17 @@ from typing import IO, Any
 
 import httpx
 
-from llmsafespace import models
-from llmsafespace.errors import InvalidRequest, SandboxTimeout
+from llmsafespace import models, patience
+from llmsafespace.errors import GatewayUnavailable, InvalidRequest
 from llmsafespace.models import FileEvent, FileInfo
-from llmsafespace.transport import API, Patience, Transport, decoded, segment
+from llmsafespace.patience import Patience
+from llmsafespace.transport import API, Transport, decoded, last_sign, segment
 
 Progress = Callable[[int], Any]
 FileList = list[FileInfo]
 _PIECE = 256 * 1024
+_SENT_AT_ONCE = 64 * 1024  # so that a slow upload is seen to be alive
+_WRITTEN_WITHIN = 120.0  # seconds for the answer after the last byte: the sandbox writes to its disk
 _MOST = 50_000  # entries of one listing
 _DEEP = 64
 _LOOK_EVERY = 0.5  # seconds between two looks of a watch
@@ -111,27 +114,31 @@ class AsyncFiles:
         """
         if (local_path is None) == (content is None):
             raise InvalidRequest("upload_file: give either local_path= or content=")
-        patience = Patience(self._transport)
+        time_left = Patience(self._transport)
         while True:
             async with _opened(local_path, content) as (source, size):
                 start = source.tell() if source.seekable() else None
+                sent = _Sent(source, on_progress)
+                began = patience.now()
                 try:
-                    return await self._put(remote, source, size, on_progress)
-                except httpx.TransportError as error:
-                    if start is None:
-                        raise SandboxTimeout(f"upload to {remote} broke: {error}") from error
-                    source.seek(start)
-                    await patience.wait(error)
+                    return await self._put(remote, sent, size)
+                except (httpx.TransportError, GatewayUnavailable) as error:
+                    if isinstance(error, httpx.TransportError):
+                        self._transport.note_break(error)
+                    if start is not None:
+                        source.seek(start)
+                    elif sent.total:
+                        raise GatewayUnavailable(
+                            f"the upload to {remote} broke off ({error}), and its source cannot be read again"
+                        ) from error
+                    await time_left.wait(error, held=last_sign(error, began, began) - began)
 
-    async def _put(
-        self, remote: str, source: IO[bytes], size: int | None, on_progress: Progress | None
-    ) -> FileInfo:
+    async def _put(self, remote: str, sent: _Sent, size: int | None) -> FileInfo:
         headers = {"Content-Type": "application/octet-stream"}
         if size is not None:
             headers["Content-Length"] = str(size)
-        pieces = _pieces(source, on_progress)
         async with self._transport.stream(
-            "PUT", self._url(remote), content=pieces, headers=headers
+            "PUT", self._url(remote), content=sent.pieces(), headers=headers, silence=_WRITTEN_WITHIN
         ) as answer:
             await answer.aread()
             return models.file_info(decoded(answer))
@@ -163,24 +170,80 @@ class AsyncFiles:
         return target
 
     async def _get(self, remote: str, sink: IO[bytes], on_progress: Progress | None) -> None:
-        patience = Patience(self._transport)
-        etag = ""
+        time_left = Patience(self._transport)
+        etag, furthest = "", 0
         while True:
             have = sink.tell()
             headers = {"Range": f"bytes={have}-", "If-Range": etag} if have and etag else {}
+            began = alive = patience.now()
+            problem: Exception
+            got = _Got(sink)
             try:
                 async with self._transport.stream("GET", self._url(remote), headers=headers) as answer:
                     etag = answer.headers.get("ETag", "")
                     if answer.status_code != 206 and have:
                         sink.seek(0)  # it changed meanwhile, or the range was not honoured
                         sink.truncate()
-                    async for piece in answer.aiter_bytes(_PIECE):
-                        await asyncio.to_thread(sink.write, piece)
+                        have = 0
+                    async for piece in answer.aiter_bytes():
+                        await got.add(piece)
+                        alive = patience.now()
+                        have += len(piece)
+                        if have > furthest:
+                            furthest = have
+                            time_left.heard()
                         if on_progress is not None:
                             on_progress(len(piece))
+                    await got.write()
                     return
             except httpx.TransportError as error:
-                await patience.wait(error)
+                self._transport.note_break(error)
+                problem, alive = error, last_sign(error, alive, began)
+            except GatewayUnavailable as error:
+                problem = error
+            await got.write()
+            await time_left.wait(problem, held=alive - began)
+
+
+class _Got:
+    """What has come of a file and is not written yet, so that the disk sees few and large writes."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._sink = sink
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    async def add(self, piece: bytes) -> None:
+        """Take a piece; writes when enough has come."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= _PIECE:
+            await self.write()
+
+    async def write(self) -> None:
+        """Write what waits."""
+        data, self._pieces, self._size = b"".join(self._pieces), [], 0
+        if data:
+            await asyncio.to_thread(self._sink.write, data)
+
+
+class _Sent:
+    """A body on its way, and how much of it has gone."""
+
+    def __init__(self, source: IO[bytes], on_progress: Progress | None) -> None:
+        self.total = 0
+        self._source = source
+        self._on_progress = on_progress
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body, in pieces."""
+        while data := await asyncio.to_thread(self._source.read, _PIECE):
+            for start in range(0, len(data), _SENT_AT_ONCE):
+                piece = data[start : start + _SENT_AT_ONCE]
+                self.total += len(piece)
+                yield piece
+                if self._on_progress is not None:
+                    self._on_progress(len(piece))
 
 
 def changes(before: Iterable[FileInfo], after: Iterable[FileInfo]) -> list[FileEvent]:
@@ -229,10 +292,3 @@ async def _opened(
         yield io.BytesIO(data), len(data)
     elif content is not None:
         yield content, None
-
-
-async def _pieces(source: IO[bytes], on_progress: Progress | None) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(source.read, _PIECE):
-        yield piece
-        if on_progress is not None:
-            on_progress(len(piece))

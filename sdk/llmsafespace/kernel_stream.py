@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from llmsafespace import messages
+from llmsafespace import messages, patience
 from llmsafespace.channel import Channel
-from llmsafespace.errors import SandboxError, SandboxTimeout
+from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout
 from llmsafespace.events import End
 from llmsafespace.messages import Message
 from llmsafespace.subscription import IDLE_GRACE, Subscription
 from llmsafespace.transport import Transport
 
+_LOOK_EVERY = 10.0  # seconds between two questions how an execution ended
 _PAUSE_AT = 32 * 1024 * 1024  # bytes that may wait for a slow reader before the connection does
 
 
@@ -69,14 +69,20 @@ class KernelStream:
         self._pending.pop(subscription.msg_id, None)
         subscription.taken.set()
 
-    def overdue(self, subscription: Subscription, limit: float) -> bool:
-        """True when the execution should have ended `limit` seconds after it began, and did not.
+    async def quiet(self, seconds: float) -> bool:
+        """True when nothing has come for so long, and nothing is on its way (see Channel.quiet)."""
+        return await self._channel.quiet(seconds)
 
-        While it waits for others in its kernel the clock starts anew with each sign of life of the kernel.
+    def overdue(self, subscription: Subscription, limit: float) -> bool:
+        """True when the execution should have ended `limit` seconds after it began.
+
+        Its end may be on its way all the same. While it waits for others in its kernel the limit counts from
+        the last sign of life of the kernel.
         """
         began = subscription.started_at
-        since = began if began is not None else max(subscription.made_at, self._channel.heard)
-        return self._channel.connected and time.monotonic() - since > limit
+        if began is None:
+            began = max(self._channel.heard, subscription.made_at)
+        return patience.now() - began > limit
 
     async def close(self) -> None:
         """Close the connection; executions that still run go on in the sandbox."""
@@ -132,16 +138,27 @@ async def watch(
 ) -> None:
     """Make sure that an execution's stream ends: by itself, or by `limit` seconds without an end.
 
-    `look_up` asks the gateway for the end when a gap has swallowed it. Raises nothing; a subscription that
-    is overdue fails with SandboxTimeout.
+    `look_up` asks the gateway for the end when a gap may have swallowed it, or when it is overdue. Raises
+    nothing; a subscription that is overdue fails with SandboxTimeout.
     """
+    looked = -_LOOK_EVERY
     while not subscription.over:
         await asyncio.sleep(min(1.0, limit or 1.0))
-        if subscription.half_ended_for > IDLE_GRACE and not subscription.settle():
+        overdue = limit is not None and stream.overdue(subscription, limit)
+        if not (overdue or subscription.half_ended or subscription.gap):
+            continue
+        if not await stream.quiet(min(IDLE_GRACE, limit or IDLE_GRACE)) or subscription.settle():
+            continue
+        if not overdue and patience.now() - looked < _LOOK_EVERY:
+            continue
+        looked = patience.now()
+        try:
             end = await look_up()
-            if end is not None:
-                subscription.finish(end)
-        if limit is not None and stream.overdue(subscription, limit):
+        except (GatewayUnavailable, SandboxTimeout):
+            continue  # the connection breaks as well, or somebody answers next time
+        if end is not None:
+            subscription.finish(end)
+        elif overdue:
             subscription.fail(
                 SandboxTimeout(
                     f"execution {subscription.msg_id} gave no sign of its end within {limit:g} s; "

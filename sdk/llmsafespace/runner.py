@@ -10,7 +10,7 @@ from typing import Any
 
 from llmsafespace import requests
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
-from llmsafespace.errors import SandboxEnded, SandboxError
+from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, SandboxTimeout
 from llmsafespace.events import End, Event, end_from_json
 from llmsafespace.executions import AsyncOutput
 from llmsafespace.kernel_stream import KernelStream, watch
@@ -82,10 +82,15 @@ class Runner:
         return self.stream((await self._contexts.of_language(wanted)).id)
 
     async def look_up(self, execution_id: str) -> End | None:
-        """How the gateway says that an execution ended; None while it runs or when nobody knows."""
+        """How the gateway says that an execution ended; None while it runs or when nobody knows.
+
+        Raises GatewayUnavailable or SandboxTimeout when the gateway does not answer.
+        """
         path = f"{self._base}/executions/{segment(execution_id)}"
         try:
             document = await self._transport.request("GET", path)
+        except (GatewayUnavailable, SandboxTimeout):
+            raise
         except SandboxError:
             return None
         return end_from_json(document) if document.get("end") else None

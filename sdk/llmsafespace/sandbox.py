@@ -26,6 +26,8 @@ Source = str | Path
 InfoList = list[SandboxInfo]
 Warnings = list[str]
 CREATE_TIMEOUT = 600.0  # seconds: a runtime that is used for the first time may have to be prepared
+CREATE_SOON = 240.0  # seconds, more than a cluster takes to start a sandbox or to refuse it
+INTERRUPT_SOON = 10.0
 
 
 class AsyncSandbox:
@@ -139,6 +141,7 @@ class AsyncSandbox:
                 headers={"Idempotency-Key": self._idempotency_key},
                 timeout=CREATE_TIMEOUT,
                 repeatable=True,
+                soon=CREATE_SOON,
             )
         except BaseException:
             await client.close()
@@ -314,7 +317,8 @@ class AsyncSandbox:
     async def interrupt(self, context: ContextLike | None = None) -> None:
         """Interrupt what runs in a context (the default one); its variables stay."""
         target = await self.contexts.default_id() if context is None else id_of(context)
-        await self.transport.request("POST", f"/api/kernels/{segment(target)}/interrupt", repeatable=True)
+        path = f"/api/kernels/{segment(target)}/interrupt"
+        await self.transport.request("POST", path, repeatable=True, soon=INTERRUPT_SOON)
 
     # -- commands and packages
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 
+from llmsafespace import patience
 from llmsafespace.errors import PermissionDenied
 from llmsafespace.events import End, Event, Gap, InputRequest, end_from_reply, from_message
 from llmsafespace.messages import Message
 
-IDLE_GRACE = 5.0  # seconds between an execution's reply and its idle (or the other way round)
+IDLE_GRACE = 5.0  # seconds of silence between an execution's reply and its idle (or the other way round)
 
 
 class Subscription:
@@ -20,14 +20,14 @@ class Subscription:
         self.msg_id = msg_id
         self.frame = frame  # what to send again after a reconnect, until the reply is here
         self.size = 0  # bytes that wait to be taken out
-        self.made_at = time.monotonic()
+        self.made_at = patience.now()
         self.started_at: float | None = None
         self.ended = False
         self.input_header: bytes = b"{}"
         self._last_seq = 0
         self._reply: End | None = None
         self._idle = False
-        self._half: float | None = None
+        self.gap = False  # messages were lost, its end perhaps among them
         self._error: BaseException | None = None
         self._events: deque[tuple[Event, int]] = deque()
         self._more = asyncio.Event()
@@ -47,7 +47,6 @@ class Subscription:
             self._reply = end_from_reply(message.content(), message.metadata(), message.seq)
             if not message.seq and self._reply.error is not None:  # not journaled: the gateway's own refusal
                 self.fail(PermissionDenied(self._reply.error.value, code="forbidden"))
-            self._half = self._half or time.monotonic()
         else:
             event = from_message(msg_type, message.content(), message.seq)
             if isinstance(event, InputRequest):
@@ -59,6 +58,7 @@ class Subscription:
     def put_gap(self, missed: int, resume: int) -> None:
         """Messages were lost, perhaps of this execution."""
         if not self.ended:
+            self.gap = True
             self._add(Gap(missed, seq=max(resume - 1, 0)), 0)
 
     def fail(self, error: BaseException) -> None:
@@ -79,9 +79,9 @@ class Subscription:
         return self._reply is not None or self.ended
 
     @property
-    def half_ended_for(self) -> float:
-        """Seconds since one of reply and idle came without the other; 0 when neither or both did."""
-        return time.monotonic() - self._half if self._half is not None and not self.ended else 0.0
+    def half_ended(self) -> bool:
+        """True when one of reply and idle has come without the other, which may have been lost in a gap."""
+        return not self.ended and (self._idle or self._reply is not None)
 
     @property
     def over(self) -> bool:
@@ -97,10 +97,9 @@ class Subscription:
 
     def _status(self, state: str) -> None:
         if state == "busy":
-            self.started_at = self.started_at or time.monotonic()
+            self.started_at = self.started_at or patience.now()
         elif state == "idle":
             self._idle = True
-            self._half = self._half or time.monotonic()
 
     def _finish_if_complete(self) -> None:
         if self._idle and self._reply is not None and self._error is None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import ssl
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,16 +10,18 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from llmsafespace.errors import GatewayUnavailable, SandboxTimeout, error_for
+from llmsafespace import connections, patience
+from llmsafespace.connections import http_client, time_limits
+from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout, error_for
+from llmsafespace.patience import Patience
 from llmsafespace.settings import Endpoint
 
 API = "/api/v1"
 REQUEST_TIMEOUT = 120.0  # seconds for an answer, unless the operation has a limit of its own
-FIRST_CONTACT = 3.0  # seconds to try when the gateway has never answered: the URL may be wrong
-RETRY_FOR = 60.0  # seconds to ride out a gateway that restarts
-_BUSY_FOR = 10.0  # seconds to repeat what was answered with "unavailable"
+ANSWER_SOON = 30.0  # seconds after which a GET, PUT or DELETE is tried on another connection
+ANSWER_LATER = 60.0  # the same for a POST, which may start something
 _REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-_UNAVAILABLE = frozenset({502, 503, 504})
+_reached: set[tuple[str, str | None]] = set()  # addresses where something answered this process
 
 
 class Transport:
@@ -31,16 +29,16 @@ class Transport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.reached = False
-        verify: ssl.SSLContext | bool = tls_context() if endpoint.url.startswith("https:") else False
-        self._http = httpx.AsyncClient(
-            base_url=endpoint.url,
-            headers=endpoint.headers,
-            timeout=httpx.Timeout(REQUEST_TIMEOUT, connect=10.0),
-            transport=httpx.AsyncHTTPTransport(uds=endpoint.socket) if endpoint.socket else None,
-            trust_env=not endpoint.is_local,
-            verify=verify,
-        )
+        self._http = http_client(endpoint)
+
+    @property
+    def reached(self) -> bool:
+        """True when something has answered at this address: the URL is right, so waiting makes sense."""
+        return (self.endpoint.url, self.endpoint.socket) in _reached
+
+    def note_contact(self) -> None:
+        """Something answered, or took a request and then broke off."""
+        _reached.add((self.endpoint.url, self.endpoint.socket))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -56,10 +54,13 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         repeatable: bool | None = None,
+        soon: float | None = None,
     ) -> Any:
         """The decoded JSON of the answer (None when it has no body).
 
-        `repeatable` marks a POST that carries an id of ours, so that repeating it does nothing new.
+        `repeatable` marks a POST that carries an id of ours, so that repeating it does nothing new. What is
+        repeatable is sent again after a broken connection, and on another connection when no answer comes
+        within `soon` seconds (then twice that, and so on), since the first may have gone silent.
         Raises the SandboxError that the answer means; GatewayUnavailable when nobody answers;
         SandboxTimeout when the answer takes longer than `timeout` seconds.
         """
@@ -68,7 +69,9 @@ class Transport:
         if content is not None:
             sent.setdefault("Content-Type", "application/json")
         repeat = method in _REPEATABLE if repeatable is None else repeatable
-        response = await self._send(method, path, content, params, sent, timeout, repeat)
+        limit = REQUEST_TIMEOUT if timeout is None else timeout
+        first = limit if not repeat else soon or (ANSWER_SOON if method in _REPEATABLE else ANSWER_LATER)
+        response = await self._send(method, path, content, params, sent, limit, first, repeat)
         return decoded(response)
 
     @asynccontextmanager
@@ -80,16 +83,21 @@ class Transport:
         content: Any = None,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        silence: float | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """An answer whose body is read as it comes, with no limit between two pieces of it.
+        """An answer whose body is read as it comes, as long as no `silence` is in it (seconds).
 
-        httpx.TransportError passes through: the caller knows whether it can go on.
+        httpx.TransportError and GatewayUnavailable pass through: the caller knows whether it can go on.
         """
-        timeout = httpx.Timeout(None, connect=10.0)
         async with self._http.stream(
-            method, path, content=content, params=params, headers=dict(headers or {}), timeout=timeout
+            method,
+            path,
+            content=content,
+            params=params,
+            headers=dict(headers or {}),
+            timeout=time_limits(connections.SILENCE if silence is None else silence),
         ) as response:
-            self.reached = True
+            self.note_contact()
             if response.is_error:
                 await response.aread()
                 raise_for(response)
@@ -102,59 +110,63 @@ class Transport:
         content: bytes | None,
         params: Mapping[str, Any] | None,
         headers: Mapping[str, str],
-        timeout: float | None,
+        timeout: float,
+        soon: float,
         repeat: bool,
     ) -> httpx.Response:
-        patience = Patience(self)
-        limit = httpx.Timeout(timeout or REQUEST_TIMEOUT, connect=10.0)
+        patience_left = Patience(self)
+        waited = 0.0  # for answers; time in which the gateway was away is patience's matter
         while True:
+            limit = min(soon, timeout - waited)
+            began = patience.now()
             try:
                 response = await self._http.request(
-                    method, path, content=content, params=params, headers=dict(headers), timeout=limit
+                    method,
+                    path,
+                    content=content,
+                    params=params,
+                    headers=dict(headers),
+                    timeout=time_limits(limit, len(content or b"")),
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                await patience.wait(error)  # nothing was sent: safe for every method
+                await patience_left.wait(error)  # nothing was sent: safe for every method
             except httpx.TimeoutException as error:
-                raise SandboxTimeout(f"{method} {path}: no answer within {limit.read:g} s") from error
+                waited += limit
+                if not repeat or waited >= timeout:
+                    raise SandboxTimeout(f"{method} {path}: no answer within {timeout:g} s") from error
+                soon *= 2
             except httpx.TransportError as error:
                 if not repeat:
                     raise GatewayUnavailable(
                         f"{method} {path}: the connection broke before the answer came ({error}); "
                         "it is unknown whether it was carried out"
                     ) from error
-                await patience.wait(error)
+                self.note_break(error)
+                await patience_left.wait(error, held=last_sign(error, began, began) - began)
             else:
-                self.reached = True
-                busy = response.status_code in _UNAVAILABLE and patience.spent < _BUSY_FOR
-                if not (repeat and busy):
-                    raise_for(response)
+                self.note_contact()
+                if response.is_success:
                     return response
-                await patience.wait(None)
+                refusal = _error(response)
+                if not (repeat and isinstance(refusal, GatewayUnavailable)):
+                    raise refusal
+                await patience_left.wait(refusal)
+
+    def note_break(self, error: httpx.TransportError) -> None:
+        """A connection that broke was one: something is there, unless what it spoke was not HTTP."""
+        garbage = isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error)
+        if not garbage and not isinstance(error, (httpx.TimeoutException, httpx.ConnectError)):
+            self.note_contact()
 
 
-class Patience:
-    """Waits between attempts, longer each time, until the gateway has been away for too long."""
+def last_sign(error: Exception, alive: float, began: float) -> float:
+    """When the peer of a connection that `began` and failed was last there, `alive` being when it last sent.
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._since = time.monotonic()
-        self._delay = 0.05
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the first attempt."""
-        return time.monotonic() - self._since
-
-    async def wait(self, error: BaseException | None) -> None:
-        """Pause before the next attempt. Raises GatewayUnavailable when patience is at its end."""
-        limit = RETRY_FOR if self._transport.reached else FIRST_CONTACT
-        if self.spent > limit:
-            where = self._transport.endpoint.socket or self._transport.endpoint.url
-            raise GatewayUnavailable(
-                f"no gateway answers at {where} ({error}): is it running, and is the URL right?"
-            ) from error
-        await asyncio.sleep(self._delay)
-        self._delay = min(self._delay * 1.6, 1.0)
+    One that breaks a connection was there to do so; one that could not be reached, never.
+    """
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+        return began
+    return alive if isinstance(error, httpx.TimeoutException) else patience.now()
 
 
 def decoded(response: httpx.Response) -> Any:
@@ -165,8 +177,12 @@ def decoded(response: httpx.Response) -> Any:
 def raise_for(response: httpx.Response) -> None:
     """Raise the exception that an error answer means; its body must have been read."""
     if response.is_error:
-        retry_after = response.headers.get("Retry-After")
-        raise error_for(response.status_code, _document(response.content), retry_after)
+        raise _error(response)
+
+
+def _error(response: httpx.Response) -> SandboxError:
+    retry_after = response.headers.get("Retry-After")
+    return error_for(response.status_code, _document(response.content), retry_after)
 
 
 def _document(content: bytes) -> object:
@@ -179,9 +195,3 @@ def _document(content: bytes) -> object:
 def segment(text: str) -> str:
     """A path segment, quoted."""
     return quote(text, safe="")
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """One TLS context for the process: making one costs some 20 ms."""
-    return httpx.create_ssl_context()

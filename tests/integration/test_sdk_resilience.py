@@ -7,18 +7,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llmsafespace import Execution, Sandbox, embedded
-from llmsafespace.events import Event
+from llmsafespace import Execution, Sandbox, embedded, patience
+from llmsafespace.events import Event, Stdout
 from tests.conftest import Gateway
 
 COUNT = "import time\nfor i in range(60):\n    print(i, flush=True)\n    time.sleep(0.05)"
 
 
-def run_over_a_killed_gateway(gateway: Gateway, sandbox: Sandbox) -> tuple[list[Event], Execution]:
+@pytest.fixture(params=[0.0, 66.0], ids=lambda age: f"{age:g}s")
+def age(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make all connections this much older, for the SDK."""
+    jumped = [0.0]
+    monkeypatch.setattr(patience, "now", lambda: time.monotonic() + jumped[0])
+
+    def jump() -> None:
+        jumped[0] += request.param
+
+    return jump
+
+
+def run_over_a_killed_gateway(
+    gateway: Gateway, sandbox: Sandbox, age: Callable[[], None]
+) -> tuple[list[Event], Execution]:
     stream = sandbox.stream_code(COUNT)
     told: list[Event] = []
     killed = False
@@ -26,15 +41,16 @@ def run_over_a_killed_gateway(gateway: Gateway, sandbox: Sandbox) -> tuple[list[
         told.append(event)
         if len(told) >= 5 and not killed:
             killed = True
+            age()
             gateway.kill()
             gateway.start()
     return told, stream.execution
 
 
-def test_a_killed_gateway_loses_and_repeats_nothing(own_gateway: Gateway) -> None:
+def test_a_killed_gateway_loses_and_repeats_nothing(own_gateway: Gateway, age: Callable[[], None]) -> None:
     key = own_gateway.admin_key
     with Sandbox(runtime="python", api_url=own_gateway.url, api_key=key) as sandbox:
-        told, execution = run_over_a_killed_gateway(own_gateway, sandbox)
+        told, execution = run_over_a_killed_gateway(own_gateway, sandbox, age)
         numbers = [event.seq for event in told]
         assert numbers == sorted(set(numbers))
         assert execution.stdout == "".join(f"{number}\n" for number in range(60))
@@ -45,10 +61,46 @@ def test_a_killed_gateway_loses_and_repeats_nothing(own_gateway: Gateway) -> Non
         lines: list[str] = []
         for text in command:
             if not lines:
+                age()
                 own_gateway.kill()
                 own_gateway.start()
             lines.append(text)
         assert "".join(lines) == "".join(f"{number}\n" for number in range(1, 61))
+
+
+TICKS = """
+import os, time
+while not os.path.exists("enough"):
+    print(time.time(), flush=True)
+    time.sleep(0.05)
+"""
+
+
+def newest(told: list[Event]) -> float:
+    """The last whole tick."""
+    text = "".join(event.text for event in told[-6:] if isinstance(event, Stdout))
+    return max(map(float, text.split("\n")[1:-1]), default=0.0)
+
+
+def test_planned_restarts_lose_and_repeat_nothing(own_gateway: Gateway, age: Callable[[], None]) -> None:
+    """The gateway drains: websockets are closed with a code, requests end; twice in a row."""
+    with Sandbox(runtime="python", api_url=own_gateway.url, api_key=own_gateway.admin_key) as sandbox:
+        code, command = sandbox.stream_code(TICKS), sandbox.stream_command("echo 0; sleep 4; echo 1")
+        ticks, lines = code.events(), iter(command)
+        told, printed = [next(ticks)], [next(lines)]
+        for _ in range(2):
+            age()
+            assert own_gateway.stop() == 0
+            own_gateway.start()
+            serves = time.time()
+            while newest(told) < serves:  # until what was printed since has come
+                told.append(next(ticks))
+        sandbox.files.write("enough", "")
+        told += list(ticks)
+        numbers = [event.seq for event in told]
+        assert numbers == sorted(set(numbers))
+        assert code.execution.end == "ok"
+        assert "".join([*printed, *lines]) == "0\n1\n"
 
 
 def test_code_that_is_sent_into_the_gap_runs_once(own_gateway: Gateway) -> None:

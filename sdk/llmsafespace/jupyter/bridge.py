@@ -128,7 +128,7 @@ class Bridge:
         channel = self._channel
         if channel is not None and message.seq and message.seq <= (channel.cursor or 0):
             return  # came before; it answers a request that was sent again
-        if message.channel == "shell":
+        if message.channel in ("shell", "control"):
             self._unanswered.pop(message.parent().msg_id, None)
         if is_dead(message):
             self._unanswered.clear()

@@ -18,7 +18,7 @@ from llmsafespace.jupyter.process import BridgeProcess
 from llmsafespace.settings import explicit_endpoint, require_gateway_package
 
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
-_CALL_TIMEOUT = 30.0  # seconds for an interrupt or a restart
+_CALL_TIMEOUT = 90.0  # seconds for an interrupt or a restart: more than a gateway may be away
 
 
 class SandboxProvisioner(KernelProvisionerBase):
