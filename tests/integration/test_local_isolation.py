@@ -307,7 +307,7 @@ async def test_one_process_cannot_take_all_memory_without_cgroups(monkeypatch: p
     monkeypatch.setattr(limits, "discover", lambda parent: limits.NONE)
     async with support.fresh() as backend:
         claim = await backend.claim(support.spec("sb-a"))
-        assert claim.isolation["limits"]["memory"]["by"] == "rlimit and watchdog"
+        assert claim.isolation["limits"]["memory"]["by"] == "seccomp, rlimit and watchdog"
         assert claim.isolation["limits"]["cpu"] is None
         code = "import mmap\ntry: mmap.mmap(-1, 2**30, flags=2)\nexcept OSError as e: print(e.errno)"
         assert await support.run(backend, "sb-a", code) == "12"

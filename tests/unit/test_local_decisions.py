@@ -11,7 +11,7 @@ import pytest
 from llmsafespace_gateway.backends.base import Resources, SandboxSpec, WarmPoolSpec
 from llmsafespace_gateway.backends.local import limits
 from llmsafespace_gateway.backends.local.isolation import command, root, seccomp
-from llmsafespace_gateway.backends.local.isolation.syscalls import ALLOWED, CHECKED
+from llmsafespace_gateway.backends.local.isolation.syscalls import ALLOWED, CHECKED, UNCHARGED
 from llmsafespace_gateway.backends.local.keeper import keeping, processes
 from llmsafespace_gateway.backends.local.pool import (
     Observed,
@@ -268,12 +268,18 @@ def test_staging_hides_every_source() -> None:
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 
 
-def evaluate(machine: str, number: int, arguments: tuple[int, ...] = (), arch: int | None = None) -> int:
+def evaluate(
+    machine: str,
+    number: int,
+    arguments: tuple[int, ...] = (),
+    arch: int | None = None,
+    charged: bool = True,
+) -> int:
     """What the kernel's classic BPF machine answers (see linux/filter.h)."""
     words = [number & 0xFFFFFFFF, seccomp.ARCHITECTURES[machine][1] if arch is None else arch, 0, 0]
     for argument in (*arguments, *([0] * (6 - len(arguments)))):
         words += [argument & 0xFFFFFFFF, argument >> 32 & 0xFFFFFFFF]
-    code = seccomp.program(machine)
+    code = seccomp.program(machine, charged)
     accumulator, at = 0, 0
     while True:
         operation, yes, no, k = code[at]
@@ -307,6 +313,73 @@ def test_filter_allows_exactly_the_table(machine: str) -> None:
     assert evaluate(machine, 463) == 0x50000 | errno.ENOSYS
     assert evaluate(machine, 0x40000001) == KILL
     assert evaluate(machine, 0, arch=0x40000003) == KILL
+
+
+@pytest.mark.parametrize("charged", [True, False])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_filter_refuses_memory_that_nobody_could_count(machine: str, charged: bool) -> None:
+    """Huge pages always; what hides memory only where no cgroup charges it."""
+    column = seccomp.ARCHITECTURES[machine][0]
+    numbers = CHECKED | UNCHARGED
+
+    def call(name: str, *arguments: int) -> int:
+        answer = evaluate(machine, numbers[name][column], arguments, charged=charged)
+        return 0 if answer == ALLOW else answer - 0x50000 or -1  # -1: it succeeds and does nothing
+
+    assert call("mmap", 0, 2**40, 3, 0x22) == 0
+    assert call("mmap", 0, 2**40, 3, 0x21) == 0
+    assert call("mmap", 0, 4096, 3, 0x40022) == errno.ENOMEM
+    assert call("shmget", 0, 4096, 0o1600) == 0
+    assert call("shmget", 0, 4096, 0o5600) == errno.ENOMEM
+    assert call("memfd_create", 0, 1) == (0 if charged else errno.ENOSYS)
+    assert call("memfd_create", 0, 5) == (errno.EINVAL if charged else errno.ENOSYS)
+    assert call("vmsplice", 1) == (0 if charged else errno.ENOSYS)
+    assert call("fcntl", 3, 1031, 2**20) == (0 if charged else errno.EPERM)
+    assert call("fcntl", 3, 1032) == 0
+    assert call("setsockopt", 3, socket.SOL_SOCKET, socket.SO_SNDBUF) == (0 if charged else -1)
+    assert call("setsockopt", 3, socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0
+    assert call("setsockopt", 3, socket.IPPROTO_TCP, socket.SO_SNDBUF) == 0
+
+
+UNIFIED = {"": ("/sys/fs/cgroup", "/")}
+
+
+@pytest.mark.parametrize(
+    ("uid", "mounts", "busctl", "asks"),
+    [
+        (1000, UNIFIED, "/usr/bin/busctl", True),
+        (0, UNIFIED, "/usr/bin/busctl", False),
+        (1000, UNIFIED, None, False),
+        (1000, {}, "/usr/bin/busctl", False),
+        (1000, UNIFIED | {"memory": ("/sys/fs/cgroup/memory", "/")}, "/usr/bin/busctl", False),
+    ],
+    ids=["user with version 2", "root", "no systemd", "no cgroups", "version 1"],
+)
+def test_an_ordinary_user_asks_the_service_manager_for_a_cgroup(
+    uid: int, mounts: dict[str, tuple[str, str]], busctl: str | None, asks: bool
+) -> None:
+    asked = limits.delegation(uid, 4321, mounts, busctl)
+    assert bool(asked) == asks
+    if asks:
+        assert asked[:3] == ["/usr/bin/busctl", "--user", "call"]
+        assert asked[asked.index("PIDs") + 1 : asked.index("PIDs") + 4] == ["au", "1", "4321"]
+        assert asked[asked.index("Delegate") + 1 :][:2] == ["b", "true"]
+
+
+@pytest.mark.parametrize(
+    "answer", ["exit 1", "exit 0", "exec sleep 60"], ids=["refuses", "does nothing", "hangs"]
+)
+def test_a_service_manager_that_does_not_move_us_leaves_the_watchdog(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "busctl"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(limits, "_ASK", 0.2)
+    assert not limits.delegate(1000, UNIFIED)
+    resources = Resources(cpu=1.0, memory=2**28, storage=2**26)
+    assert limits.described(resources, limits.NONE)["memory"]["by"] == "seccomp, rlimit and watchdog"
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

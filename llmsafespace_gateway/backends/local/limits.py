@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ from llmsafespace_gateway.backends.base import Resources
 PROCESSES = 512  # processes and threads of one sandbox
 OPEN_FILES = 4096
 SLACK = 32 * 1024**2  # page tables, sockets and the like, charged to a cgroup but nobody's data
+_ASK = 5.0  # seconds for the user's service manager
 _PERIOD = 100_000  # microseconds
 _START_CORES = 2.0  # an interpreter's start is ours, not its owner's
 _WARM_SHARE = 0.05  # of its full share of the processor, for a sandbox that nobody waits for
+UNCHARGED = "seccomp, rlimit and watchdog"  # what bounds memory where no cgroup charges it
 _V1 = ("memory", "pids", "cpu")
 
 
@@ -83,10 +88,45 @@ def discover(parent: str | None = None) -> Hierarchy:
     if folders:
         return Hierarchy(1, folders)
     unified = own_folder("", own, mounts)
+    if unified is not None and not _writable(unified) and parent is None and delegate(os.geteuid(), mounts):
+        own = parse_own(Path("/proc/self/cgroup").read_text())
+        unified = own_folder("", own, mounts)
     if unified is None or not _writable(unified):
         return NONE
     enabled = _enable(Path(unified))
     return Hierarchy(2, dict.fromkeys(enabled, unified)) if enabled else NONE
+
+
+def delegation(uid: int, pid: int, mounts: Mapping[str, tuple[str, str]], busctl: str | None) -> list[str]:
+    """The command by which an ordinary user's service manager moves process `pid` into a scope of its own.
+
+    Its cgroup is then the user's to divide, as with `systemd-run --user --scope -p Delegate=yes`. Empty
+    where there is nothing to ask: root has its cgroups or none, and version 1 is not delegated.
+    """
+    if uid == 0 or busctl is None or "" not in mounts or "memory" in mounts:
+        return []
+    manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    properties = ["3", "PIDs", "au", "1", str(pid), "Delegate", "b", "true", "CollectMode", "s"]
+    arguments = [f"llmsafespace-{pid}.scope", "fail", *properties, "inactive-or-failed", "0"]
+    return [busctl, "--user", "call", *manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", *arguments]
+
+
+def delegate(uid: int, mounts: Mapping[str, tuple[str, str]]) -> bool:
+    """Ask for a delegated cgroup, and wait until this process is in it. False: there is none to be had."""
+    asked = delegation(uid, os.getpid(), mounts, shutil.which("busctl"))
+    if not asked:
+        return False
+    before = Path("/proc/self/cgroup").read_text()
+    try:
+        subprocess.run(asked, capture_output=True, timeout=_ASK, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    until = time.monotonic() + _ASK
+    while Path("/proc/self/cgroup").read_text() == before:  # the answer comes before the move
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _writable(path: str) -> bool:
@@ -148,6 +188,7 @@ def cgroups(hierarchy: Hierarchy, name: str, resources: Resources, warm: bool) -
         "memory": [
             ("memory.limit_in_bytes", str(memory), True),
             ("memory.memsw.limit_in_bytes", str(memory), False),
+            ("memory.kmem.tcp.limit_in_bytes", str(memory), False),  # else TCP's buffers are not charged
         ],
         "pids": [("pids.max", str(PROCESSES), True)],
         "cpu": [
@@ -214,7 +255,7 @@ def described(resources: Resources, hierarchy: Hierarchy) -> dict[str, Any]:
     """What is in force, for `isolation`."""
     enforced = "cgroup v2" if hierarchy.version == 2 else "cgroup v1"
     return {
-        "memory": {"bytes": resources.memory, "by": enforced if hierarchy.memory else "rlimit and watchdog"},
+        "memory": {"bytes": resources.memory, "by": enforced if hierarchy.memory else UNCHARGED},
         "storage": {"bytes": resources.storage, "by": "size of its memory file systems"},
         "processes": {"count": PROCESSES, "by": enforced if "pids" in hierarchy.folders else "rlimit"},
         "cpu": {"cores": resources.cpu, "by": enforced} if "cpu" in hierarchy.folders else None,

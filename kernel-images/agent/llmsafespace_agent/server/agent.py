@@ -56,7 +56,7 @@ class Agent:
         self.files = Files(Beneath(config.workspace))
         self.limits = LifeLimits(config.max_lifetime, self._idle_since, self._expire)
         self.methods = methods_of(self)
-        self._watchdog = Watchdog(config.limits, self._suspects)
+        self._watchdog = Watchdog(config.limits, self._suspects, lambda reason: self.end("oom", reason))
         self._forwarder = Forwarder(config.egress) if config.egress is not None else None
         self._connections = Connections(self, config.listen, bytes.fromhex(config.token))
         self._problems = list(self._watchdog.problems)
@@ -171,7 +171,7 @@ class Agent:
         collected = os.times()
         return Usage(
             cpu_seconds=sum(one.cpu for one in uses) + collected.children_user + collected.children_system,
-            memory_bytes=self._watchdog.at_most(sum(one.memory for one in uses)),
+            memory_bytes=self._watchdog.used(sum(one.memory for one in uses)),
             disk_bytes=disk.used(self.config.workspace),
             processes=len(living),
         )

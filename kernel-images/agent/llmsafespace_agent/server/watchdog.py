@@ -1,6 +1,8 @@
 """Keeps the sandbox within its memory: ends what uses most before the kernel has to, and tells honestly.
 
 Where a cgroup enforces the limit, the kernel may be quicker; then this module knows that it was memory.
+Where none does, this is what enforces it: all kinds of memory are counted (memory.py), the more often the
+less room is left, so that even the fastest allocator is seen before it has taken twice its share.
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from llmsafespace_agent.server import processes
+from llmsafespace_agent.server import memory, processes
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.wire.configuration import SandboxLimits
 
 _PERIOD = 0.1
+_SHORTEST = 0.01
+_RATE = 6 * 1024**3  # bytes a second that the fastest allocators take
+_SHARE, _SHARE_WHEN_NEAR = 0.1, 0.5  # of a processor, that counting may take
+_HELPLESS = 20  # polls over the limit with nothing left to kill, after which the sandbox ends
 _SELDOM = 0.3  # seconds between exact counts while there is much room, for they cost time
 _NEAR = 0.8  # below this share of the limit nothing is looked at more closely
 
@@ -28,12 +34,24 @@ class Suspect(NamedTuple):
 
 
 class Watchdog:
-    """Polls while it has a limit; `suspects` are the kernels and commands of the moment."""
+    """Polls while it has a limit; `suspects` are the kernels and commands of the moment.
 
-    def __init__(self, limits: SandboxLimits, suspects: Callable[[], Iterable[Suspect]]) -> None:
+    `give_up(reason)` ends the sandbox: its memory is over the limit and no suspect holds it.
+    """
+
+    def __init__(
+        self,
+        limits: SandboxLimits,
+        suspects: Callable[[], Iterable[Suspect]],
+        give_up: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._limit = limits.memory_bytes
         self._group = MemoryGroup.at(limits.cgroup)
         self._suspects = suspects
+        self._give_up = give_up
+        # Only process 1 of its own namespaces may take all that these hold for its own.
+        self._ledger = memory.Ledger() if limits.cgroup is None and os.getpid() == 1 else None
+        self._helpless = 0
         self._kills = self._group.kills() if self._group is not None else 0
         self._last = 0
         self._exact_after = 0.0
@@ -65,22 +83,57 @@ class Watchdog:
         before, self._kills = self._kills, kills
         return kills > before
 
-    def at_most(self, memory: int) -> int:
-        """`memory`, which was counted by processes, without what that counts twice, as far as can be told.
+    def at_most(self, amount: int) -> int:
+        """`amount`, which was counted by processes, without what that counts twice, as far as can be told.
 
         gVisor counts for each process also what it shares with others.
         """
         charged = self._group.charged() if self._group is not None else None
-        return memory if charged is None else min(memory, charged)
+        return amount if charged is None else min(amount, charged)
+
+    def used(self, private: int) -> int:
+        """The sandbox's memory, whose processes have `private` bytes of their own."""
+        if self._ledger is None:
+            return self.at_most(private)
+        held = self._ledger.by_process()
+        return memory.exact_total(held) + self._ledger.shared_and_kernels()
 
     def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_PERIOD, self._poll)
-        if self._limit is None or not self._near():
+        began = loop.time()
+        period = _PERIOD
+        if self._limit is not None and self._near():
+            if self._ledger is not None:
+                self._count_all(self._ledger, self._limit)
+                period = max(_SHORTEST, min(_PERIOD, (self._limit - self._last) / _RATE))
+            else:
+                self._last = self._memory(began)
+                if self._last >= self._limit:
+                    self._end_the_largest()
+        share = _SHARE if self._last < _NEAR * (self._limit or 0) else _SHARE_WHEN_NEAR
+        self._timer = loop.call_later(max(period, (loop.time() - began) / share), self._poll)
+
+    def _count_all(self, ledger: memory.Ledger, limit: int) -> None:
+        held = ledger.by_process()
+        common = ledger.shared_and_kernels()
+        self._last = sum(held.values()) + common
+        if self._last < limit:
+            self._helpless = 0
             return
-        self._last = self._memory(loop.time())
-        if self._last >= self._limit:
-            self._end_the_largest()
+        self._last = memory.exact_total(held) + common
+        if self._last < limit:
+            return
+        if memory.system_v() > limit // 10:
+            memory.remove_system_v()  # what is attached stays until its processes are gone
+        suspects = [
+            (sum(held.get(pid, 0) for pid in (one.pid, *processes.descendants(one.pid))), one)
+            for one in self._suspects()
+        ]
+        if suspects:
+            max(suspects, key=lambda pair: pair[0])[1].kill()
+        self._helpless += 1
+        if self._helpless >= _HELPLESS:
+            self._give_up("The sandbox has used more memory than its limit.")
 
     def _memory(self, now: float) -> int:
         """The private memory of the whole sandbox, in bytes."""

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from llmsafespace_gateway.backends.local.isolation.syscalls import ALLOWED, CHECKED, NEWEST
+from llmsafespace_gateway.backends.local.isolation.syscalls import ALLOWED, CHECKED, NEWEST, UNCHARGED
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the table, AUDIT_ARCH
 _X32 = 0x40000000
@@ -26,6 +26,8 @@ _ERRNO = 0x00050000
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NAMESPACES = 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 _TERMINAL_IOCTLS = (0x5412, 0x541C, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCSETD
+_MAP_HUGETLB, _SHM_HUGETLB, _MFD_HUGETLB = 0x40000, 0o4000, 4
+_F_SETPIPE_SZ = 1031
 _SOCKET_IOCTLS = 0x8900  # 0x89xx: interfaces, routes, a socket's network namespace
 
 _AGENT = 1  # its process in the sandbox's pid namespace, and its process group
@@ -121,9 +123,45 @@ def _check_prlimit() -> list[Instruction]:
     ]
 
 
-def _checks() -> dict[str, list[Instruction]]:
-    """What is done with a call whose arguments matter; each ends in a return."""
+def _without(index: int, flag: int, otherwise: int) -> list[Instruction]:
+    return [_argument(index), (_JSET, 0, 1, flag), _refuse(otherwise), _PERMIT]
+
+
+def _check_setsockopt() -> list[Instruction]:
+    """SO_SNDBUF succeeds and does nothing: what waits in a socket stays within the system's default."""
+    return [
+        _argument(1),
+        (_JEQ, 0, 3, socket.SOL_SOCKET),
+        _argument(2),
+        (_JEQ, 0, 1, socket.SO_SNDBUF),
+        _refuse(0),
+        _PERMIT,
+    ]
+
+
+def _uncharged_checks() -> dict[str, list[Instruction]]:
+    """Where no cgroup charges memory: what would hold some that cannot be counted (see UNCHARGED).
+
+    A memfd is held by descriptors that wait in sockets, a page that vmsplice has lent by a pipe. Programs
+    fall back to /dev/shm, and to copying, as on kernels without these calls.
+    """
     return {
+        "memfd_create": [_refuse(errno.ENOSYS)],
+        "vmsplice": [_refuse(errno.ENOSYS)],
+        "fcntl": [_argument(1), (_JEQ, 0, 1, _F_SETPIPE_SZ), _refuse(errno.EPERM), _PERMIT],
+        "setsockopt": _check_setsockopt(),
+    }
+
+
+def _checks() -> dict[str, list[Instruction]]:
+    """What is done with a call whose arguments matter; each ends in a return.
+
+    Huge pages are the machine's: a pool of its own that no memory cgroup charges.
+    """
+    return {
+        "memfd_create": _without(1, _MFD_HUGETLB, errno.EINVAL),
+        "mmap": _without(3, _MAP_HUGETLB, errno.ENOMEM),
+        "shmget": _without(2, _SHM_HUGETLB, errno.ENOMEM),
         "clone": _check_clone(),
         "clone3": [_refuse(errno.ENOSYS)],  # its flags are in memory, out of a filter's sight
         "socket": _check_socket(),
@@ -151,8 +189,11 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def program(machine: str) -> list[Instruction]:
-    """The filter for `machine` (as `platform.machine()` says). Raises ValueError for an unknown one."""
+def program(machine: str, charged: bool = True) -> list[Instruction]:
+    """The filter for `machine` (as `platform.machine()` says). Raises ValueError for an unknown one.
+
+    `charged`: a cgroup charges all memory of the sandbox.
+    """
     if machine not in ARCHITECTURES:
         raise ValueError(f"no system call table for {machine}; known are {', '.join(ARCHITECTURES)}")
     column, architecture = ARCHITECTURES[machine]
@@ -166,8 +207,8 @@ def program(machine: str) -> list[Instruction]:
         (_JGT, 0, 1, NEWEST),
         _refuse(errno.ENOSYS),
     ]
-    checks = _checks()
-    for name, pair in CHECKED.items():
+    checks = _checks() if charged else _checks() | _uncharged_checks()
+    for name, pair in (CHECKED if charged else CHECKED | UNCHARGED).items():
         check = checks[name]
         built += [(_JEQ, 0, len(check), pair[column]), *check]
     numbers = [both[column] for both in ALLOWED.values()]

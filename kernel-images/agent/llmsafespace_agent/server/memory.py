@@ -1,0 +1,292 @@
+"""All memory that a sandbox holds where no cgroup charges it: counted through /proc, kind by kind.
+
+A process takes memory in more ways than its own pages, and some outlive it. Each kind is counted here, and
+the few that cannot be seen are refused by the seccomp filter where memory is not charged (memfd_create,
+vmsplice, larger pipes and socket buffers; huge pages everywhere). Files in memory file systems are bounded
+by the sizes of these, and are counted as storage.
+
+* private pages and page tables: VmRSS and its kin, exact (PSS) once the upper bound is near the limit;
+* shared anonymous mappings: the kernel keeps all of such an object while one page of it is mapped, so that
+  neither RSS nor the size of what is still mapped tells. An object counts by the most that was ever seen of
+  it, a new one by at least the page faults that its process had meanwhile: each of its pages took one;
+* System V shared memory, messages and semaphores: exact, as this IPC namespace is the sandbox's own;
+* sockets: TCP and UDP by their queues, unix sockets by their number; pipes by the number of descriptors;
+* inodes of memory file systems (an empty file costs 1 KiB and no storage), terminals, memory areas.
+
+All figures lean towards too much for what ordinary programs hardly use, and are exact for what they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from typing import NamedTuple
+
+from llmsafespace_agent.server import processes
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_UNIX_SOCKET = 208 * 1024  # what may wait in one: net.core.wmem_default
+_FREE_SOCKETS = 128
+_DESCRIPTOR = 4096  # half of a pipe once its user has many
+_FREE_DESCRIPTORS = 512
+_INODE = 1280
+_FREE_INODES = 16_384
+_TERMINAL = 140 * 1024
+_AREA = 256  # struct vm_area_struct and what hangs on it
+_FREE_AREAS = 4096
+_MOST_AREAS = 65_530  # vm.max_map_count
+_LONGEST = 2**20  # bytes of a process' /proc/PID/maps that are read; the rest counts as the worst
+_MESSAGE, _SEMAPHORE = 64, 66
+_OFTEN = 1024  # page faults after which a process' mappings are looked at again
+_SHARED = b"/dev/zero (deleted)"  # how /proc names an anonymous shared mapping
+
+
+class _Stat(NamedTuple):
+    """A process' parent, page faults so far, and start."""
+
+    parent: int
+    faults: int
+    start: int
+
+
+class _Seen:
+    """What is remembered of a process between two looks."""
+
+    def __init__(self, stat: _Stat) -> None:
+        self.start = stat.start
+        self.looked_at = 0  # its page faults then
+        self.areas = 0
+        self.objects: dict[bytes, int] = {}  # shared mappings by inode: bytes mapped when looked at
+        self.closed = False  # its mappings cannot be read
+
+
+class Ledger:
+    """Counts the memory of all processes of this pid namespace, whose process 1 this is."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+        self._objects: dict[bytes, int] = {}  # by inode: the most that each was ever worth
+        self._mounts = memory_file_systems()
+        self._turn = 0
+        self._factor = 512 if _huge_shared_pages() else 1
+
+    def by_process(self) -> dict[int, int]:
+        """What each process holds, in bytes; private pages that it shares with its parent count for both."""
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        held: dict[int, int] = {}
+        descriptors: dict[int, int] = {}
+        stats: dict[int, _Stat] = {}
+        for pid in pids:
+            stat = _stat(pid)
+            if stat is not None:
+                stats[pid] = stat
+                held[pid] = sum(_status(pid))
+                descriptors[pid] = _descriptors(pid)
+        self._look(stats)
+        spare = _FREE_DESCRIPTORS
+        counted: set[bytes] = set()
+        for pid in held:
+            seen = self._seen[pid]
+            held[pid] += max(0, seen.areas - _FREE_AREAS) * _AREA
+            held[pid] += max(0, descriptors[pid] - spare) * _DESCRIPTOR
+            spare = max(0, spare - descriptors[pid])
+            held[pid] += sum(self._objects[inode] for inode in seen.objects if inode not in counted)
+            counted.update(seen.objects)
+            if seen.closed:
+                held[pid] += stats[pid].faults * _PAGE
+        return held
+
+    def shared_and_kernels(self) -> int:
+        """What belongs to no one process: System V objects, sockets, terminals, inodes."""
+        inodes = sum(map(_inodes, self._mounts))
+        return (
+            system_v()
+            + _sockets()
+            + _count("/dev/pts") * _TERMINAL
+            + max(0, inodes - _FREE_INODES * bool(self._mounts)) * _INODE
+        )
+
+    def _look(self, stats: dict[int, _Stat]) -> None:
+        """Bring what is known of mappings up to date, where enough has happened."""
+        for pid in [
+            pid for pid, seen in self._seen.items() if pid not in stats or stats[pid].start != seen.start
+        ]:
+            del self._seen[pid]
+        for pid in sorted(stats, key=lambda pid: stats[pid].start):  # parents before children
+            if pid not in self._seen:
+                seen = self._seen[pid] = _Seen(stats[pid])
+                parent = self._seen.get(stats[pid].parent)
+                if parent is not None and parent.looked_at:  # a fork has what its parent has
+                    seen.areas, seen.objects = parent.areas, dict(parent.objects)
+                    seen.looked_at = 1
+        if not stats:
+            return
+        self._turn = (self._turn + 1) % len(stats)
+        for number, (pid, stat) in enumerate(stats.items()):
+            seen = self._seen[pid]
+            if pid == os.getpid():
+                continue
+            if stat.faults - seen.looked_at >= _OFTEN or number == self._turn or not seen.looked_at:
+                self._read_mappings(pid, stat, seen)
+        living = {inode for seen in self._seen.values() for inode in seen.objects}
+        self._objects = {inode: size for inode, size in self._objects.items() if inode in living}
+
+    def _read_mappings(self, pid: int, stat: _Stat, seen: _Seen) -> None:
+        try:
+            with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
+                text = b""
+                while len(text) < _LONGEST and (piece := file.read(65536)):
+                    text += piece
+        except OSError:
+            seen.closed = os.path.exists(f"/proc/{pid}/maps")
+            seen.looked_at = max(1, stat.faults)
+            return
+        seen.closed = len(text) >= _LONGEST
+        seen.areas = _MOST_AREAS if seen.closed else text.count(b"\n")
+        faults, seen.looked_at = stat.faults - seen.looked_at, max(1, stat.faults)
+        seen.objects = shared_mappings(text)
+        new = [inode for inode in seen.objects if inode not in self._objects]
+        for inode in new:
+            self._objects[inode] = faults * _PAGE * self._factor // len(new) if faults >= _OFTEN else 0
+        for inode, size in seen.objects.items():
+            self._objects[inode] = max(self._objects[inode], size)
+
+
+def shared_mappings(maps: bytes) -> dict[bytes, int]:
+    """The anonymous shared mappings of a /proc/PID/maps: bytes mapped, by inode."""
+    found: dict[bytes, int] = {}
+    if _SHARED not in maps:
+        return found
+    for line in maps.splitlines():
+        if line.endswith(_SHARED):
+            fields = line.split()
+            start, _, end = fields[0].partition(b"-")
+            size = int(end, 16) - int(start, 16) + int(fields[2], 16)  # what lies before it is held, too
+            found[fields[4]] = max(found.get(fields[4], 0), size)
+    return found
+
+
+def _huge_shared_pages() -> bool:
+    with contextlib.suppress(OSError), open("/sys/kernel/mm/transparent_hugepage/shmem_enabled") as file:
+        return "[never]" not in file.read()
+    return False
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _stat(pid: int) -> _Stat | None:
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    if len(fields) < 20:
+        return None
+    return _Stat(int(fields[1]), int(fields[7]), int(fields[19]))
+
+
+def _status(pid: int) -> tuple[int, int]:
+    """Private bytes in memory and swap (too much where processes share them), and page tables."""
+    private = tables = 0
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith((b"RssAnon:", b"VmSwap:")):
+            private += int(line.split()[1]) * 1024
+        elif line.startswith(b"VmPTE:"):
+            tables = int(line.split()[1]) * 1024
+    return private, tables
+
+
+def _descriptors(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+def _count(folder: str) -> int:
+    try:
+        return len(os.listdir(folder))
+    except OSError:
+        return 0
+
+
+# -- what belongs to no process ------------------------------------------------------------------------
+
+
+def _column(text: bytes, *names: bytes) -> list[tuple[int, ...]]:
+    """Columns of a table of /proc/sysvipc."""
+    head, *rows = text.splitlines() or [b""]
+    titles = head.split()
+    if not set(names) <= set(titles):
+        return []
+    places = [titles.index(name) for name in names]
+    return [tuple(int(fields[place]) for place in places) for fields in map(bytes.split, rows)]
+
+
+def system_v() -> int:
+    """Bytes of all System V objects of this IPC namespace."""
+    shared = _column(_read("/proc/sysvipc/shm"), b"rss", b"swap")
+    messages = _column(_read("/proc/sysvipc/msg"), b"cbytes", b"qnum")
+    semaphores = _column(_read("/proc/sysvipc/sem"), b"nsems")
+    return (
+        sum(map(sum, shared))
+        + sum(size + _MESSAGE * count for size, count in messages)
+        + sum(map(sum, semaphores)) * _SEMAPHORE
+    )
+
+
+def remove_system_v() -> None:
+    """Remove every System V object of this IPC namespace: unlike other memory they outlive all processes."""
+    libc = ctypes.CDLL(None)
+    for (number,) in _column(_read("/proc/sysvipc/shm"), b"shmid"):
+        libc.shmctl(number, 0, None)
+    for (number,) in _column(_read("/proc/sysvipc/msg"), b"msqid"):
+        libc.msgctl(number, 0, None)
+    for (number,) in _column(_read("/proc/sysvipc/sem"), b"semid"):
+        libc.semctl(number, 0, 0)
+
+
+def _sockets() -> int:
+    """Bytes that wait in sockets of this network namespace."""
+    used = 0
+    for line in _read("/proc/net/sockstat").splitlines():
+        if line.startswith(b"sockets: used"):
+            used = int(line.split()[2])
+    if used <= _FREE_SOCKETS:
+        return 0
+    waiting = internet = 0
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        for line in _read(f"/proc/net/{name}").splitlines()[1:]:
+            sent, _, received = line.split()[4].partition(b":")
+            waiting += int(sent, 16) + int(received, 16)
+            internet += 1
+    return waiting * 2 + max(0, used - internet - _FREE_SOCKETS) * _UNIX_SOCKET
+
+
+def memory_file_systems() -> list[str]:
+    """Where memory file systems are mounted that can be written to."""
+    found = []
+    for line in _read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(b" - ")
+        fields = left.split()
+        if right.startswith(b"tmpfs ") and b"rw" in fields[5].split(b","):
+            found.append(os.fsdecode(fields[4]))
+    return found
+
+
+def _inodes(mount: str) -> int:
+    try:
+        about = os.statvfs(mount)
+    except OSError:
+        return 0
+    return about.f_files - about.f_ffree
+
+
+def exact_total(held: dict[int, int]) -> int:
+    """The sum of `held`, with private pages that processes share counted once. Costs milliseconds each."""
+    return sum(
+        amount - processes.anonymous_memory(pid) + processes.exact_memory(pid) for pid, amount in held.items()
+    )
