@@ -72,7 +72,12 @@ def backend(request: pytest.FixtureRequest) -> Any:
 # Where a cgroup charges memory, these are the ones that it might miss; the others take longer to prove it.
 MISSED = (
     *("memfd in flight", "shared mappings, given up but one page", "System V memory", "huge pages"),
-    *("pages lent to pipes", "unix sockets", "TCP", "page tables", "memory areas", "empty files"),
+    *("pages lent to pipes", "TCP", "page tables"),
+)
+# Of little more than one of the others, and among the long tests.
+ALIKE = (
+    *("many processes", "POSIX shared memory", "files in every memory file system", "huge System V pages"),
+    *("large pipes", "System V semaphores", "terminals", "event descriptors", "shared mappings"),
 )
 
 
@@ -81,7 +86,7 @@ def long_unless(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=() if name in names else pytest.mark.heavy) for name in attacks.ATTACKS]
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", long_unless(set(attacks.ATTACKS) - set(ALIKE)))
 async def test_the_limit_holds_without_cgroups(name: str, uncharged: Any) -> None:
     await the_limit_holds(name, uncharged)
 
