@@ -7,7 +7,7 @@ import collections
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -46,7 +46,7 @@ class Authenticator:
         self._cache: collections.OrderedDict[bytes, Known] = collections.OrderedDict()
         self._expiries: dict[str, float | None] = {}
         self._revoked = Recent(CACHED)
-        self._watchers: dict[str, set[Callable[[], None]]] = {}
+        self._watchers: dict[str, dict[Callable[[], None], Principal | None]] = {}
         self._used: dict[str, float] = {}
         self._wrote_uses = time.monotonic()
 
@@ -72,17 +72,21 @@ class Authenticator:
         self._used[key_id] = time.time()
         return known
 
-    def on_revoked(self, key_id: str, callback: Callable[[], None]) -> Callable[[], None]:
-        """See Access.on_revoked."""
+    def on_revoked(
+        self, key_id: str, callback: Callable[[], None], principal: Principal | None = None
+    ) -> Callable[[], None]:
+        """See Access.on_revoked. With `principal` also when the key's rights are no longer those."""
+        if not key_id:  # nobody's key: the private gateway of one process
+            return lambda: None
         expires_at = self._expiries.get(key_id)
         if key_id in self._revoked or (expires_at is not None and expires_at <= time.time()):
             asyncio.get_running_loop().call_soon(callback)
             return lambda: None
-        watchers = self._watchers.setdefault(key_id, set())
-        watchers.add(callback)
+        watchers = self._watchers.setdefault(key_id, {})
+        watchers[callback] = principal
 
         def unsubscribe() -> None:
-            watchers.discard(callback)
+            watchers.pop(callback, None)
             if not watchers and self._watchers.get(key_id) is watchers:
                 del self._watchers[key_id]
 
@@ -107,13 +111,29 @@ class Authenticator:
         self._cache.clear()
 
     async def poll(self) -> None:
-        """Look for revoked and expired keys, and now and then write down when keys were used."""
+        """Look for keys that were revoked, have expired or lost rights; now and then write down their use."""
         self.revoked(await keys.revoked_since(self._store, time.time() - CLOCK_SKEW))
         now = time.time()
         expired = {key for key in self._watchers if (at := self._expiries.get(key)) is not None and at <= now}
         self._drop(expired)
+        await self._compare()
         if time.monotonic() - self._wrote_uses > WRITE_USES:
             await self.flush()
+
+    async def _compare(self) -> None:
+        """Whether another process changed a role or scopes, or removed a user, of a key that is in use."""
+        in_use = {key for key in (*self._watchers, *self._used) if key}
+        if not in_use:
+            return
+        now = await keys.rights(self._store, in_use)
+        for known in list(self._cache.values()):
+            if known.principal.key_id in in_use and not _still(known.principal, now):
+                self._drop({known.principal.key_id})
+        for key_id, watchers in list(self._watchers.items()):
+            for callback, principal in list(watchers.items()):
+                if key_id not in now or (principal is not None and not _still(principal, now)):
+                    watchers.pop(callback, None)
+                    _call(key_id, callback)
 
     async def flush(self) -> None:
         """Write down when keys were used."""
@@ -147,10 +167,25 @@ class Authenticator:
             del self._cache[digest]
         for key_id in key_ids:
             for callback in list(self._watchers.pop(key_id, ())):
-                try:
-                    callback()
-                except Exception:
-                    log.exception("a connection of key %s could not be closed", key_id)
+                _call(key_id, callback)
+
+
+def _call(key_id: str, callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        log.exception("a connection of key %s could not be closed", key_id)
+
+
+def _still(principal: Principal, now: Mapping[str, keys.KeyRights]) -> bool:
+    """Whether the key of a principal gives it the same rights as when it was looked up."""
+    rights = now.get(principal.key_id)
+    return rights is not None and (principal.user_id, principal.tenant, principal.role, principal.scopes) == (
+        rights.user_id,
+        rights.tenant,
+        rights.role,
+        rights.scopes & ROLES.get(rights.role, frozenset()),
+    )
 
 
 def unauthorized(message: str) -> ApiError:

@@ -114,10 +114,11 @@ class Access(Administration):
     ) -> Callable[[], None]:
         """Call `callback` when `principal` loses the `level` at which it has a sandbox open.
 
-        That is on_revoked, and for a guest the end or change of the grant too, within a second; it may be
-        called once for each. Returns how to unsubscribe.
+        That is on_revoked, a change of the key's role or scopes, the end of its user, and for a guest the end
+        or change of the grant: within a second, in whatever process. It may be called once for each. Returns
+        how to unsubscribe.
         """
-        undo = [self.on_revoked(principal.key_id, callback)]
+        undo = [self._authenticator.on_revoked(principal.key_id, callback, principal)]
         if level in GRANT_LEVELS:
             undo.append(self._grant_watches.add(row.id, principal.user_id, level, callback))
 
@@ -134,11 +135,16 @@ class Access(Administration):
 
         Raises ApiError: not_found when it is not there or not theirs to see, forbidden without the scope.
         """
+        return (await self.sandbox_and_level(principal, sandbox_id, scope))[0]
+
+    async def sandbox_and_level(
+        self, principal: Principal, sandbox_id: str, scope: str
+    ) -> tuple[SandboxRow, str | None]:
+        """Like `sandbox`, with the level on which the right rests (see `watch`)."""
         row = await sandboxes.of_tenant(self._store, principal.tenant, sandbox_id)
         if row is None:
             raise hidden("sandbox", sandbox_id)
-        await self._check(principal, row, scope, "sandbox", sandbox_id)
-        return row
+        return row, await self._check(principal, row, scope, "sandbox", sandbox_id)
 
     async def kernel(self, principal: Principal, kernel_id: str, scope: str) -> tuple[SandboxRow, KernelRow]:
         """A kernel and its sandbox, like `sandbox`."""
@@ -241,14 +247,18 @@ class Access(Administration):
     def _only(principal: Principal) -> str | None:
         return None if principal.is_admin else principal.user_id
 
-    async def _check(self, principal: Principal, row: SandboxRow, scope: str, kind: str, name: str) -> None:
-        decision = decide(principal.scopes, await self.level(principal, row), scope)
+    async def _check(
+        self, principal: Principal, row: SandboxRow, scope: str, kind: str, name: str
+    ) -> str | None:
+        level = await self.level(principal, row)
+        decision = decide(principal.scopes, level, scope)
         if decision == "hidden":
             raise hidden(kind, name)
         if decision == "forbidden":
             raise ApiError(
                 "forbidden", f"this key may not use {scope} on this {kind}", {"scope": scope, kind: name}
             )
+        return level
 
     async def _ensure_anonymous(self, who: Principal) -> None:
         await users.ensure_tenant(self._store, who.tenant)

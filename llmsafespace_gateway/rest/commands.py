@@ -56,7 +56,7 @@ async def _answer(
 async def start_command(call: RestHandler) -> CommandAnswer | None:
     """POST …/commands."""
     body: CommandBody = call.body
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     if (body.command is None) == (body.argv is None):
         raise invalid("body", "expected either `command` (for a shell) or `argv`")
     start = CommandStart(
@@ -79,7 +79,7 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
 async def install_packages(call: RestHandler) -> CommandAnswer | None:
     """POST …/packages."""
     body: PackagesBody = call.body
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     for index, package in enumerate(body.packages):
         check_package(package, f"body.packages[{index}]")
     install = PackagesInstall(
@@ -97,14 +97,14 @@ async def install_packages(call: RestHandler) -> CommandAnswer | None:
 
 async def list_commands(call: RestHandler) -> CommandList:
     """GET …/commands."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     found: list[CommandInfo] = await call.sandboxes.rpc(row.id, "commands.list", Empty())
     found.sort(key=lambda info: info.started_at, reverse=True)
     return CommandList(items=[command_answer(info) for info in found[: call.query("limit")]])
 
 
 async def _one(call: RestHandler, scope: str) -> tuple[str, CommandInfo]:
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], scope)
+    row = await call.sandbox(scope)
     info: CommandInfo = await call.sandboxes.rpc(
         row.id, "commands.get", ById(id=call.path_values["command_id"])
     )

@@ -103,7 +103,7 @@ def encode_event(event: Event, kind: str) -> bytes:
 async def execute(call: RestHandler) -> ExecutionAnswer | None:
     """POST …/execute."""
     body: ExecuteBody = call.body
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     execution = body.execution_id or runs.new_id()
     if body.type == "command":
         for name, value in (("context", body.context), ("language", body.language)):
@@ -138,7 +138,7 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
 
 async def list_executions(call: RestHandler) -> ExecutionList:
     """GET …/executions."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     code: list[ExecutionInfo] = await call.sandboxes.rpc(row.id, "executions.list", Empty())
     commands: list[CommandInfo] = await call.sandboxes.rpc(row.id, "commands.list", Empty())
     everything = [*map(runs.summary, code), *map(runs.summary, commands)]
@@ -148,7 +148,7 @@ async def list_executions(call: RestHandler) -> ExecutionList:
 
 async def get_execution(call: RestHandler) -> ExecutionAnswer:
     """GET …/executions/{execution_id}: with its output once it has ended."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
     known = runs.summary(info)
     if known.end is None and not call.query("wait"):
@@ -160,7 +160,7 @@ async def get_execution(call: RestHandler) -> ExecutionAnswer:
 
 async def execution_events(call: RestHandler) -> None:
     """GET …/executions/{execution_id}/events."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
     await follow_events(call, row.id, _followed(call, info, after(call)))
 
@@ -187,7 +187,7 @@ def _followed(
 
 async def interrupt(call: RestHandler) -> ExecutionSummary:
     """POST …/executions/{execution_id}/interrupt."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
     ended = await interrupt_run(call.sandboxes, row.id, info)
     call.audit("execution.interrupt", row.id, execution=info.id)
@@ -231,7 +231,7 @@ def context_answer(info: ContextInfo, default: str | None) -> ContextAnswer:
 
 async def list_contexts(call: RestHandler) -> ContextList:
     """GET …/contexts."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     found: list[ContextInfo] = await call.sandboxes.rpc(row.id, "contexts.list", Empty())
     default = await call.default_kernel(row.id)
     found.sort(key=lambda info: (info.id != default, info.created_at))
@@ -241,7 +241,7 @@ async def list_contexts(call: RestHandler) -> ContextList:
 async def create_context(call: RestHandler) -> ContextAnswer:
     """POST …/contexts."""
     body: ContextCreateBody = call.body
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     wanted = ContextCreate(
         id=body.id or str(uuid.uuid4()),
         language=body.language,
@@ -257,7 +257,7 @@ async def create_context(call: RestHandler) -> ContextAnswer:
 
 async def delete_context(call: RestHandler) -> None:
     """DELETE …/contexts/{context_id}."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     context = call.path_values["context_id"]
     await call.sandboxes.remove_context(row.id, context)
     call.audit("context.delete", row.id, context=context)
@@ -265,7 +265,7 @@ async def delete_context(call: RestHandler) -> None:
 
 async def restart_context(call: RestHandler) -> ContextAnswer:
     """POST …/contexts/{context_id}/restart."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "execute")
+    row = await call.sandbox("execute")
     context = call.path_values["context_id"]
     info: ContextInfo = await call.sandboxes.rpc(row.id, "contexts.restart", ById(id=context))
     call.audit("context.restart", row.id, context=context)

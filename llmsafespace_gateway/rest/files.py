@@ -36,7 +36,7 @@ _PIECE = 256 * 1024
 
 async def list_files(call: RestHandler) -> FileListAnswer:
     """GET …/files."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "files:read")
+    row = await call.sandbox("files:read")
     limit = call.query("limit")
     wanted = FileList(
         path=workspace_path(call.query("path"), "query.path"), depth=call.query("depth"), limit=limit + 1
@@ -47,7 +47,7 @@ async def list_files(call: RestHandler) -> FileListAnswer:
 
 async def stat_file(call: RestHandler) -> FileAnswer:
     """GET …/files/{path}?stat=true."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "files:read")
+    row = await call.sandbox("files:read")
     path = url_path(call.path_values["path"])
     info: FileInfo = await call.sandboxes.rpc(row.id, "files.stat", FilePath(path=path))
     return file_answer(info)
@@ -57,7 +57,7 @@ async def read_file(call: RestHandler) -> FileAnswer | None:
     """GET and HEAD …/files/{path}."""
     if call.query("stat"):
         return await stat_file(call)
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "files:read")
+    row = await call.sandbox("files:read")
     path = url_path(call.path_values["path"])
     header = call.request.headers.get("Range")
     condition = call.request.headers.get("If-None-Match")
@@ -192,7 +192,7 @@ class FileUpload:
 
 async def begin_write(call: RestHandler) -> FileUpload | None:
     """Before the body of PUT …/files/{path} arrives."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "files:write")
+    row = await call.sandbox("files:write")
     path = url_path(call.path_values["path"])
     if call.query("directory"):
         return None
@@ -245,7 +245,7 @@ async def write_file(call: RestHandler) -> FileAnswer:
 
 async def delete_file(call: RestHandler) -> None:
     """DELETE …/files/{path}."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "files:write")
+    row = await call.sandbox("files:write")
     path = url_path(call.path_values["path"])
     await call.sandboxes.rpc(row.id, "files.remove", FilePath(path=path, recursive=call.query("recursive")))
     call.audit("file.delete", row.id, path=path)
@@ -254,7 +254,7 @@ async def delete_file(call: RestHandler) -> None:
 async def move_file(call: RestHandler) -> FileAnswer:
     """POST …/files/{path}/move."""
     body: FileMoveBody = call.body
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "files:write")
+    row = await call.sandbox("files:write")
     wanted = FileMove(
         source=url_path(call.path_values["path"]),
         target=workspace_path(body.target, "body.target"),

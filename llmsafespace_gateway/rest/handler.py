@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import msgspec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.readiness import Readiness
     from llmsafespace_gateway.sandboxes.manager import Sandboxes
     from llmsafespace_gateway.store import Store
+    from llmsafespace_gateway.store.rows import SandboxRow
 
 log = logging.getLogger("llmsafespace_gateway.requests")
 BODY_TIMEOUT = 60.0
@@ -65,7 +66,9 @@ class RestHandler(Answers):
         self._too_large = False
         self._failure: Exception | None = None
         self._gone = asyncio.Event()
-        self._key_ended = False
+        self._right: tuple[SandboxRow, str | None, str] | None = None  # what the request rests on
+        self._right_lost = False
+        self._undo: Callable[[], None] | None = None
         self._began = time.monotonic()
 
     # -- what routes use ---------------------------------------------------------------------------
@@ -111,6 +114,12 @@ class RestHandler(Answers):
         """Write down a decision that changed something."""
         self.access.audit(self.principal, action, target, outcome, **details)
 
+    async def sandbox(self, scope: str) -> SandboxRow:
+        """The sandbox that the path names, which the request rests on from now on. Raises ApiError."""
+        found = await self.access.sandbox_and_level(self.principal, self.path_values["sandbox_id"], scope)
+        self._right = (*found, scope)
+        return found[0]
+
     async def default_kernel(self, sandbox_id: str) -> str | None:
         """The id of the context that a sandbox began with."""
         found = await kernels.of_sandbox(self.store, sandbox_id)
@@ -123,16 +132,17 @@ class RestHandler(Answers):
     async def while_connected(self, work: Coroutine[Any, Any, _T]) -> _T:
         """The result of `work`, which is cancelled when the client goes away (StreamClosedError then).
 
-        It is cancelled as well when the client's key is revoked or expires: ApiError(unauthorized).
+        It is cancelled as well when the right is lost that the request rests on (key, role, scope, grant):
+        ApiError (unauthorized, or what the same request would be answered now).
         """
-        undo = self.access.on_revoked(self.principal.key_id, self._end_of_key)
+        undo = self._watch_right()
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._gone.wait())
         waiting: set[asyncio.Future[Any]] = {task, gone}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and self._key_ended:
-                raise ApiError("unauthorized", "this API key is no longer valid")
+            if not task.done() and self._right_lost:
+                raise await self._why_lost()
             if not task.done():
                 raise StreamClosedError
             return task.result()
@@ -143,9 +153,28 @@ class RestHandler(Answers):
                 task.cancel()
                 await asyncio.wait({task})
 
-    def _end_of_key(self) -> None:
-        self._key_ended = True
+    def _watch_right(self) -> Callable[[], None]:
+        if self._right is None:
+            return self.access.on_revoked(self.principal.key_id, self._lose_right)
+        row, level, _ = self._right
+        return self.access.watch(self.principal, row, level, self._lose_right)
+
+    def _lose_right(self) -> None:
+        self._right_lost = True
         self._gone.set()
+        if self.upload is not None:
+            # Whatever the client goes on to send is of no use, and it may never end.
+            self.upload.abort()
+            connection: Any = self.request.connection
+            connection.stream.close()
+
+    async def _why_lost(self) -> ApiError:
+        try:
+            if self._right is not None:
+                await self.access.sandbox(self.principal, self._right[0].id, self._right[2])
+        except ApiError as error:
+            return error
+        return ApiError("unauthorized", "this API key is no longer valid, or no longer what it was")
 
     async def send(self, pieces: AsyncGenerator[bytes], heartbeat: bytes = b"") -> None:
         """Send pieces as they come, never more than the client takes; ends when the client goes away.
@@ -217,6 +246,7 @@ class RestHandler(Answers):
             connection.set_body_timeout(24 * 3600.0)
             connection.set_max_body_size(MAX_UPLOAD)
             self.upload = await route.begin(self)
+            self._undo = self._watch_right()
         elif self._announced() > route.max_body:
             raise self._over(route)
 
@@ -305,12 +335,16 @@ class RestHandler(Answers):
     def on_connection_close(self) -> None:
         """The client went away before its answer was complete."""
         self._gone.set()
+        if self._undo is not None:
+            self._undo()
         if self.upload is not None:
             self.upload.abort()
         super().on_connection_close()
 
     def on_finish(self) -> None:
         """Count and log the request."""
+        if self._undo is not None:
+            self._undo()
         if self.upload is not None:
             self.upload.abort()
         route = self.route.path if self.route is not None else "unknown"

@@ -85,14 +85,14 @@ async def _create(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> San
 
 async def get_sandbox(call: RestHandler) -> SandboxAnswer:
     """GET /sandboxes/{sandbox_id}."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     return conversions.sandbox_answer(row, await call.default_kernel(row.id))
 
 
 async def patch_sandbox(call: RestHandler) -> SandboxAnswer:
     """PATCH /sandboxes/{sandbox_id}: the agent first, then the record."""
     body: SandboxPatch = call.body
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:write")
+    row = await call.sandbox("sandboxes:write")
     if row.state == "ended":
         end = row.end or "lost"
         raise ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
@@ -121,7 +121,7 @@ async def patch_sandbox(call: RestHandler) -> SandboxAnswer:
 
 async def delete_sandbox(call: RestHandler) -> None:
     """DELETE /sandboxes/{sandbox_id}. One that has ended already stays as it ended."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:write")
+    row = await call.sandbox("sandboxes:write")
     if row.state != "ended":
         await call.sandboxes.delete(row.id)
         call.audit("sandbox.delete", row.id)
@@ -129,7 +129,7 @@ async def delete_sandbox(call: RestHandler) -> None:
 
 async def sandbox_status(call: RestHandler) -> SandboxStatusAnswer:
     """GET /sandboxes/{sandbox_id}/status: asked of the agent, while there is one."""
-    row = await call.access.sandbox(call.principal, call.path_values["sandbox_id"], "sandboxes:read")
+    row = await call.sandbox("sandboxes:read")
     seen = await _ask(call, row) if row.state == "running" else None
     if seen is None:
         row = await call.access.sandbox(call.principal, row.id, "sandboxes:read")

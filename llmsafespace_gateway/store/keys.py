@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, and_, bindparam, select
@@ -25,6 +25,16 @@ class KnownKey(msgspec.Struct, frozen=True):
     quota: dict[str, Any]
 
 
+class KeyRights(NamedTuple):
+    """What the rights of a key come from."""
+
+    scopes: frozenset[str]
+    user_id: str
+    tenant: str
+    role: str
+
+
+_BATCH = 500
 _KNOWN = (
     select(
         *(column.label(f"k_{column.name}") for column in api_keys.c),
@@ -91,6 +101,27 @@ async def revoked_since(store: Store, moment: float) -> list[str]:
     async with store.read() as connection:
         found = await connection.execute(_REVOKED, {"since": moment})
         return [str(key_id) for (key_id,) in found]
+
+
+async def rights(store: Store, key_ids: Collection[str]) -> dict[str, KeyRights]:
+    """What each of these keys, which are in use here, rests on now; one that is gone is not among them."""
+    wanted = select(
+        api_keys.c.id.label("key"),
+        api_keys.c.scopes,
+        users.c.id.label("user"),
+        users.c.tenant,
+        users.c.role,
+    ).join_from(api_keys, users)
+    found: dict[str, KeyRights] = {}
+    ids = list(key_ids)
+    async with store.read() as connection:
+        for start in range(0, len(ids), _BATCH):
+            rows = await connection.execute(wanted.where(api_keys.c.id.in_(ids[start : start + _BATCH])))
+            for row in rows.mappings():
+                found[row["key"]] = KeyRights(
+                    frozenset(row["scopes"]), row["user"], row["tenant"], row["role"]
+                )
+    return found
 
 
 async def used(store: Store, moments: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from llmsafespace_gateway.access import Access, Principal, local_principal
 from llmsafespace_gateway.access.administration import ensure_user, issue_key
@@ -18,6 +20,7 @@ from llmsafespace_gateway.access.key_format import bearer, key_hash, matches, ne
 from llmsafespace_gateway.access.principal import SCOPES
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, keys, users
+from llmsafespace_gateway.store.rows import SandboxRow
 
 
 @pytest.fixture
@@ -201,6 +204,39 @@ async def test_a_lowered_role_lowers_the_key(
     await users.set_role(store, before.tenant, before.user_id, "developer")  # as another process would
     monkeypatch.setattr("llmsafespace_gateway.access.authentication.FRESH", FRESH * 0)
     assert (await access.authenticate(f"Bearer {text}")).role == "developer"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE users SET role = 'viewer'",
+        "UPDATE api_keys SET scopes = '[\"sandboxes:read\"]'",
+        "DELETE FROM api_keys",
+        "UPDATE users SET tenant = 'other'",
+    ],
+    ids=["role", "scopes", "key and user removed", "tenant"],
+)
+async def test_a_right_that_another_process_took_closes_what_is_open(
+    access: Access, store: Store, store_url: str, make_sandbox: Callable[..., SandboxRow], change: str
+) -> None:
+    """And the next request is answered with what the key may do now, not with what it could."""
+    _, text = await issue(store)
+    before = await access.authenticate(f"Bearer {text}")
+    closed: list[str] = []
+    access.watch(before, make_sandbox(owner=before.user_id), "owner", lambda: closed.append("socket"))
+    await access._authenticator.poll()
+    assert closed == []
+    other = await Store.open(store_url)
+    await users.ensure_tenant(other, "other")
+    async with other.write() as connection:
+        await connection.execute(sqlalchemy.text(change))
+    await other.close()
+    await access._authenticator.poll()
+    assert closed == ["socket"]
+    after: Principal | None = None
+    with contextlib.suppress(ApiError):  # unauthorized, where the key is gone
+        after = await access.authenticate(f"Bearer {text}")
+    assert after != before
 
 
 async def test_requests_without_a_key_are_anonymous_only_where_allowed(store: Store) -> None:

@@ -51,6 +51,7 @@ SCOPES = {
 UNSCOPED = {
     "keys.known": "the key's secret is what is checked; a request's tenant comes from this row",
     "keys.everything": "the operator's command line, without a tenant",
+    "keys.rights": "the ids are those of keys that are in use here: whether they still are what they were",
     "keys.revoked_since": "each process forgets every key that was revoked; ids only",
     "keys.used": "the ids are those of keys that were just authenticated",
     "kernels.insert": "as kernels.taken, where an id is refused",
@@ -68,7 +69,7 @@ UNSCOPED = {
 }
 
 
-ELSEWHERE = {"rest/system.py": "SELECT 1, to see whether the store answers"}
+ELSEWHERE = {"readiness.py": "SELECT 1, to see whether the store answers"}
 
 
 def _functions() -> dict[str, Callable[..., Awaitable[Any]]]:
