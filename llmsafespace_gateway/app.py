@@ -161,6 +161,7 @@ class GatewayApp(JupyterApp):
         """Serve until SIGTERM or SIGINT. Exits with 1 and one line of why when it cannot start."""
         super().start()
         logs.configure(self.log_level, self.log)
+        os.umask(0o077)  # what others must read, they are let in to where it is made
         try:
             configuration.check(self)
             uvloop.run(serve(self))

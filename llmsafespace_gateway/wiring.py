@@ -82,7 +82,9 @@ class Services:
 
 def _data_dir(name: str) -> Path:
     data_dir = Path(name).expanduser().absolute()
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+    if not data_dir.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.chmod(0o711)
     return data_dir
 
 

@@ -17,6 +17,7 @@ FILES = (
     "test_local_scheduling.py",
     "test_local_lifecycle.py",
     "test_local_pools.py",
+    "test_local_umask.py",
 )
 
 # An ordinary user may be unable to enter the folders that interpreter and project are in (/root, say). So

@@ -39,6 +39,7 @@ def find(data_dir: Path, insecure: bool, cgroup_parent: str | None) -> Host:
     """
     for name in ("sandboxes", "ended", "etc"):
         (data_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / name).chmod(0o700)
     if insecure:
         return Host(
             data_dir=data_dir, python=sys.executable, bwrap=None, is_root=False, hierarchy=limits.NONE
@@ -97,7 +98,7 @@ def _try(host: Host) -> None:
     reading, writing = os.pipe()
     try:
         with tempfile.TemporaryDirectory(dir=host.data_dir, prefix="trial-") as folder:
-            os.mkdir(f"{folder}/sandbox")
+            launch.make_folder(Path(folder) / "sandbox", 0o700)
             plan = plans.trial(host, Path(folder) / "sandbox", listen=writing, lifeline=reading)
             launch.spawn(host.python, plan, (reading, writing))
     except ApiError as error:

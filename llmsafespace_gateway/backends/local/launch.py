@@ -119,13 +119,19 @@ def _start(
 
 def _make_folder(host: Host, folder: Path) -> None:
     """The sandbox's folder, with room for the words of its end: that must be right on a full disk, too."""
-    folder.mkdir(mode=0o700)
-    (folder / "egress").mkdir(mode=0o711)
+    make_folder(folder, 0o700)
+    make_folder(folder / "egress", 0o711)  # the sandbox's uid goes through it to the proxy's socket
     records.reserve(folder / "end", records.WORD)
     records.reserve(records.reserved(host.data_dir / "ended" / f"{folder.name}.json"))
     if host.bwrap is None:
         for each in ("home", "workspace", "run", "tmp"):
-            (folder / each).mkdir(mode=0o700)
+            make_folder(folder / each, 0o700)
+
+
+def make_folder(path: Path, mode: int) -> None:
+    """Make a folder with exactly this mode, whatever the umask."""
+    path.mkdir(mode=mode)
+    path.chmod(mode)
 
 
 def _listen(folder: Path) -> socket.socket:

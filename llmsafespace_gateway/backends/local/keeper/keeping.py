@@ -365,6 +365,7 @@ def main() -> None:
     plan = marshal.load(sys.stdin.buffer)  # noqa: S302  # from the gateway that started this process
     if os.fork():
         os._exit(0)
+    os.umask(0o022)  # what it makes for its sandbox, cgroups too, is read there by another uid
     os.setsid()
     answer = os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
