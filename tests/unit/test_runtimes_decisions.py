@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llmsafespace_gateway.backends.runtimes import discovery
 from llmsafespace_gateway.backends.runtimes.choice import Choice, choose
 from llmsafespace_gateway.backends.runtimes.discovery import Interpreter, candidates, one_per_minor
 from llmsafespace_gateway.backends.runtimes.folders import UNUSED_AFTER, made_once, mark_used, sweep_unused
@@ -113,6 +117,64 @@ def test_where_the_interpreter_is_inside(tmp_path: Path) -> None:
     prefix = str(tmp_path.resolve())
     one = interpreter("3.12.1", f"{prefix}/bin/python3.12", prefix)
     assert inside_python(one) == "/opt/python/bin/python3.12"
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[Path]:
+    """A folder of everything that a search for interpreters may stumble on."""
+    closed = tmp_path / "closed" / "versions" / "3.11" / "bin"
+    closed.mkdir(parents=True)
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "python3").symlink_to("python3.1")
+    (folder / "python3.1").symlink_to("python3")  # a loop
+    (folder / "python3.2").symlink_to("/nowhere/python")
+    (folder / "python3.3").mkdir()
+    os.mkfifo(folder / "python3.4")
+    (folder / "python3.5").write_bytes(b"\x7fELF but no program")
+    (folder / "python3.5").chmod(0o755)
+    (folder / "python3.6").write_bytes(b"")
+    for number in range(5000):
+        (folder / f"other-{number}").touch()
+    yield tmp_path
+    (tmp_path / "closed").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "root", ["closed", "odd/python3.4", "nowhere", "odd/[", "", "relative", "odd/python3"]
+)
+def test_what_cannot_be_read_or_is_broken_does_not_stop_the_start(
+    root: str, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unreadable, missing, looping, hanging and huge: each is passed over, and the good one is found."""
+    scandir = os.scandir
+
+    def refusing(path: Any = ".") -> Any:  # as for an ordinary user, whoever runs the test
+        if "closed" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    good = os.path.realpath(sys.executable)
+    path = f"{broken}/odd:{broken}/closed:{broken}/nowhere:/proc/1/fd:{broken}/odd/python3.5:\n:"
+    pyenv = str(broken / root) if root not in ("", "relative") else root
+    found = candidates({"PATH": path, "PYENV_ROOT": pyenv}, broken / "closed", good)
+    assert found[0] == good
+    assert set(found) & {str(broken / "odd" / f"python3.{n}") for n in (1, 2, 3, 4, 6)} == set()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["exit 3", "echo '{}'", "echo nonsense", "kill -9 $$", "exec sleep 60", "exec yes", "sleep 60 & exit 0"],
+)
+async def test_a_program_that_answers_nonsense_is_no_interpreter(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "PROBE_TIMEOUT", 0.5)
+    program = tmp_path / "python3"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    assert await discovery.probe(str(program)) is None
 
 
 def test_candidates_are_programs_once_without_shims(tmp_path: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import glob
+import logging
 import os
 import re
+import signal
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +18,8 @@ import msgspec
 
 OLDEST = (3, 9)
 PROBE_TIMEOUT = 20.0  # seconds
+ALL_TIMEOUT = 60.0  # for all programs but the gateway's own interpreter; what is left then is left out
+_LONGEST = 2**20  # bytes of a program's answer
 _SYSTEM_PREFIXES = ("/usr", "/usr/local")
 _NAME = re.compile(r"python3(\.\d+)?")
 _FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/python*/bin", "/opt/conda/bin")
@@ -35,6 +42,9 @@ print(json.dumps({
     "libraries": sorted(p for p in paths if os.path.basename(p).startswith("libpython")),
 }))
 """
+
+
+log = logging.getLogger("llmsafespace.runtimes")
 
 
 class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,33 +87,36 @@ def version_key(version: str) -> tuple[int, ...]:
 def candidates(environ: Mapping[str, str], home: Path, executable: str) -> list[str]:
     """Programs that may be interpreters, links resolved, in order of preference, each once.
 
-    Scripts (as the shims of version managers are) are left out: what they start is found itself.
+    Scripts (as the shims of version managers are) are left out: what they start is found itself. So is
+    whatever cannot be read, is broken or is no file: other people's folders do not stop a gateway.
     """
-    folders = [Path(entry) for entry in environ.get("PATH", "").split(os.pathsep) if entry.startswith("/")]
-    for pattern in _FOLDERS:
-        folders += sorted(Path("/").glob(pattern.lstrip("/")))
-    if "PYENV_ROOT" in environ:
-        folders += sorted(Path(environ["PYENV_ROOT"]).glob("versions/*/bin"))
-    for pattern in _HOME_FOLDERS:
-        folders += sorted(home.glob(pattern))
+    folders = [entry for entry in environ.get("PATH", "").split(os.pathsep) if entry.startswith("/")]
+    patterns = [*_FOLDERS, *(f"{glob.escape(str(home))}/{pattern}" for pattern in _HOME_FOLDERS)]
+    if environ.get("PYENV_ROOT", "").startswith("/"):
+        patterns.insert(len(_FOLDERS), f"{glob.escape(environ['PYENV_ROOT'])}/versions/*/bin")
+    for pattern in patterns:
+        folders += sorted(glob.glob(pattern))  # what cannot be read matches nothing
     found = [os.path.realpath(executable)]
     for folder in dict.fromkeys(folders):
         found += [os.path.realpath(path) for path in _named_python(folder)]
     return [path for path in dict.fromkeys(found) if _is_program(path)]
 
 
-def _named_python(folder: Path) -> list[Path]:
+def _named_python(folder: str) -> list[str]:
     try:
-        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    except OSError:
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if _NAME.fullmatch(entry.name))
+    except (OSError, ValueError):
         return []
 
 
 def _is_program(path: str) -> bool:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return False
         with open(path, "rb") as file:
             return os.access(path, os.X_OK) and file.read(4) == b"\x7fELF"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -148,18 +161,26 @@ async def _output(*command: str) -> bytes | None:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
         )
-    except OSError:
+    except (OSError, ValueError):
         return None
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    out = b""
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT)
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            while piece := await process.stdout.read(65536):
+                out += piece
+                if len(out) > _LONGEST:
+                    return None
+            await process.wait()
         return out
     except TimeoutError:
         return None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has left behind
+        await process.wait()
 
 
 def one_per_minor(found: Iterable[Interpreter], own: Interpreter) -> dict[str, Interpreter]:
@@ -194,9 +215,22 @@ async def own_interpreter() -> Interpreter:
 async def discover() -> tuple[Interpreter, dict[str, Interpreter]]:
     """The gateway's own interpreter, and the one that serves each minor version."""
     own = await own_interpreter()
-    paths = await asyncio.to_thread(candidates, os.environ, Path.home(), own.path)
+    paths = await asyncio.to_thread(candidates, os.environ, _home(), own.path)
     found = [own]
+    loop = asyncio.get_running_loop()
+    until = loop.time() + ALL_TIMEOUT
     for start in range(0, len(paths), 4):
+        if loop.time() > until:
+            log.warning("interpreters took too long to answer; not asked: %s", ", ".join(paths[start:][:20]))
+            break
         probed = await asyncio.gather(*(probe(path) for path in paths[start : start + 4]))
         found += [interpreter for interpreter in probed if interpreter is not None]
     return own, one_per_minor(found, own)
+
+
+def _home() -> Path:
+    """The user's home; one that nobody has where there is none, as in a container with a made-up uid."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
