@@ -157,6 +157,11 @@ class GatewayApp(JupyterApp):
         except ApiError as error:
             self.exit_with(error.message)
 
+    def _create_loader(self, argv: Any, aliases: Any, flags: Any, classes: Any) -> Any:
+        return configuration.StrictLoader(
+            argv, aliases, flags, classes=classes, log=self.log, subcommands=self.subcommands
+        )
+
     def start(self) -> None:
         """Serve until SIGTERM or SIGINT. Exits with 1 and one line of why when it cannot start."""
         super().start()

@@ -5,10 +5,12 @@ Whatever is wrong with it becomes one ApiError with one line: which value, and w
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
 import os
+from argparse import ArgumentError
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from jupyter_core.application import JupyterApp
 from traitlets import List, TraitError, Unicode
-from traitlets.config import Config
-from traitlets.config.loader import ArgumentError, ConfigError
+from traitlets.config import Application, Config
+from traitlets.config.loader import ConfigError, ConfigFileNotFound, KVArgParseConfigLoader
 
 from llmsafespace_gateway import rest
 from llmsafespace_gateway.access.quotas import Quota, merge_quota
@@ -42,6 +44,13 @@ class CommaSeparated(List):
     def from_string_list(self, s_list: list[str]) -> list[str]:
         """See traitlets."""
         return [part.strip() for text in s_list for part in text.split(",") if part.strip()]
+
+
+class StrictLoader(KVArgParseConfigLoader):
+    """The command line's loader, which refuses an option that nobody knows instead of leaving it out."""
+
+    def _handle_unrecognized_alias(self, arg: str) -> None:
+        raise ArgumentError(None, f"unknown option --{arg.lstrip('-')}; --help-all lists those that exist")
 
 
 def wrong(message: str) -> ApiError:
@@ -77,8 +86,12 @@ def _load_file(app: GatewayApp) -> None:
     app.raise_config_file_errors = True
     if app.config_file:
         _check_file(app, Path(app.config_file))
+    own = Path(app.config_file or app.config_file_name)
+    paths: Any = str(own.parent) if app.config_file else app.config_file_paths
     try:
-        app.load_config_file(suppress_errors=False)
+        for name, folders in ((_JUPYTER, app.config_file_paths), (own.name, paths)):
+            with contextlib.suppress(ConfigFileNotFound):
+                _plain(Application.load_config_file)(app, name, path=folders)
     except (TraitError, ConfigError):
         raise
     except Exception as error:  # a Python file may raise anything

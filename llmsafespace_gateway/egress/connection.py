@@ -145,7 +145,13 @@ class Connection:
                 await self._writer.drain()
 
     def _rule(self, request: ProxyRequest) -> Rule:
-        rule = matching(request.host, request.port, self._policy.rules)
+        rules = [each for each in self._policy.rules if each.allows(request.method, request.body_length > 0)]
+        rule = matching(request.host, request.port, rules)
+        if rule is None and matching(request.host, request.port, self._policy.rules) is not None:
+            raise _Refused(
+                f"{request.method[:20]} is not allowed on the package index {request.host}:{request.port}, "
+                "only GET and HEAD without a body"
+            )
         if rule is None:
             allowed = ", ".join(f"{r.domain}:{'/'.join(map(str, r.ports))}" for r in self._policy.rules)
             raise _Refused(

@@ -14,6 +14,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PORTS = (80, 443)
 
+_READS = ("GET", "HEAD")
+
 # is_global is the base of the decision; these are added, or are global only by a narrow reading.
 _FORBIDDEN: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
@@ -52,11 +54,19 @@ class Destination(Protocol):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """A destination that may be reached; `private`: at a private address too (as the operator's index)."""
+    """A destination that may be reached; `private`: at a private address too (as the operator's index).
+
+    `read_only`: with GET and HEAD alone, where the method can be seen. In a CONNECT tunnel it cannot.
+    """
 
     domain: str
     ports: tuple[int, ...] = DEFAULT_PORTS
     private: bool = False
+    read_only: bool = False
+
+    def allows(self, method: str, has_body: bool) -> bool:
+        """True when a request of this method, with or without a body, may be sent."""
+        return not self.read_only or method == "CONNECT" or (method in _READS and not has_body)
 
 
 def normal_host(host: str) -> str:
@@ -153,7 +163,7 @@ def index_rules(urls: Iterable[str]) -> tuple[Rule, ...]:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             continue
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        rules[Rule(domain=normal_host(parts.hostname), ports=(port,), private=True)] = None
+        rules[Rule(domain=normal_host(parts.hostname), ports=(port,), private=True, read_only=True)] = None
         if parts.hostname in ("pypi.org", "pypi.python.org"):
-            rules[Rule(domain="files.pythonhosted.org", ports=(443,), private=True)] = None
+            rules[Rule(domain="files.pythonhosted.org", ports=(443,), private=True, read_only=True)] = None
     return tuple(rules)

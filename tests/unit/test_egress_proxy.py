@@ -10,6 +10,7 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvloop
 
@@ -67,7 +68,14 @@ class World:
         self.port = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self, served: Served, tls: Path | None = None, limits: Limits | None = None) -> None:
+    async def start(
+        self,
+        served: Served,
+        tls: Path | None = None,
+        limits: Limits | None = None,
+        *,
+        read_only: bool = True,
+    ) -> None:
         context = None
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -76,6 +84,7 @@ class World:
         self.port = self._server.sockets[0].getsockname()[1]
         scheme = "https" if tls else "http"
         rules = index_rules([f"{scheme}://localhost:{self.port}/simple"])
+        rules = tuple(msgspec.structs.replace(rule, read_only=read_only) for rule in rules)
         self.proxy = EgressProxy(rules, self.decisions.append, limits=limits)
         await self.proxy.open("sb-1", self.folder, [EgressRule("rebound.invalid"), EgressRule("127.0.0.1")])
 
@@ -205,7 +214,7 @@ async def test_a_name_is_checked_after_resolution(
 
 
 async def test_plain_http(world: World) -> None:
-    await world.start(answer_with_request)
+    await world.start(answer_with_request, read_only=False)
     url = f"http://localhost:{world.port}/simple/?q=1"
     first = f"POST {url} HTTP/1.1\r\nHost: victim\r\nContent-Length: 5\r\n\r\nhello"
     answer = await world.answer(f"{first}GET http://second/ HTTP/1.1\r\n\r\n".encode())
@@ -215,6 +224,28 @@ async def test_plain_http(world: World) -> None:
     assert body.startswith(b"POST /simple/?q=1 HTTP/1.1\r\nHost: localhost:%d\r\n" % world.port)
     assert body.endswith(b"\r\n\r\nhello")
     assert [decision.allowed for decision in world.decisions] == [True]
+
+
+@pytest.mark.parametrize(
+    "method", ["PUT", "POST", "DELETE", "PATCH", "OPTIONS", "MKCOL", "get", "GETS", "TRACE", "PURGE"]
+)
+async def test_a_package_index_is_read_alone(world: World, method: str) -> None:
+    await world.start(answer_with_request)
+    answer = await world.answer(f"{method} http://localhost:{world.port}/pkg HTTP/1.1\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"only GET and HEAD" in answer
+    (decision,) = world.decisions
+    assert not decision.allowed
+    assert method in decision.reason
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_reading_carries_no_body_to_a_package_index(world: World, method: str) -> None:
+    await world.start(answer_with_request)
+    target = f"{method} http://localhost:{world.port}/simple/ HTTP/1.1\r\n"
+    assert (await world.answer(f"{target}\r\n".encode())).startswith(b"HTTP/1.1 200 ")
+    with_body = f"{target}Content-Length: 5\r\n\r\nhello".encode()
+    assert (await world.answer(with_body)).startswith(b"HTTP/1.1 403 ")
 
 
 async def test_unreachable_server(world: World) -> None:

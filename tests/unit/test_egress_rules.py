@@ -165,3 +165,13 @@ def test_index_rules() -> None:
     }
     (own,) = index_rules(["http://mirror.local:3141/root/pypi", "file:///srv/wheels", "/srv/wheels"])
     assert (own.domain, own.ports, own.private) == ("mirror.local", (3141,), True)
+
+
+def test_a_rule_of_the_sandbox_s_own_still_writes_to_a_public_index() -> None:
+    """Its owner allowed it: the index's rule takes nothing away."""
+    own = Rule(domain="pypi.org")
+    rules = [*index_rules(["https://pypi.org/simple", "http://pypi.org/simple"]), own]
+    writes = [rule for rule in rules if rule.allows("PUT", True)]
+    assert writes == [own]
+    assert matching("pypi.org", 80, writes) == own
+    assert all(rule.allows("CONNECT", False) for rule in rules)
