@@ -46,6 +46,12 @@ class Metrics:
             ("end",),
             registry=self.registry,
         )
+        self.asked = Counter(
+            "llmsafespace_execution_requests",
+            "Executions that were asked for, by door (rest, stream, jupyter, durable), accepted or refused.",
+            ("door", "outcome"),
+            registry=self.registry,
+        )
         self.websockets = Gauge(
             "llmsafespace_websocket_connections",
             "Open websockets: stream, channels.",

@@ -107,6 +107,7 @@ async def build(app: GatewayApp) -> Services:
         parts.push_async_callback(access.stop)
         await access.start()
         metrics = Metrics()
+        access.executions.count = lambda door, outcome: metrics.asked.labels(door, outcome).inc()
         if app.backend == "kubernetes":
             backend = await _kubernetes(app, metrics, parts)
         else:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
 
 
+# What the audit log has besides what changed something.
+REFUSALS = frozenset({"forbidden", "rate_limited", "quota_exceeded"})
+
+
 class AuthenticatedHandler(RequestHandler):
     """A handler, or the first base of a websocket handler, that runs only for an authenticated principal.
 
@@ -47,6 +51,7 @@ async def identify(handler: RequestHandler) -> Principal:
         principal = await access.authenticate(
             request.headers.get("Authorization"), _query_token(handler), request.remote_ip or ""
         )
+        handler.identified = principal  # type: ignore[attr-defined]  # also where it is refused now
         _keep_headers(handler, access.rate_limit(principal))
     except ApiError as error:
         _keep_headers(handler, _refusal_headers(error))

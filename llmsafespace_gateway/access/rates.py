@@ -8,6 +8,8 @@ import time
 
 from llmsafespace_gateway.errors import ApiError
 
+EXECUTIONS_AT_ONCE = 5  # times the requests that may be made at once
+
 
 class Buckets:
     """A token bucket per name: `burst` at once, `rate` per second for long. Full buckets cost no memory."""
@@ -63,6 +65,8 @@ class RateLimits:
 
     def __init__(self, rate: float, burst: int, failure_rate: float = 1.0, failure_burst: int = 20) -> None:
         self._keys = Buckets(rate, burst)
+        # A notebook that is run as a whole sends all its cells at once.
+        self._executions = Buckets(rate, burst * EXECUTIONS_AT_ONCE)
         self._failures = Buckets(failure_rate, failure_burst)
 
     def request(self, key_id: str) -> dict[str, str]:
@@ -77,6 +81,18 @@ class RateLimits:
             f"wait {wait:.2f} s"
         )
         raise RateLimited(message, wait, headers)
+
+    def execution(self, key_id: str) -> None:
+        """Count an execution that a key asks for over a websocket. Raises RateLimited."""
+        buckets = self._executions
+        taken, tokens = buckets.take(key_id, time.monotonic())
+        if not taken:
+            wait = max((1 - tokens) / buckets.rate, 0.001)
+            message = (
+                f"this key may start {buckets.burst} executions at once and {buckets.rate:g} per second; "
+                f"wait {wait:.2f} s"
+            )
+            raise RateLimited(message, wait, limit_headers(buckets, tokens, time.time()))
 
     def failure(self, address: str) -> None:
         """Count a bad key from an address. Raises RateLimited; a good key from there is never refused."""

@@ -15,9 +15,10 @@ from llmsafespace_gateway.access.administration import Administration
 from llmsafespace_gateway.access.audit import AuditLog
 from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
+from llmsafespace_gateway.access.executions import ExecutionLog
 from llmsafespace_gateway.access.principal import SANDBOXES_READ, Principal
 from llmsafespace_gateway.access.quotas import HasOwner, HasResources, Quota, Quotas, Reservation, merge_quota
-from llmsafespace_gateway.access.rates import RateLimits
+from llmsafespace_gateway.access.rates import Buckets, RateLimits
 from llmsafespace_gateway.access.watches import GrantWatches
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, grants, kernels, sandboxes, sessions, users
@@ -25,6 +26,7 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow, U
 
 log = logging.getLogger(__name__)
 
+REFUSALS_AT_ONCE = 20
 POLL = 0.5  # seconds between looks at what other processes revoked
 
 
@@ -46,9 +48,11 @@ class Access(Administration):
     ) -> None:
         super().__init__(store, AuditLog(store), Authenticator(store))
         self._limits = RateLimits(rate, burst)
+        self.executions = ExecutionLog(self._limits, self.audit, anonymous)
         self._quotas = Quotas(_default_quota(quota or {}))
         self._grant_watches = GrantWatches(store)
         self._anonymous = anonymous
+        self._refusals = Buckets(1.0, REFUSALS_AT_ONCE)
         self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -240,6 +244,13 @@ class Access(Administration):
             self._audit.add_for((*holder, None), action, target, outcome, details)
         else:
             super().audit(principal, action, target, outcome, **details)
+
+    def refused(self, principal: Principal, action: str, target: str, code: str) -> None:
+        """Note a refusal. Those that a key gets again and again are one entry a second, for each action."""
+        now = time.monotonic()
+        mark = f"{principal.key_id}\0{action}\0{code}"
+        if self._refusals.take(mark, now)[0]:
+            self.audit(principal, action, target, code)
 
     # -- inside ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import msgspec
 from tornado.web import HTTPError, stream_request_body
 
 from llmsafespace_gateway.access import Access
-from llmsafespace_gateway.access.http import AuthenticatedHandler
+from llmsafespace_gateway.access.http import REFUSALS, AuthenticatedHandler
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
@@ -118,6 +118,10 @@ class JupyterHandler(AuthenticatedHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer an exception as `{message, reason}`, and as `error` in the words of `/api/v1`."""
         error = as_error(status_code, kwargs.get("exc_info"))
+        who = getattr(self, "principal", None) or getattr(self, "identified", None)
+        if error.code in REFUSALS and who is not None:
+            kind = f"{self.request.method} {type(self).__name__}"
+            self.access.refused(who, kind, str(next(iter(self.path_args or ()), "")), error.code)
         self.set_status(error.status)
         if not self._reads_body:  # a path that is no UTF-8: tornado closes the connection
             self.set_header("Connection", "close")

@@ -13,6 +13,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_agent.wire.requests import ById, OpenChannels
 from llmsafespace_gateway.access import message_allowed
+from llmsafespace_gateway.access.executions import Door
 from llmsafespace_gateway.access.http import is_websocket_upgrade
 from llmsafespace_gateway.access.principal import SANDBOXES_READ
 from llmsafespace_gateway.backends.base import Ended
@@ -80,6 +81,7 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
             self._session,
             allowed=self._allowed,
             note=self._note,
+            executing=self._executing,
             why_gone=self._why_gone,
         )
         _open.add(relay)
@@ -125,6 +127,19 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
 
     def _allowed(self, channel: str, msg_type: str) -> bool:
         return message_allowed(self._scopes, self._level, channel, msg_type)
+
+    def _executing(self, msg_id: str, allowed: bool) -> str | None:
+        """Count and audit an execution; why it is refused, None when it is not."""
+        log = self.access.executions
+        door: Door = "durable" if self._subprotocol == DURABLE else "jupyter"
+        try:
+            if allowed:
+                log.admit(self.principal, self._row.id, msg_id, door)
+            outcome = "ok" if allowed else "forbidden"
+            log.note(self.principal, self._row.id, msg_id, door, outcome, context=self._kernel.id)
+        except ApiError as error:
+            return error.message
+        return None
 
     def _note(self, state: str) -> None:
         self.sandboxes.note_activity(self._kernel.id, state=state)

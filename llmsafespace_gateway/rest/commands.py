@@ -71,6 +71,7 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
     )
     info: CommandInfo = await call.sandboxes.rpc(row.id, "commands.start", start)
     call.audit("command.start", row.id, command_id=info.id)
+    call.access.executions.count("rest", "ok")
     if start.timeout is not None:
         call.sandboxes.overdue.watch(row.id, info.id, start.timeout, command=True)
     return await _answer(call, row.id, info, wait=not body.background)
@@ -181,6 +182,7 @@ ROUTES = [
     Route(
         method="POST",
         path=f"{_SANDBOX}/commands",
+        action="command.start",
         handle=start_command,
         scope="execute",
         tag="Commands",

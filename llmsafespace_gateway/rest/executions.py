@@ -132,7 +132,7 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
             principal=call.principal.user_id,
         )
         run = await runs.begin_code(call.sandboxes, row, open_)
-    call.audit("sandbox.execute", row.id, execution=execution, type=body.type)
+    call.executed(row.id, execution, type=body.type)
     return await answer_run(call, run)
 
 
@@ -279,6 +279,7 @@ ROUTES = [
     Route(
         method="POST",
         path=f"{_SANDBOX}/execute",
+        action="sandbox.execute",
         handle=execute,
         scope="execute",
         tag="Executions",

@@ -13,9 +13,10 @@ import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
-from llmsafespace_gateway.access.http import identify
+from llmsafespace_gateway.access.executions import ACTION as EXECUTION
+from llmsafespace_gateway.access.http import REFUSALS, identify
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest.answers import Answers
+from llmsafespace_gateway.rest.answers import Answers, as_error
 from llmsafespace_gateway.rest.routing import JSON, PREFIX, Route, Router
 from llmsafespace_gateway.rest.validation import decode
 from llmsafespace_gateway.store import kernels
@@ -68,6 +69,7 @@ class RestHandler(Answers):
         self._gone = asyncio.Event()
         self._right: tuple[SandboxRow, str | None, str] | None = None  # what the request rests on
         self._right_lost = False
+        self._audited = False
         self._undo: Callable[[], None] | None = None
         self._began = time.monotonic()
 
@@ -112,7 +114,13 @@ class RestHandler(Answers):
 
     def audit(self, action: str, target: str, outcome: str = "ok", **details: Any) -> None:
         """Write down a decision that changed something."""
+        self._audited = True
         self.access.audit(self.principal, action, target, outcome, **details)
+
+    def executed(self, sandbox_id: str, execution: str, **details: Any) -> None:
+        """An execution was accepted; what becomes of the request is another matter from now on."""
+        self._audited = True
+        self.access.executions.note(self.principal, sandbox_id, execution, "rest", **details)
 
     async def sandbox(self, scope: str) -> SandboxRow:
         """The sandbox that the path names, which the request rests on from now on. Raises ApiError."""
@@ -326,6 +334,23 @@ class RestHandler(Answers):
 
     def _over(self, route: Route) -> ApiError:
         return ApiError("payload_too_large", f"body: at most {route.max_body} bytes can be sent here")
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer an exception, and write a refusal down unless that was done."""
+        self._audit_refusal(as_error(status_code, kwargs.get("exc_info")))
+        super().send_error(status_code, **kwargs)
+
+    def _audit_refusal(self, error: ApiError) -> None:
+        """Nobody is asked for who presents no valid key: those are in the log."""
+        who, route = self._principal or getattr(self, "identified", None), self.route
+        if self._audited or who is None or route is None:
+            return
+        target = self.path_values.get("sandbox_id") or next(iter(self.path_values.values()), "")
+        if route.action == EXECUTION:
+            execution = str(getattr(self.body, "execution_id", "") or getattr(self.body, "id", "") or "")
+            self.access.executions.note(who, target, execution, "rest", error.code)
+        elif error.code in REFUSALS:
+            self.access.refused(who, route.action or f"{route.method} {route.path}", target, error.code)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what is our own fault; what is the client's is in its answer and the request log."""

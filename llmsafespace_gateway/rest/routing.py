@@ -63,10 +63,10 @@ class Query(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One operation of the API.
 
-    `scope` None needs a key but no particular scope; `public` needs no key. `probe` is asked
-    every few seconds by machines: not worth a line in the log. `upload` takes a body of any
-    size and type, handed on piece by piece to what `begin` answers. `path` has `{name}` for one segment
-    and `{path}` for the rest.
+    `action` is what the audit log calls a refusal, where that is not method and path. `scope` None needs a
+    key but no particular scope; `public` needs no key. `probe` is asked every few seconds by machines: not
+    worth a line in the log. `upload` takes a body of any size and type, handed on piece by piece to what
+    `begin` answers. `path` has `{name}` for one segment and `{path}` for the rest.
     """
 
     method: str
@@ -74,6 +74,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     handle: Handle
     summary: str
     tag: str
+    action: str = ""
     scope: str | None = None
     public: bool = False
     probe: bool = False

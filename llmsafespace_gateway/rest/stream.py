@@ -17,6 +17,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from llmsafespace_agent.wire.requests import CommandStart, Empty, OpenExecution, Status
 from llmsafespace_gateway.access.http import AuthenticatedHandler, is_websocket_upgrade
+from llmsafespace_gateway.access.rates import RateLimited
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import runs
 from llmsafespace_gateway.rest.answers import Answers, as_error
@@ -170,7 +171,22 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
     # -- requests ----------------------------------------------------------------------------------------
 
     async def _start_run(self, wanted: StreamExecute, execution: str) -> None:
+        log, sandbox_id = self._access.executions, self._known.id
+        try:
+            run = await self._begin(wanted, execution)
+        except RateLimited:  # which was noted
+            raise
+        except ApiError as error:
+            log.note(self.principal, sandbox_id, execution, "stream", error.code, type=wanted.mode)
+            raise
+        log.note(self.principal, sandbox_id, execution, "stream", type=wanted.mode)
+        await self._send(StreamStart(execution_id=execution, timestamp=datetime.now(UTC)))
+        self._runs[execution] = asyncio.ensure_future(self._follow(run))
+        self._busy.set()
+
+    async def _begin(self, wanted: StreamExecute, execution: str) -> runs.Run:
         row = await self._access.sandbox(self.principal, self._known.id, "execute")
+        self._access.executions.admit(self.principal, row.id, execution, "stream")
         if len(self._runs) >= MAX_RUNS:
             raise ApiError("rate_limited", f"at most {MAX_RUNS} executions of one connection can run at once")
         if execution in self._runs:
@@ -185,25 +201,18 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
             )
             if wanted.context is not None or wanted.language is not None:
                 raise invalid("body.context", "context and language are for code")
-            run = await runs.begin_command(self._sandboxes, row.id, start)
-        else:
-            open_ = OpenExecution(
-                execution=execution,
-                context=wanted.context,
-                language=wanted.language,
-                code=wanted.content,
-                env=wanted.env,
-                timeout=wanted.timeout,
-                stdin=wanted.stdin,
-                principal=self.principal.user_id,
-            )
-            run = await runs.begin_code(self._sandboxes, row, open_)
-        self._access.audit(
-            self.principal, "sandbox.execute", row.id, "ok", execution=execution, type=wanted.mode
+            return await runs.begin_command(self._sandboxes, row.id, start)
+        open_ = OpenExecution(
+            execution=execution,
+            context=wanted.context,
+            language=wanted.language,
+            code=wanted.content,
+            env=wanted.env,
+            timeout=wanted.timeout,
+            stdin=wanted.stdin,
+            principal=self.principal.user_id,
         )
-        await self._send(StreamStart(execution_id=execution, timestamp=datetime.now(UTC)))
-        self._runs[execution] = asyncio.ensure_future(self._follow(run))
-        self._busy.set()
+        return await runs.begin_code(self._sandboxes, row, open_)
 
     async def _follow(self, run: runs.Run) -> None:
         error: ErrorEvent | None = None

@@ -41,13 +41,19 @@ def stderr(text: str, session: str, parent: bytes | memoryview = b"{}") -> bytes
     return _message("iopub", "stream", {"name": "stderr", "text": text}, parent, session)
 
 
-def refusal(channel: str, request: Header, raw_header: bytes | memoryview, reason: str) -> list[bytes]:
-    """The honest answer to a message that its sender may not send.
+def refusal(
+    channel: str,
+    request: Header,
+    raw_header: bytes | memoryview,
+    reason: str,
+    name: str = "PermissionDenied",
+) -> list[bytes]:
+    """The honest answer to a message that its sender may not send, or not now; `name` is the error's.
 
     A request gets its reply with status error; what has no reply becomes an iopub `error`. Either way an
     `idle` follows, because clients wait for it (Jupyter messaging, "Request-Reply").
     """
-    content = {"ename": "PermissionDenied", "evalue": reason, "traceback": [reason]}
+    content = {"ename": name, "evalue": reason, "traceback": [reason]}
     raw = bytes(raw_header)
     busy = status("busy", request.session, raw)
     idle = status("idle", request.session, raw)

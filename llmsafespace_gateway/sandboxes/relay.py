@@ -96,9 +96,10 @@ _error = msgspec.json.Decoder(Error)
 class Relay:
     """One client on one kernel.
 
-    `allowed(channel, msg_type)` says what the client may send. `note(state)` hears the kernel's execution
-    states. `why_gone()` is asked when the agent's stream was lost: why the kernel is no more, or None when
-    it should still be there.
+    `allowed(channel, msg_type)` says what the client may send. `executing(msg_id, allowed)` hears of each
+    execute_request, and answers why it is refused although it is allowed (too many). `note(state)` hears the
+    kernel's execution states. `why_gone()` is asked when the agent's stream was lost: why the kernel is no
+    more, or None when it should still be there.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Relay:
         *,
         allowed: Callable[[str, str], bool],
         note: Callable[[str], None],
+        executing: Callable[[str, bool], str | None] = lambda msg_id, allowed: None,
         why_gone: Callable[[], Awaitable[str | None]],
     ) -> None:
         self._agent = agent
@@ -118,6 +120,7 @@ class Relay:
         self._codec = codec
         self._session = session
         self._allowed = allowed
+        self._executing = executing
         self._note = note
         self._why_gone = why_gone
         self._loop = asyncio.get_running_loop()
@@ -257,8 +260,10 @@ class Relay:
         except BadKernelMessage as error:
             self.end(CloseCode.GARBAGE, str(error))
             return None
-        if channel == "iopub" or not self._allowed(channel, header.msg_type):
-            self._refuse(channel, header, raw_header)
+        allowed = channel != "iopub" and self._allowed(channel, header.msg_type)
+        refused = self._executing(header.msg_id, allowed) if header.msg_type == "execute_request" else None
+        if not allowed or refused is not None:
+            self._refuse(channel, header, raw_header, refused)
             return None
         try:
             self._agent.send(FrameKind.KERNEL, v1)
@@ -266,7 +271,13 @@ class Relay:
             self.end(CloseCode.TOO_BIG, str(error))
         return None if self._agent.writable else self._agent.drain()
 
-    def _refuse(self, channel: str, header: Header, raw_header: bytes | memoryview) -> None:
+    def _refuse(
+        self, channel: str, header: Header, raw_header: bytes | memoryview, too_many: str | None
+    ) -> None:
+        if too_many is not None:
+            for answer in notices.refusal(channel, header, raw_header, too_many, "RateLimited"):
+                self._say(answer)
+            return
         where = f"{header.msg_type[:80]} on the {channel} channel"
         reason = (
             f"clients do not send {where}"

@@ -1,0 +1,181 @@
+"""Every execution, through any door, is one row of the audit log and one count; so are refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Gateway, make_gateway
+from tests.security.conftest import World
+from tests.security.sockets import SUBPROTOCOLS, channels, stream
+from tests.security.support import Client, Operator, Person, in_rest_shape
+
+CODE = {
+    "code": "1",
+    "silent": False,
+    "store_history": False,
+    "user_expressions": {},
+    "allow_stdin": False,
+    "stop_on_error": False,
+}
+DOORS = ["rest", "ndjson", "sse", "stream", *SUBPROTOCOLS]
+
+
+def _rows(admin: Any, execution: str) -> list[dict[str, Any]]:
+    items = admin.made("GET", "/api/v1/audit?action=sandbox.execute&limit=1000")["items"]
+    return [row for row in items if row["details"].get("execution") == execution]
+
+
+def _counted(url: str) -> dict[tuple[str, str], float]:
+    text = httpx.get(f"{url}/metrics").text
+    found = re.findall(r'llmsafespace_execution_requests_total{door="(\w+)",outcome="(\w+)"} (\S+)', text)
+    return {(door, outcome): float(count) for door, outcome, count in found}
+
+
+async def _ask(url: str, world: World, person: Person, door: str) -> str:
+    """Ask for an execution through a door; its id."""
+    base, execution = f"/api/v1/sandboxes/{world.tenant.sandbox}", uuid.uuid4().hex
+    if door in ("rest", "ndjson", "sse"):
+        accept = {"rest": "application/json", "ndjson": "application/x-ndjson", "sse": "text/event-stream"}
+        body = {"content": "1", "executionId": execution}
+        headers = {"Accept": accept[door]}
+        await asyncio.to_thread(person.client.post, f"{base}/execute", json=body, headers=headers)
+    elif door == "stream":
+        async with stream(url, world.tenant, person.key) as socket:
+            await socket.send({"type": "execute", "executionId": execution, "content": "1"})
+            while json.loads(await socket.socket.recv())["type"] not in ("execution_complete", "error"):
+                pass
+    else:
+        async with channels(url, world.tenant, person.key, SUBPROTOCOLS[door]) as socket:
+            await socket.answers(await socket.send("execute_request", CODE, msg_id=execution))
+    return execution
+
+
+@pytest.fixture(scope="module")
+def tenant_admin(world: World, operator: Operator) -> Any:
+    return operator.person(world.tenant.name, "admin").client
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_an_execution_is_one_row_and_one_count(
+    door: str, gateway: Any, world: World, tenant_admin: Any
+) -> None:
+    before = sum(_counted(gateway.url).values())
+    execution = await _ask(gateway.url, world, world.tenant.owner, door)
+    assert sum(_counted(gateway.url).values()) - before == 1
+    (row,) = _rows(tenant_admin, execution)
+    assert (row["outcome"], row["target"]) == ("ok", world.tenant.sandbox)
+    assert (row["userId"], row["keyId"]) == (world.tenant.owner.id, world.tenant.owner.key_id)
+
+
+@pytest.mark.parametrize("door", [door for door in DOORS if door not in ("rest", "ndjson", "sse")])
+async def test_a_refused_execution_is_one_row_and_one_count(
+    door: str, gateway: Any, world: World, tenant_admin: Any
+) -> None:
+    """A guest who may only look."""
+    before = sum(_counted(gateway.url).values())
+    execution = await _ask(gateway.url, world, world.guest, door)
+    assert sum(_counted(gateway.url).values()) - before == 1
+    (row,) = _rows(tenant_admin, execution)
+    assert (row["outcome"], row["userId"]) == ("forbidden", world.guest.id)
+
+
+def test_refusals_over_rest_are_audited(gateway: Any, world: World, tenant_admin: Any) -> None:
+    """By a scope that is missing, before the body is looked at; and of what is no execution, too."""
+    base = f"/api/v1/sandboxes/{world.tenant.sandbox}"
+    in_rest_shape(world.guest.client.post(f"{base}/execute", json={"content": "1"}), 403)
+    in_rest_shape(world.guest.client.delete(base), 403)
+    items = tenant_admin.made("GET", "/api/v1/audit?outcome=forbidden&limit=1000")["items"]
+    mine = [(row["action"], row["target"]) for row in items if row["userId"] == world.guest.id]
+    assert ("sandbox.execute", world.tenant.sandbox) in mine
+    assert ("DELETE /sandboxes/{sandbox_id}", world.tenant.sandbox) in mine
+
+
+async def test_a_request_that_is_sent_again_is_one_execution(
+    gateway: Any, world: World, tenant_admin: Any
+) -> None:
+    """As the SDK does over a connection that broke."""
+    execution = uuid.uuid4().hex
+    for _ in range(2):
+        durable = SUBPROTOCOLS["durable"]
+        async with channels(gateway.url, world.tenant, world.tenant.owner.key, durable) as socket:
+            await socket.answers(await socket.send("execute_request", CODE, msg_id=execution))
+    assert len(_rows(tenant_admin, execution)) == 1
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Gateway]:
+    """A gateway with a low limit: 20 requests at once, so 100 executions."""
+    with tempfile.TemporaryDirectory(prefix="lsp-") as folder:
+        Path(folder).chmod(0o755)
+        made = make_gateway(Path(folder), rate_limit=1.0, rate_burst=20, warm_pools=[])
+        yield made
+        made.end_all()
+
+
+@pytest.mark.parametrize("subprotocol", SUBPROTOCOLS.values(), ids=list(SUBPROTOCOLS))
+async def test_a_kernel_websocket_is_limited(slow: Gateway, subprotocol: str | None) -> None:
+    """What is over the limit is answered, so that no client waits: an error named RateLimited, then idle."""
+    operator = Operator(slow.url, slow.admin_key)
+    with Client(slow.url, slow.key(f"runner-{uuid.uuid4().hex[:6]}")) as client:
+        box = client.made("POST", "/api/v1/sandboxes", {"runtime": "python"})
+        path = f"/api/kernels/{box['kernelId']}/channels"
+        async with channels_at(slow.url, path, client, subprotocol) as socket:
+            sent = [await socket.send("execute_request", CODE) for _ in range(130)]
+            replies: dict[str, Any] = {}
+            idle: set[str] = set()
+            while len(replies) < len(sent) or len(idle) < len(sent):
+                message = await socket.receive()
+                parent = message["parent_header"].get("msg_id")
+                if message["channel"] == "shell":
+                    assert parent not in replies
+                    replies[parent] = message["content"]
+                elif message["content"].get("execution_state") == "idle":
+                    idle.add(parent)
+        names = [replies[each].get("ename") for each in sent]
+        assert names[:100] == [None] * 100
+        assert names.count("RateLimited") >= 20
+        assert all(replies[each]["status"] == "error" for each in sent[-10:])
+        client.delete(f"/api/v1/sandboxes/{box['id']}")
+    asked = "/api/v1/audit?action=sandbox.execute&outcome=rate_limited&limit=999"
+    refused = operator.admin.made("GET", asked)
+    assert {row["details"]["execution"] for row in refused["items"]} >= set(sent[-10:])
+    operator.close()
+
+
+def channels_at(url: str, path: str, client: Client, subprotocol: str | None) -> Any:
+    """The channels of a kernel that is no tenant's of the world."""
+    import contextlib
+
+    from tests.security.sockets import Channels, dial
+
+    @contextlib.asynccontextmanager
+    async def opened() -> Any:
+        session = uuid.uuid4().hex
+        key = client.headers["Authorization"].removeprefix("Bearer ")
+        socket = await dial(url, path, key, subprotocol=subprotocol, query=f"?session_id={session}")
+        try:
+            yield Channels(socket, session)
+        finally:
+            await socket.close()
+
+    return opened()
+
+
+def test_the_default_limit_lets_a_thousand_cells_pass() -> None:
+    from llmsafespace_gateway.access.rates import RateLimits
+    from llmsafespace_gateway.app import GatewayApp
+
+    app = GatewayApp()
+    limits = RateLimits(app.rate_limit, app.rate_burst)
+    for _ in range(1000):
+        limits.execution("k")
