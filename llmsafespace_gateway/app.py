@@ -13,6 +13,7 @@ import uvloop
 from jupyter_core.application import JupyterApp
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode, default
 
+from llmsafespace_agent.wire.memory import keep_freed_memory
 from llmsafespace_gateway import configuration, logs, wiring
 from llmsafespace_gateway.access import commands as key_commands
 from llmsafespace_gateway.configuration import CommaSeparated
@@ -215,6 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["keys"]:
         raise SystemExit(key_commands.main(arguments[1:]))
+    keep_freed_memory()
     GatewayApp.launch_instance(argv=arguments)
 
 

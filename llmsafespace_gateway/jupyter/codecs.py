@@ -77,12 +77,18 @@ class LegacyCodec:
     """No subprotocol: JSON text frames; binary frames for messages that have buffers, and for no others."""
 
     def to_client(self, body: bytes) -> tuple[int, bytes | memoryview]:
-        """The JSON text, joined from parts that are JSON already. Raises BadKernelMessage."""
+        """The JSON text, joined from parts that are JSON already. Raises BadKernelMessage.
+
+        The content comes first: were it no JSON but text that adds members to the object, those of the same
+        names that follow would take their place. So a kernel cannot forge the agent's metadata here.
+        """
         channel, parts = unpack(memoryview(body)[_SEQ:])
         header = header_of(parts[0])
         text = b"".join(
             (
-                b'{"header":',
+                b'{"content":',
+                parts[3],
+                b',"header":',
                 parts[0],
                 b',"msg_id":',
                 _encode(header.msg_id),
@@ -92,8 +98,6 @@ class LegacyCodec:
                 parts[1],
                 b',"metadata":',
                 parts[2],
-                b',"content":',
-                parts[3],
                 b',"channel":"',
                 channel.encode(),
                 b'","buffers":[]}' if len(parts) == 4 else b'"}',

@@ -42,6 +42,8 @@ _LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
 _AFTER = Query("after", "the sequence number after which to go on", "integer", 0, 0)
 _encode = msgspec.json.Encoder().encode
 _MAX_SOURCE = 8 * 1024 * 1024
+_BLANKS = bytes.maketrans(b"\r\n", b"  ")
+_LINE_ENDS = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
 
 
 def wants_stream(call: RestHandler) -> str | None:
@@ -93,11 +95,25 @@ async def _pieces(call: RestHandler, run: runs.Run, kind: str) -> AsyncGenerator
 
 def encode_event(event: Event, kind: str) -> bytes:
     """One event as a line of NDJSON or a server-sent event whose id is its sequence number."""
-    body: bytes = _encode(event)
+    body = _one_line(_encode(event))
     if kind == NDJSON:
         return body + b"\n"
     name = type(event).__struct_config__.tag
-    return f"id: {event.seq}\nevent: {name}\ndata: ".encode() + body.replace(b"\n", b" ") + b"\n\n"
+    return f"id: {event.seq}\nevent: {name}\ndata: ".encode() + body + b"\n\n"
+
+
+def _one_line(body: bytes) -> bytes:
+    """JSON without anything at which some reader ends a line: else a kernel could write events of its own.
+
+    Rich output is embedded as the kernel wrote it, with newlines between its tokens if it likes, and some
+    characters beyond ASCII end a line for some readers.
+    """
+    if b"\n" in body or b"\r" in body:
+        body = body.translate(_BLANKS)
+    if not body.isascii():
+        for character, escape in _LINE_ENDS:
+            body = body.replace(character, escape)
+    return body
 
 
 async def execute(call: RestHandler) -> ExecutionAnswer | None:

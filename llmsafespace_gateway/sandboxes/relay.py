@@ -236,7 +236,8 @@ class Relay:
             parent = bytes(unpack(memoryview(body)[_SEQ:])[1][1])
         except BadKernelMessage:
             parent = b"{}"
-        lost = f"[{missed} messages were lost here: more output than the sandbox keeps for a slow reader]\n"
+        why = "too large, or more than the sandbox keeps for a slow reader"
+        lost = f"[{missed} messages were lost here: {why}]\n"
         self._say(notices.stderr(lost, self._session, parent))
 
     def _say(self, message: bytes) -> None:

@@ -28,6 +28,7 @@ BASE_PACKAGES = (  # what kernels and package installation need; the configurati
     'ipykernel>=7; python_version >= "3.10"',
     'ipykernel>=6.29; python_version < "3.10"',
     "matplotlib-inline",
+    "orjson",  # jupyter_client's messages, see the kernel's packing
     "pip",
 )
 DEFAULT_PACKAGES = ("numpy", "pandas", "matplotlib")

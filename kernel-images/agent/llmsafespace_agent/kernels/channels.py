@@ -3,12 +3,17 @@
 The ZMQ descriptor is edge-triggered (zmq_getsockopt(3), ZMQ_FD): after every read of EVENTS, and that is
 after every send or receive as well, the descriptor may stay silent although messages wait. So whoever
 touched a socket looks at EVENTS again, and drains.
+
+No socket drops messages, so that none may hold many: our own kernels send output only until a number of
+bytes has not been acknowledged (see the launcher's iopub). Acknowledgements go upstream on iopub, which is
+an XSUB for that. Other kernels would not understand them, and have queues of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import struct
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +26,8 @@ DELIMITER = b"<IDS|MSG>"
 PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4}
 _BATCH_MESSAGES = 128
 _BATCH_BYTES = 4 * 1024 * 1024
+_ACK = b"\x02"
+_ACK_EVERY = 512 * 1024  # bytes
 
 Receive = Callable[[str, list[bytes]], None]
 
@@ -48,9 +55,14 @@ def connection_info(folder: Path) -> dict[str, str | int]:
 
 
 class Channels:
-    """Connected sockets. `receive(channel, parts)` is called on the loop; parts start with the header."""
+    """Connected sockets. `receive(channel, parts)` is called on the loop; parts start with the header.
 
-    def __init__(self, folder: Path, receive: Receive) -> None:
+    `acknowledging`: the kernel is one of ours, and waits for acknowledgements of its output.
+    """
+
+    def __init__(self, folder: Path, receive: Receive, *, acknowledging: bool = False) -> None:
+        self._acknowledging = acknowledging
+        self._taken = self._acknowledged = 0  # bytes of iopub
         self._loop = asyncio.get_running_loop()
         self._receive = receive
         self._again: set[str] = set()
@@ -66,12 +78,12 @@ class Channels:
 
     @staticmethod
     def _open(channel: str, identity: bytes) -> zmq.Socket[bytes]:
-        socket = zmq_context().socket(zmq.SUB if channel == "iopub" else zmq.DEALER)
+        socket = zmq_context().socket(zmq.XSUB if channel == "iopub" else zmq.DEALER)
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = 0
         socket.reconnect_ivl = 5  # milliseconds; a kernel that is not ours may bind after we connect
         if channel == "iopub":
-            socket.subscribe(b"")
+            socket.send(b"\x01")  # subscribes to everything, also after a reconnect
         elif channel == "control":
             socket.routing_id = uuid.uuid4().hex.encode()
         else:
@@ -115,10 +127,20 @@ class Channels:
             except zmq.Again:
                 return
             self._deliver(channel, frames)
-            taken += sum(map(len, frames))
+            size = sum(map(len, frames))
+            taken += size
+            if channel == "iopub":
+                self._acknowledge(socket, size)
             if taken > _BATCH_BYTES:
                 break
         self._schedule(channel)
+
+    def _acknowledge(self, socket: zmq.Socket[bytes], size: int) -> None:
+        """Tell a kernel that waits how much has arrived; the caller reads `socket` again, see above."""
+        self._taken += size
+        if self._acknowledging and self._taken - self._acknowledged >= _ACK_EVERY and not socket.closed:
+            self._acknowledged = self._taken
+            socket.send(_ACK + struct.pack(">Q", self._taken), zmq.NOBLOCK)
 
     def _deliver(self, channel: str, frames: list[bytes]) -> None:
         try:

@@ -61,9 +61,9 @@ class Starter:
         kernel.start_kind = start_kind
         return kernel, connection_file
 
-    def attach(self, kernel: KernelProcess, connection_file: Path) -> None:
-        """Connect the channels."""
-        kernel.attach(Channels(connection_file.parent, kernel.deliver))
+    def attach(self, kernel: KernelProcess, connection_file: Path, *, ours: bool) -> None:
+        """Connect the channels; `ours`: it is a kernel of our launcher."""
+        kernel.attach(Channels(connection_file.parent, kernel.deliver, acknowledging=ours))
 
     def launched(self, kernel: KernelProcess, pid: int) -> None:
         """The kernel has a process: watch it."""
@@ -139,7 +139,7 @@ async def park(
         async with asyncio.timeout(START_TIMEOUT):
             launched((await link.receive())["pid"])
             await link.receive()  # its sockets are bound
-            starter.attach(kernel, connection_file)
+            starter.attach(kernel, connection_file, ours=True)
             await _or_death(kernel, kernel.first_exchange("execute_request", WARM_UP))
     except (LinkClosed, TimeoutError) as error:
         message = f"a {kernel.language} kernel did not start: {error or 'no answer in time'}{log_tail(log)}"
@@ -209,7 +209,7 @@ async def start_foreign(
     if cwd:
         argv = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv]
     starter.launched(kernel, starter.spawn(argv, whole, log))
-    starter.attach(kernel, connection_file)
+    starter.attach(kernel, connection_file, ours=False)
     try:
         async with asyncio.timeout(START_TIMEOUT):
             await _or_death(kernel, kernel.first_exchange("kernel_info_request", {}))

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
 from llmsafespace_agent.kernels.process import KernelProcess
-from llmsafespace_agent.server import messages
+from llmsafespace_agent.server import cleaning, messages
 from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict
 from llmsafespace_agent.server.executions import Execution, Executions
@@ -29,7 +31,7 @@ _DEATH = 5.0  # seconds that a killed process may take to be gone
 _SESSIONS = 1024
 _IN_FLIGHT = 10_000
 _PENDING_BYTES = 64 * 1024 * 1024
-_LARGEST = MAX_FRAME - 8
+_LARGEST_PARTS = MAX_FRAME - 64 * 1024  # the layout of at most a thousand parts comes on top
 _NOBODY = Header()
 _NOBODYS = "nobody"  # in the journal: no session, since the keys of those have a NUL
 
@@ -307,6 +309,8 @@ class Context:
             parent = header_of(parts[1]) if len(parts[1]) > 2 else _NOBODY
         except BadKernelMessage:
             return  # code in the sandbox may write what it likes to its kernel's sockets
+        if not cleaning.is_clean(parts):
+            parts = cleaning.cleaned(parts)
         execution = self.tracker.find(parent.msg_id) if parent.msg_id else None
         to = self._asker(parent)
         if channel == "iopub":
@@ -314,13 +318,30 @@ class Context:
             if head.msg_type == "iopub_welcome":  # says something about the agent's own socket only
                 return
             if head.msg_type == "status":
-                self._status(messages.execution_state(parts[3]), execution)
+                state = messages.execution_state(parts[3])
+                if state not in cleaning.STATES:  # the agent tells of deaths and restarts
+                    return
+                self._status(state, execution)
+            elif head.msg_type == cleaning.TOO_LARGE:
+                told = cleaning.too_large(parts[3])
+                self._dropped(told.msg_type, told.size, parts[1], parent, execution)
+                return
         elif execution is not None and head.msg_type == "execute_reply":
             parts = self.tracker.replied(execution, parts)
         elif execution is not None and head.msg_type == "input_request":
             self._answer_input(parts, execution)
         self._touch()
-        seq = self.journal.append(self._packed(channel, parts), to, parent.msg_id)
+        size = sum(map(len, parts))
+        if size > _LARGEST_PARTS or len(parts) > cleaning.MAX_PARTS:
+            if channel == "iopub":
+                self._dropped(head.msg_type, size, parts[1], parent, execution)
+                return
+            content = {"status": "error", **messages.error_content("MessageTooLarge", _too_large(size))}
+            parts = [*parts[:3], msgspec.json.encode(content)]
+        self._record(pack(channel, parts), to, parent.msg_id, execution)
+
+    def _record(self, body: bytes, to: str, about: str, execution: Execution | None) -> None:
+        seq = self.journal.append(body, to, about)
         if execution is not None:
             execution.noted(seq)
             self.tracker.settle(execution)
@@ -333,6 +354,15 @@ class Context:
         """The session that a message is for which answers `parent`: nobody's where that was not sent here."""
         principal = self._requests.principal(parent.msg_id)
         return session_key(principal, parent.session) if principal is not None else _NOBODYS
+
+    def _dropped(
+        self, what: str, size: int, parent: bytes, head: Header, execution: Execution | None
+    ) -> None:
+        """A message that nobody can pass on: an entry without a body counts it, an error output says so."""
+        text = f"{what[:80]}: {_too_large(size)}"
+        error = messages.message("error", messages.error_content("MessageTooLarge", text), parent)
+        self._record(b"", "", head.msg_id, execution)
+        self._record(pack("iopub", error), "", head.msg_id, execution)
 
     def _answer_input(self, parts: Parts, execution: Execution) -> None:
         if execution.stdin is not None and self._kernel is not None:
@@ -347,16 +377,6 @@ class Context:
                 self.tracker.busy(execution)
             elif state == "idle":
                 self.tracker.idle(execution)
-
-    def _packed(self, channel: str, parts: Parts) -> bytes:
-        body = pack(channel, parts)
-        if len(body) <= _LARGEST:
-            return body
-        text = f"[a message of {len(body)} bytes was dropped: the limit is {_LARGEST} bytes]\n"
-        if channel == "iopub":
-            return pack("iopub", messages.message("stream", {"name": "stderr", "text": text}, parts[1]))
-        content = {"status": "error", **messages.error_content("MessageTooLarge", text)}
-        return pack(channel, [parts[0], parts[1], parts[2], messages.message("", content)[3]])
 
     def _exited(self, kernel: KernelProcess, returncode: int) -> None:
         if kernel is not self._kernel:
@@ -436,6 +456,14 @@ class Context:
     def _touch(self) -> None:
         self._last = time.time()
         self._watcher.activity()
+
+
+def _too_large(size: int) -> str:
+    known = f" of {size} bytes" if size > 0 else ""
+    return (
+        f"a message{known} was not passed on, as it can have at most {_LARGEST_PARTS} bytes and "
+        f"{cleaning.MAX_PARTS - 4} buffers; write large data to a file"
+    )
 
 
 def _mute(kernel: KernelProcess) -> None:

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+from llmsafespace_agent.wire.memory import keep_freed_memory
+
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _MAX_CONFIG = 16 * 1024 * 1024
@@ -17,6 +19,7 @@ BAD_CONFIGURATION = 2
 def main(arguments: list[str] | None = None) -> int:
     """Run an agent; returns its exit code: 0 terminated, 10 expired, 1 failed, 2 bad configuration."""
     _protect()
+    keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         document = _configuration(given)

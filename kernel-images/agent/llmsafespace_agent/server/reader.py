@@ -28,6 +28,7 @@ class Sink(Protocol):
 class Reader:
     """A cursor into `journal` that feeds `stream` through `sink`.
 
+    An entry without a body stands for a message that could not be kept: it is told as a gap of one.
     Only entries that `wanted` accepts are sent. `upto` ends the reading: `on_done` is called once when
     everything up to it was sent. Raises AgentError(conflict) for an `after` beyond the journal's head.
     """
@@ -86,7 +87,13 @@ class Reader:
             return
         self._next += 1
         if self._wanted(entry):
+            self._send(entry)
+
+    def _send(self, entry: Entry) -> None:
+        if entry.body:
             self._sink.entry(entry)
+        else:
+            self._sink.gap(1, entry.seq + 1)
 
     def _pump(self) -> None:
         if self._waiting or self._stopped:
@@ -119,7 +126,7 @@ class Reader:
         entry = self._journal.read(self._next)
         self._next += 1
         if entry is not None and self._wanted(entry):
-            self._sink.entry(entry)
+            self._send(entry)
         return entry or Entry(self._next, "", "", b"")
 
     def _take_replay(self) -> Entry:
@@ -134,7 +141,7 @@ class Reader:
         entry = self._journal.read(first)
         self._replays[0] = (first + 1, end, wanted)
         if entry is not None and wanted(entry):
-            self._sink.entry(entry)
+            self._send(entry)
         return entry or Entry(first, "", "", b"")
 
     def _check_done(self) -> None:

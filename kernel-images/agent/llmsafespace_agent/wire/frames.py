@@ -1,6 +1,10 @@
 """Length-prefixed frames over one byte stream (a unix socket, or TLS over TCP).
 
 A frame is `u32 length (big-endian) | u8 kind | body`; length counts the body only.
+
+Bulk is copied as seldom as can be: the socket reads into one buffer that all streams of a thread share, and
+frames are parsed there before anything else happens; the rest of a large body is read straight into the
+bytearray that becomes the body. Large bodies are written by themselves, without a join.
 """
 
 from __future__ import annotations
@@ -8,12 +12,27 @@ from __future__ import annotations
 import asyncio
 import enum
 import struct
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 MAX_FRAME = 64 * 1024 * 1024
 _HEAD = struct.Struct(">IB")
 _HIGH_WATER = 256 * 1024
+_SHARED = 256 * 1024  # bytes of the buffer that is read into
+_LARGE = 64 * 1024  # bytes of a body from which a copy costs more than a further call
+_TRUSTED = 2 * 1024 * 1024  # bytes that a peer's word alone makes us reserve
+
+
+class _Shared(threading.local):
+    """The read buffer of a thread: what is read is parsed before its loop does anything else."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_SHARED))
+
+
+_shared = _Shared()
 
 
 class FrameKind(enum.IntEnum):
@@ -29,17 +48,22 @@ class FrameError(Exception):
     """The peer broke the frame format; the connection cannot go on."""
 
 
-class FrameStream(asyncio.Protocol):
+class FrameStream(asyncio.BufferedProtocol):
     """One connection that carries frames.
 
     `on_frame(kind, body)` is called on the event loop for each whole frame, in order; it must not block.
+    Bodies are bytes; a large one of a kernel message is a bytearray that nobody else uses.
     Before it is set, and after `hold()`, frames wait unread in the socket, so that the peer slows down.
     `on_close(error)` is called once, when the connection has ended.
     """
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self._max_frame = max_frame
-        self._buffer = bytearray()
+        self._rest = b""  # was read and is not parsed yet
+        self._whole: deque[tuple[int, bytes]] = deque()  # came while the stream was held
+        self._kind = 0
+        self._body: bytearray | None = None  # of a large frame that is being read
+        self._filled = self._length = 0
         self._transport: asyncio.Transport | None = None
         self._on_frame: Callable[[int, bytes], None] | None = None
         self.on_close: Callable[[Exception | None], None] | None = None
@@ -69,7 +93,7 @@ class FrameStream(asyncio.Protocol):
             self._held = False
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
-            self._parse()
+            self._again()
 
     async def next_frame(self) -> tuple[int, bytes]:
         """The next frame alone; the stream is held again afterwards.
@@ -105,7 +129,13 @@ class FrameStream(asyncio.Protocol):
         length = sum(len(part) for part in parts)
         if length > self._max_frame:
             raise FrameError(f"a frame of {length} bytes is over the limit of {self._max_frame}")
-        transport.write(b"".join((_HEAD.pack(length, kind), *parts)))
+        head = _HEAD.pack(length, kind)
+        if length <= _LARGE:
+            transport.write(b"".join((head, *parts)))
+            return
+        *first, last = parts
+        transport.write(b"".join((head, *first)))
+        transport.write(last)
 
     async def drain(self) -> None:
         """Wait until the peer has taken enough of what was sent, or the connection has ended."""
@@ -150,9 +180,26 @@ class FrameStream(asyncio.Protocol):
         if self._held:
             self._transport.pause_reading()
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        self._parse()
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._body is not None:
+            return memoryview(self._body)[self._filled :]
+        return _shared.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._body is None:
+            read = _shared.view[:nbytes]
+            self._rest = self._parse(self._rest + read if self._rest else read)
+            return
+        self._filled += nbytes
+        if self._filled < len(self._body):
+            return
+        if self._filled < self._length:  # the peer means it: room for all of it
+            whole = bytearray(self._length)
+            whole[: self._filled] = self._body
+            self._body = whole
+            return
+        body, self._body = self._body, None
+        self._deliver(self._kind, cast(bytes, body) if self._kind == FrameKind.KERNEL else bytes(body))
 
     def eof_received(self) -> bool:
         return False
@@ -169,25 +216,48 @@ class FrameStream(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def _parse(self) -> None:
-        if self._parsing:  # a callback released the stream: the loop below goes on by itself
+    def _deliver(self, kind: int, body: bytes) -> None:
+        if self._held or self._on_frame is None or self._whole:
+            self._whole.append((kind, body))
+        else:
+            self._on_frame(kind, body)
+
+    def _again(self) -> None:
+        """Hand out what came before the stream was released."""
+        if self._parsing:  # a callback released the stream: whoever called it goes on by itself
             return
+        while self._whole and not self._held and self._on_frame is not None:
+            self._on_frame(*self._whole.popleft())
+        if self._rest and not self._whole:
+            rest, self._rest = self._rest, b""
+            self._rest = self._parse(rest)
+
+    def _parse(self, data: bytes | memoryview) -> bytes:
+        """Hand out the whole frames in `data`; returns what is left of it."""
         self._parsing = True
-        buffer = self._buffer
+        view = memoryview(data)
         start = 0
         try:
-            while not self._held and self._on_frame is not None and len(buffer) - start >= _HEAD.size:
-                length, kind = _HEAD.unpack_from(buffer, start)
+            while not self._held and self._on_frame is not None and len(view) - start >= _HEAD.size:
+                length, kind = _HEAD.unpack_from(view, start)
                 if length > self._max_frame:
                     self.abort()
+                    return b""
+                begin, end = start + _HEAD.size, start + _HEAD.size + length
+                if end <= len(view):
+                    start = end
+                    self._on_frame(kind, bytes(view[begin:end]))
+                elif length > _LARGE:
+                    self._begin(kind, length, view[begin:])
+                    return b""
+                else:
                     break
-                end = start + _HEAD.size + length
-                if len(buffer) < end:
-                    break
-                with memoryview(buffer) as view:
-                    body = bytes(view[start + _HEAD.size : end])
-                start = end
-                self._on_frame(kind, body)
         finally:
-            del buffer[:start]
             self._parsing = False
+        return bytes(view[start:])
+
+    def _begin(self, kind: int, length: int, read: memoryview) -> None:
+        """Read the rest of a large body straight into its place."""
+        self._kind, self._length, self._filled = kind, length, len(read)
+        self._body = bytearray(min(length, _TRUSTED))
+        self._body[: len(read)] = read

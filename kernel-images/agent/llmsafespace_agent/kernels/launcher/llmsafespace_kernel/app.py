@@ -16,9 +16,10 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
-from .streams import IOPub
+from .iopub import IOPub
 
 _OUT = f"{__package__}.streams.Out"
+_PACK = f"{__package__}.packing.pack"
 _KERNELS = {"python": ".python_kernel:PythonKernel", "bash": ".bash_kernel:BashKernel"}
 
 
@@ -36,7 +37,7 @@ class SandboxKernelApp(IPKernelApp):
     def init_iopub(self, context: Any) -> None:
         socket = context.socket(zmq.XPUB)
         socket.linger = 1000
-        socket.sndhwm = 0  # else messages beyond 1,000 waiting ones are dropped
+        socket.sndhwm = 0  # else messages are dropped; the IOPub has a limit of its own, in bytes
         self.iopub_port = self._bind_socket(socket, self.iopub_port)
         self.configure_tornado_logger()
         self.iopub_thread = IOPub(socket, os.path.dirname(self.abs_connection_file))
@@ -105,7 +106,7 @@ def decide_debugger(wanted: bool) -> None:
 
 def import_ahead() -> None:
     """Import what children use, so that they share it."""
-    for name in (".python_kernel", ".bash_kernel", ".child"):
+    for name in (".python_kernel", ".bash_kernel", ".child", ".packing"):
         importlib.import_module(name, __package__)
     for name in ("IPython.core.completerlib", "IPython.core.magics", "jedi", "pdb"):
         _try_import(name)
@@ -136,5 +137,7 @@ def _config() -> Config:
     config = Config()
     config.HistoryManager.enabled = False
     config.IPKernelApp.outstream_class = _OUT
+    config.Session.packer = _PACK
+    config.Session.unpacker = "json"  # orjson reads big integers as floats
     config.Kernel._execute_sleep = 0.0  # streams are complete when they are flushed
     return config

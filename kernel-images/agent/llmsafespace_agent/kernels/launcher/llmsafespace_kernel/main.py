@@ -6,11 +6,13 @@ import os
 import socket
 
 from .link import Link
+from .memory import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
     """`template FD` serves fork requests until the agent closes FD; `kernel FD` is one kernel."""
     mode, descriptor = arguments
+    keep_freed_memory()
     os.environ.pop("JPY_PARENT_PID", None)  # else ipykernel would end with the process that it names
     link = Link(socket.socket(fileno=int(descriptor)))
     os.set_inheritable(link.fileno(), False)

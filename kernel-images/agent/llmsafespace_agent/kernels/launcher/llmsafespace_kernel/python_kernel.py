@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
+from traitlets import Type
+
+from .shell import Shell
 
 
 class PythonKernel(IPythonKernel):
@@ -19,6 +22,7 @@ class PythonKernel(IPythonKernel):
     prepared waits for the cell. Raised earlier it would end the request without any reply.
     """
 
+    shell_class = Type(Shell)
     _in_cell = False
     _interrupted_early = False
 

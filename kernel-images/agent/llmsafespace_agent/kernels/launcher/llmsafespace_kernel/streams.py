@@ -1,94 +1,28 @@
-"""IOPub without loss and without detours: no high-water mark, no thread between a message and its socket."""
+"""stdout and stderr of a kernel: complete, in messages of less than 1 MiB, no faster than the agent."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import os
+import re
 import select
 import threading
-import weakref
 from collections import deque
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
-import zmq
-from ipykernel.iostream import IOPubThread, OutStream
-from zmq.backend import Socket as BackendSocket
-from zmq.eventloop.zmqstream import ZMQStream
+from ipykernel.control import CONTROL_THREAD_NAME
+from ipykernel.iostream import OutStream
 
+from .forks import renewed_in_forks
+
+CHUNK = 160 * 1024  # bytes of text in one message; JSON writes at most six for one, which is less than 1 MiB
+_PIECE = CHUNK // 4  # characters of UTF-8 have at most four bytes
+_MANY = 16_384  # pieces that may wait however short they are
 _PIPE_CAPACITY = 65536
-_LAST_WORDS = 3.0  # seconds that the agent may take to read what an ending kernel has sent
-
-
-class IOPub(IOPubThread):
-    """The socket is used under a lock by whoever has something to say; the thread keeps only timers.
-
-    ipykernel hands each message to the thread, which costs two thread switches a message. A lock is
-    enough, as libzmq allows a socket to move between threads, and a socket without a high-water mark
-    never blocks. The parts are sent by one call into C code: an exception that a signal handler raises
-    (KeyboardInterrupt, or the user's own for SIGALRM) cannot tear a message apart.
-    """
-
-    def __init__(self, socket: Any, folder: str) -> None:
-        self._folder = folder
-        self._send_lock = threading.Lock()
-        self._send_part = partial(BackendSocket.send, socket)
-        super().__init__(socket, pipe=True)
-        _forked(self, "_send_lock", threading.Lock)
-
-    def _setup_xpub_listener(self) -> None:
-        """The one subscriber is the agent, and `wait_for_subscriber` has seen it."""
-
-    def wait_for_subscriber(self, timeout: float) -> None:
-        """Block until the agent's subscription is here, so that not even the first message is lost."""
-        if not self.socket.poll(int(timeout * 1000)):
-            raise TimeoutError("the agent has not subscribed to iopub")
-        self.socket.recv()
-
-    def _setup_pipe_in(self) -> None:
-        """Output of forked children comes in by ipc, not by a TCP port."""
-        self._pipe_uuid = os.urandom(16)
-        pipe_in = self.socket.context.socket(zmq.PULL)
-        pipe_in.linger = 0
-        pipe_in.rcvhwm = 0
-        pipe_in.bind(self._forked_endpoint)
-        self._pipe_in = ZMQStream(pipe_in, self.io_loop)
-        self._pipe_in.on_recv(self._handle_pipe_msg)
-
-    def _setup_pipe_out(self) -> tuple[Any, Any]:
-        context = zmq.Context()
-        pipe_out = context.socket(zmq.PUSH)
-        pipe_out.linger = 3000
-        pipe_out.connect(self._forked_endpoint)
-        return context, pipe_out
-
-    @property
-    def _forked_endpoint(self) -> str:
-        return f"ipc://{self._folder}/forked"
-
-    def send_multipart(
-        self, msg: Any, flags: int = 0, copy: bool = True, track: bool = False, **_: Any
-    ) -> None:
-        if self._check_mp_mode() or self.closed:
-            self._really_send(msg, flags, copy, track)
-            return
-        last = len(msg) - 1
-        more = flags | zmq.SNDMORE
-        marks = [more] * last + [flags]
-        with self._send_lock:
-            deque(map(self._send_part, msg, marks), 0)
-
-    def finish(self) -> None:
-        """Wait, within limits, until what was sent has left this process. Nothing can be sent afterwards.
-
-        libzmq tells that by the end of the closed socket's monitor.
-        """
-        if self.closed or not self._send_lock.acquire(timeout=_LAST_WORDS):
-            return  # and the lock is kept, so that nobody finds a closed socket
-        ended = self.socket.get_monitor_socket(zmq.EVENT_MONITOR_STOPPED)
-        self.socket.close(linger=int(_LAST_WORDS * 1000))
-        ended.poll(int(_LAST_WORDS * 1000))
+_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 class Out(OutStream):
@@ -96,20 +30,31 @@ class Out(OutStream):
 
     Complete before a reply: `flush` also takes what subprocesses have written to the descriptor so far.
     Text of descriptors is decoded incrementally, so that a character is never cut.
+
+    `_buffers` holds (parent, text, bytes) in the order of writing. Whoever fills it up to a chunk sends it,
+    and waits while the queue to the agent is full (see iopub): a program that prints is slowed down to what
+    the agent takes. A piece leaves `_buffers` in the moment it is sent, so that an interrupt of a `print`
+    that waits neither loses nor repeats what was written before.
     """
 
     flush_interval = 0.05
+    _unsent = 0  # bytes since the last flush
+    _buffers: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._flush_lock = threading.RLock()
         self._pipe_lock = threading.Lock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         super().__init__(*args, **options)
-        _forked(self, "_flush_lock", threading.RLock)
-        _forked(self, "_pipe_lock", threading.Lock)
-        _forked(self, "_buffer_lock", threading.RLock)
+        if not isinstance(self._buffers, deque):
+            self._buffers = deque()
+        renewed_in_forks(self, "_flush_lock", threading.RLock)
+        renewed_in_forks(self, "_pipe_lock", threading.Lock)
+        renewed_in_forks(self, "_buffer_lock", threading.RLock)
+        renewed_in_forks(self, "_buffers", deque)  # what was written before the fork is the kernel's to send
 
     def _setup_stream_redirects(self, name: str) -> None:
+        self._buffers = deque()  # before the watcher's thread begins
         super()._setup_stream_redirects(name)
         os.set_blocking(self._fid, False)
 
@@ -129,26 +74,111 @@ class Out(OutStream):
             if text:
                 self.write(text)
 
+    def write(self, string: str) -> int | None:
+        """Take text. Returns when less than a chunk of it has still to be sent."""
+        if not isinstance(string, str):
+            raise TypeError(f"write() argument must be str, not {type(string)}")
+        if self.echo is not None:
+            with contextlib.suppress(OSError):
+                self.echo.write(string)
+        if self.pub_thread is None:
+            raise ValueError("I/O operation on closed file")
+        parent = self.parent_header
+        for piece in pieces(string) if len(string) > _PIECE else (string,):
+            self._take(parent, piece)
+        return len(string)
+
+    def _take(self, parent: dict[str, Any], text: str) -> None:
+        if not text:
+            return
+        size = len(text)
+        if not text.isascii():
+            text, size = valid(text)
+        with self._buffer_lock:
+            self._buffers.append((parent, text, size))
+            self._unsent += size
+        if self._unsent >= CHUNK or len(self._buffers) >= _MANY or not self._is_master_process():
+            self._flush()  # in a fork each time: it has no thread for later, and may end without a flush
+        else:
+            self._schedule_flush()
+
     def flush(self) -> None:
-        """Send what was written so far, in order; returns when it is handed to the socket."""
+        """Send what was written so far, in order; returns when it is handed to the socket.
+
+        The control thread flushes before each of its replies; it never waits for the queue.
+        """
+        if threading.current_thread().name == CONTROL_THREAD_NAME and self.pub_thread.full:
+            self._schedule_flush()
+            return
         if self._fid is not None and self._is_master_process():
             self._take_pipe()
-        with self._flush_lock:  # a timer's flush may have taken the text and not yet sent it
-            if self._buffers:
-                self._flush()
+        self._flush()
 
     def _flush(self) -> None:
+        if self._flush_lock._is_owned():  # type: ignore[attr-defined]
+            return  # a signal's handler prints while this thread flushes, which goes on with that text
         with self._flush_lock:  # else text of a slower thread would be overtaken
-            super()._flush()
+            self._flush_pending = False
+            if not self._buffers:
+                return
+            try:
+                super()._flush()
+            except BaseException:
+                self._schedule_flush()
+                raise
+
+    def _flush_buffers(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Chunks in order. Each leaves `_buffers` when the IOPub sends it."""
+        while self._buffers and self.pub_thread is not None:
+            self._unsent = 0
+            waiting = deque(tuple(self._buffers))
+            while waiting:
+                parent, text, size = waiting.popleft()
+                texts = [text]
+                while waiting and size + waiting[0][2] <= CHUNK and _same(waiting[0][0], parent):
+                    _, text, more = waiting.popleft()
+                    texts.append(text)
+                    size += more
+                sent = itertools.islice(iter(self._buffers.popleft, None), len(texts))
+                if self._hooks:  # they may keep the message for themselves
+                    deque(sent, 0)
+                self.pub_thread.taking(self.topic, sent)
+                yield parent, "".join(texts)
 
 
-def _forked(owner: Any, attribute: str, make: Any) -> None:
-    """In a forked child (multiprocessing) a lock may be held by a thread that is not there: make it new."""
-    reference = weakref.ref(owner)
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one is other or one == other
 
-    def renew() -> None:
-        alive = reference()
-        if alive is not None:
-            setattr(alive, attribute, make())
 
-    os.register_at_fork(after_in_child=renew)
+def pieces(text: str) -> Iterator[str]:
+    """`text` in pieces of at most a chunk; surrogates that make one character together stay together."""
+    longest = CHUNK if text.isascii() else _PIECE
+    start = 0
+    while start < len(text):
+        end = min(start + longest, len(text))
+        earliest = end - 3
+        while earliest < end < len(text) and _continues(text[end - 1], text[end]):
+            end -= 1
+        yield text[start:end]
+        start = end
+
+
+def _continues(before: str, character: str) -> bool:
+    if "\udc80" <= character <= "\udcbf":  # by surrogateescape a byte that begins no character
+        return True
+    return "\ud800" <= before <= "\udbff" and "\udc00" <= character <= "\udfff"
+
+
+def valid(text: str) -> tuple[str, int]:
+    """`text` as what UTF-8 can say, and its size in bytes.
+
+    Surrogates in pairs are the character that they mean, those of `surrogateescape` the bytes that they stand
+    for, and every other becomes U+FFFD.
+    """
+    try:
+        return text, len(text.encode())
+    except UnicodeEncodeError:
+        paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        data = _LONE.sub("\ufffd", paired).encode("utf-8", "surrogateescape")
+        text = data.decode("utf-8", "replace")
+        return text, len(text.encode())
