@@ -87,6 +87,7 @@ class _Sort(msgspec.Struct):
     seq: int | None = None
 
 
+_encode = msgspec.json.Encoder().encode
 _sort = msgspec.json.Decoder(_Sort)
 _gap = msgspec.json.Decoder(Gap)
 _info = msgspec.json.Decoder(ExecutionInfo)
@@ -329,7 +330,7 @@ class Collected(msgspec.Struct, kw_only=True):
 
 
 async def collect(source: AsyncIterator[Event], limit: int = COLLECT_LIMIT) -> Collected:
-    """All events as one answer of at most about `limit` bytes of output. Raises what `source` raises."""
+    """All events as one answer of at most about `limit` bytes of JSON. Raises what `source` raises."""
     collector = _Collector(limit)
     async for event in source:
         if isinstance(event, End):
@@ -369,8 +370,7 @@ class _Collector:
             if not event.wait:
                 self._apply_clear()
         elif isinstance(event, ErrorEvent):
-            if self._fits(sum(map(len, event.traceback)) + len(event.value)):
-                self._error = event
+            self._set_error(event)
         elif isinstance(event, Missed):
             self._missed += event.missed
 
@@ -386,13 +386,20 @@ class _Collector:
         )
 
     def _add_text(self, stream: type[Event], text: str) -> None:
-        if len(text) > self._left:
-            self._text[stream].append(text[: self._left])
+        size = _json_size(text)
+        if size > self._left:
+            self._text[stream].append(text[: self._left * len(text) // size])
             self._left = 0
             self._truncated = True
             return
-        self._left -= len(text)
+        self._left -= size
         self._text[stream].append(text)
+
+    def _set_error(self, event: ErrorEvent) -> None:
+        """An error is never left out: what does not fit is cut."""
+        if not self._fits(_json_size(event.value) + sum(map(_json_size, event.traceback))):
+            event = msgspec.structs.replace(event, value=event.value[:_MAX_TEXT], traceback=[])
+        self._error = event
 
     def _update(self, event: Update) -> None:
         for result in self._results:
@@ -413,6 +420,11 @@ class _Collector:
             return False
         self._left -= size
         return True
+
+
+def _json_size(text: str) -> int:
+    """Bytes of `text` in JSON: a control character has six."""
+    return len(_encode(text)) - 2
 
 
 def _size(bundle: dict[str, Any]) -> int:
