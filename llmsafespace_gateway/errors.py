@@ -22,6 +22,7 @@ STATUS = {
     "quota_exceeded": 429,
     "internal_error": 500,
     "service_unavailable": 503,
+    "insufficient_storage": 507,
 }
 
 

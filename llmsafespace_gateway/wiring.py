@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from tornado.web import Application
 
-from llmsafespace_gateway import jupyter, rest
+from llmsafespace_gateway import failures, jupyter, rest
 from llmsafespace_gateway.access import Access, local_principal
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes import Runtimes
+from llmsafespace_gateway.data_dir import DataDir
 from llmsafespace_gateway.egress.proxy import Decision, EgressProxy
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.metrics import Metrics
@@ -80,18 +82,27 @@ class Services:
         await self._parts.aclose()
 
 
-def _data_dir(name: str) -> Path:
-    data_dir = Path(name).expanduser().absolute()
-    if not data_dir.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        data_dir.chmod(0o711)
-    return data_dir
+def _own(app: GatewayApp, parts: AsyncExitStack) -> Path:
+    """The data dir, which is this process's until everything else has ended."""
+    where = f"unix socket {app.socket}" if app.socket else f"http://{app.ip}:{app.port}"
+    data_dir = DataDir.take(app.data_dir, where)
+    parts.callback(data_dir.release)
+    return data_dir.path
 
 
 async def build(app: GatewayApp) -> Services:
     """Make and start every part. Raises ApiError with what to do when one cannot."""
+    try:
+        return await _build(app)
+    except (SQLAlchemyError, sqlite3.Error) as error:  # while its rows were read
+        url = stated_url(app.database_url, app.database_url_file)
+        found = sqlite_file(url or sqlite_url(Path(app.data_dir)))
+        raise _no_store(error, Path(found) if found else None) from error
+
+
+async def _build(app: GatewayApp) -> Services:
     async with AsyncExitStack() as parts:
-        data_dir = _data_dir(app.data_dir)
+        data_dir = _own(app, parts)
         url = stated_url(app.database_url, app.database_url_file)
         store = await _store(url or sqlite_url(data_dir))
         parts.push_async_callback(store.close)
@@ -136,9 +147,19 @@ async def _store(url: str) -> Store:
             "invalid --database-url: it must be as sqlite:////path/of/file "
             f"or postgresql://user@host/name ({type(error).__name__})",
         ) from error
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise ApiError("service_unavailable", f"the database cannot be opened: {reason}") from error
+    except RuntimeError as error:  # of a newer gateway
+        raise ApiError("service_unavailable", str(error)) from error
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        found = sqlite_file(url)
+        raise _no_store(error, Path(found) if found else None) from error
+
+
+def _no_store(error: Exception, path: Path | None) -> ApiError:
+    reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    if failures.is_damaged(error):
+        return failures.damaged(path, reason)
+    at = f" {path}" if path is not None else ""
+    return ApiError("service_unavailable", f"the database{at} cannot be opened: {reason}")
 
 
 def _first_key(path: str) -> str | None:

@@ -61,7 +61,7 @@ class Access(Administration):
             await self._ensure_anonymous(self._anonymous)
         for tenant in await users.tenants(self._store):
             self._quotas.set_quota(tenant.id, tenant.quota)
-        for row in await sandboxes.running(self._store):
+        for row in await sandboxes.holdings(self._store):
             self._quotas.rebuild(row)
         self._poller = asyncio.create_task(self._poll())
 

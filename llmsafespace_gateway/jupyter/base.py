@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 from tornado.web import HTTPError, stream_request_body
 
+from llmsafespace_gateway import failures
 from llmsafespace_gateway.access import Access
 from llmsafespace_gateway.access.http import REFUSALS, AuthenticatedHandler
 from llmsafespace_gateway.backends.base import SandboxBackend
@@ -146,6 +147,8 @@ def as_error(status: int, exc_info: Any) -> ApiError:
     error = exc_info[1] if exc_info else None
     if isinstance(error, ApiError):
         return error
+    if (known := failures.explained(error)) is not None:
+        return known
     if isinstance(error, HTTPError):
         status = error.status_code
     if isinstance(error, ConnectionError):

@@ -9,6 +9,7 @@ import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
+from llmsafespace_gateway import failures
 from llmsafespace_gateway.errors import STATUS, ApiError
 from llmsafespace_gateway.logs import request_id
 from llmsafespace_gateway.rest.routing import JSON
@@ -78,6 +79,8 @@ def as_error(status: int, exc_info: Any) -> ApiError:
     error = exc_info[1] if exc_info else None
     if isinstance(error, ApiError):
         return error
+    if (known := failures.explained(error)) is not None:
+        return known
     if isinstance(error, HTTPError):
         status = error.status_code
     if isinstance(error, ConnectionError):

@@ -283,9 +283,19 @@ class RestHandler(Answers):
             self.body = self._decoded(route)
         elif self._body and not route.upload:
             raise ApiError("invalid_request", "body: this request takes none")
-        answer = await route.handle(self)
+        try:
+            answer = await route.handle(self)
+        except (ApiError, ConnectionError) as error:
+            raise await self._honest(error) from error
         if not self._finished and not self._headers_written:
             self._answer(route, answer)
+
+    async def _honest(self, error: ApiError | ConnectionError) -> Exception:
+        """An agent that went away in the middle may have ended with its sandbox: then that is the answer."""
+        sandbox_id = self.path_values.get("sandbox_id")
+        if sandbox_id is None or (isinstance(error, ApiError) and error.code != "service_unavailable"):
+            return error
+        return await self.sandboxes.explained(sandbox_id, error)
 
     def _answer(self, route: Route, answer: Any) -> None:
         if answer is None:

@@ -217,8 +217,8 @@ async def restore_pools(store: Store, backend: SandboxBackend, configured: Seque
             continue
         try:
             await backend.apply_pool(_spec(row))
-        except ApiError as error:
-            log.warning("warm pool %s cannot be filled: %s", row.name, error.message)
+        except (ApiError, msgspec.ValidationError, OSError) as error:
+            log.warning("warm pool %s cannot be filled: %s", row.name, error)
 
 
 def _scripts(scripts: list[PreloadScript]) -> tuple[tuple[str, str], ...]:

@@ -272,6 +272,8 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
             await self._busy.wait()
 
     async def _refuse(self, error: Exception, execution: str | None) -> None:
+        if isinstance(error, ConnectionError) or getattr(error, "code", "") == "service_unavailable":
+            error = await self._sandboxes.explained(self._known.id, error)
         known = as_error(500, (type(error), error, None))
         if known.code == "internal_error":
             log.error("a message could not be served", exc_info=error)

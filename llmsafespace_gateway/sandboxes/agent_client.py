@@ -21,7 +21,7 @@ _MAX_MESSAGE = 2000
 def as_api_error(error: Error) -> ApiError:
     """An agent's refusal as ours. The agent is hostile: only known codes pass, and texts are cut."""
     code = error.code if error.code in STATUS else "service_unavailable"
-    if code in ("unauthorized", "forbidden", "internal_error"):
+    if code in ("unauthorized", "forbidden", "internal_error", "insufficient_storage"):
         code = "service_unavailable"
     return ApiError(code, error.message[:_MAX_MESSAGE], error.details)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from llmsafespace_gateway.errors import ApiError
@@ -23,6 +24,9 @@ _OPTIONS: dict[str, Any] = {
     "json_serializer": lambda value: msgspec.json.encode(value).decode(),
     "json_deserializer": msgspec.json.decode,
 }
+
+
+_LOOKED_THROUGH = 65_536  # pages: 256 MiB, for half a second
 
 
 class Unwritten(msgspec.Struct, frozen=True):
@@ -52,6 +56,7 @@ class Store:
         store = cls(_database(make_url(url)))
         try:
             async with store.write() as connection:
+                await connection.run_sync(_whole)
                 await connection.run_sync(migrate)
         except BaseException:
             await store.close()
@@ -73,6 +78,23 @@ class Store:
         """A connection for reading."""
         async with self._database.connect() as connection:
             yield connection
+
+
+def _whole(connection: Connection) -> None:
+    """Find damage before it is served, in a SQLite file that is not too large to look through at a start.
+
+    Raises DatabaseError as SQLite itself would.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar() or 0
+    if pages > _LOOKED_THROUGH:
+        return
+    said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if said != "ok":
+        error = sqlite3.DatabaseError(f"database disk image is malformed: {said}")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise DatabaseError(None, None, error)
 
 
 def sqlite_url(data_dir: Path) -> str:

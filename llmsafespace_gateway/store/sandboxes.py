@@ -93,6 +93,24 @@ async def running(store: Store) -> list[SandboxRow]:
     return [row for row in rows if row.id not in store.unwritten]
 
 
+class Holding(msgspec.Struct, frozen=True):
+    """Whose a running sandbox is and what it takes: for quotas, and readable whatever else a row holds."""
+
+    id: str
+    tenant: str
+    owner: str
+    cpu: float
+    memory: int
+
+
+async def holdings(store: Store) -> list[Holding]:
+    """What every sandbox takes that has not ended. Unbounded: for a gateway's start."""
+    columns = (sandboxes.c[name] for name in Holding.__struct_fields__)
+    async with store.read() as connection:
+        found = await connection.execute(select(*columns).where(sandboxes.c.state != "ended"))
+        return [Holding(*row) for row in found if row.id not in store.unwritten]
+
+
 async def running_since(store: Store, backend: str) -> dict[str, float]:
     """Since when each sandbox of a backend runs, by its id. Unbounded, but light."""
     wanted = select(sandboxes.c.id, sandboxes.c.created_at).where(

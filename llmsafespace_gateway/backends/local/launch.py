@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import marshal
 import os
 import secrets
@@ -182,6 +183,8 @@ def spawn(python: str, plan: dict[str, Any], inherited: tuple[int, ...]) -> int:
         raise unavailable("the sandbox's keeper did not start in time") from error
     word, _, rest = said.partition(" ")
     if word != "ok":
+        if os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said:
+            raise OSError(errno.ENOSPC, said.strip())
         raise unavailable(f"the sandbox could not be started: {said.strip() or 'its keeper died'}")
     return int(rest)
 

@@ -209,10 +209,10 @@ class Agent:
         self.end("expired", reason)
 
     async def _close(self, end: str, reason: str) -> None:
-        word = "expired" if end == "expired" else "kernel_died"
+        word = "expired" if end == "expired" else "aborted"  # on purpose, by somebody's wish
         self.limits.close()
         self._watchdog.stop()
-        self.commands.end_all(word if end == "expired" else "interrupted")
+        self.commands.end_all(word)
         await asyncio.gather(*(context.close(word, reason) for context in self.contexts))
         await self._connections.close(_LAST_WORDS)
         if self._forwarder is not None:

@@ -13,6 +13,7 @@ from llmsafespace_agent.wire.requests import ExecutionInfo
 
 KEPT = 10_000
 ENAMES = {
+    "aborted": "ExecutionAborted",
     "timeout": "ExecutionTimeout",
     "interrupted": "KeyboardInterrupt",
     "oom": "OutOfMemory",

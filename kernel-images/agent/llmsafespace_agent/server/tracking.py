@@ -135,14 +135,14 @@ class Tracker:
     def kernel_gone(self, end: str, message: str, *, unsent: bool) -> None:
         """The kernel will say nothing more: end what it had, and with `unsent` also what it never got.
 
-        What ran ends with `end`; what was queued never began, which is `kernel_died` (or `expired`).
+        What ran ends with `end`; what was queued never began, which is `kernel_died`, or the sandbox's end.
         """
         for execution in tuple(self._flying.values()):
             if not execution.sent and not unsent:
                 continue
             if execution.status == "running" and execution.stop == "timeout":
                 self.fail(execution, "timeout", timeout_text(execution))
-            elif execution.status == "running" or end == "expired":
+            elif execution.status == "running" or end in ("expired", "aborted"):
                 self.fail(execution, end, message)
             else:
                 self.fail(execution, "kernel_died", f"{message} This execution had not begun.")
