@@ -2,8 +2,8 @@
 
 The lock is the kernel's (flock on the folder itself): it ends with the process, however that dies, and there
 is no file that somebody could delete to get past it. Its descriptor is closed on exec, so that the keepers
-of sandboxes, which outlive the gateway, never hold it. It needs a file system of this machine: over NFS, where
-such locks are only sometimes seen by others, it is refused.
+of sandboxes, which outlive the gateway, never hold it. It needs a file system of this machine: over NFS,
+where such locks are only sometimes seen by others, it may be refused.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ UNSCOPED = {
     "sandboxes.get": "ids that the gateway or its backend names: how a sandbox ended",
     "sandboxes.end": "the backend tells that a sandbox has ended",
     "sandboxes.running": "a gateway's start counts everybody's sandboxes",
+    "sandboxes.holdings": "a gateway's start counts what everybody's sandboxes take",
     "sandboxes.running_since": "compared with what the backend runs",
     "sandboxes.forget_ended": "old rows go, whoever's",
     "users.get": "without a tenant: the operator manages the users of all",
