@@ -222,7 +222,7 @@ def test_a_client_that_leaves_changes_nothing(client: Client, sandbox: str) -> N
 def test_a_killed_gateway_repeats_and_loses_nothing() -> None:
     with tempfile.TemporaryDirectory(prefix="lsp-") as folder:
         Path(folder).chmod(0o755)
-        own = make_gateway(Path(folder), pools=[])
+        own = make_gateway(Path(folder), warm_pools=[])
         try:
             key = own.key("rest-killed")
             with Client(own.url, key) as client:
