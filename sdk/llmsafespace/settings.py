@@ -45,14 +45,18 @@ class Endpoint:
 def explicit_endpoint(api_url: str | None = None, api_key: str | None = None) -> Endpoint | None:
     """The endpoint from arguments and environment; None when neither says anything (embedded mode).
 
-    `unix:///path` names a gateway's unix socket. Raises InvalidRequest for an URL that is none, and
-    AuthenticationError when there is a URL but no key.
+    An argument that is given counts, also when it is empty (a variable that was not set, say): it is refused
+    and never replaced by the environment's, which may be somebody else's. `unix:///path` names a gateway's
+    unix socket. Raises InvalidRequest for an URL that is none, and AuthenticationError when there is a URL
+    but no key, or a key that cannot be one.
     """
-    url = api_url or os.environ.get(URL_VARIABLE) or None
-    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    url = os.environ.get(URL_VARIABLE) or None if api_url is None else api_url
+    key = os.environ.get(KEY_VARIABLE) or None if api_key is None else api_key
     if url is None and key is None:
         return None
-    url = (url or DEFAULT_URL).rstrip("/")
+    url = (DEFAULT_URL if url is None else url).rstrip("/")
+    if key is not None:
+        _check_key(key, KEY_VARIABLE if api_key is None else "api_key")
     if url.startswith("unix://"):
         return Endpoint("http://localhost", key, url.removeprefix("unix://"))
     parts = urlsplit(url)
@@ -61,6 +65,19 @@ def explicit_endpoint(api_url: str | None = None, api_key: str | None = None) ->
     if key is None:
         raise AuthenticationError(f"no API key for {url}: pass api_key=, or set {KEY_VARIABLE}")
     return Endpoint(url, key)
+
+
+def _check_key(key: str, name: str) -> None:
+    """Raises AuthenticationError for what cannot be a key, without showing it."""
+    if not key:
+        raise AuthenticationError(
+            f"{name} is empty: pass an API key, or leave it out to use {KEY_VARIABLE}", code="unauthorized"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise AuthenticationError(
+            f"{name} has characters that no API key has: is there a space or a line break around it?",
+            code="unauthorized",
+        )
 
 
 def require_gateway_package() -> None:

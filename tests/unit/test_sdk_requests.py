@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,44 @@ def test_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
         settings.explicit_endpoint("gw.example", "k")
     monkeypatch.setenv(settings.KEY_VARIABLE, "k")
     assert settings.explicit_endpoint() == settings.Endpoint(settings.DEFAULT_URL, "k")
+
+
+@pytest.mark.parametrize("url", [None, "", "http://gw.example", "unix:///run/x.sock"])
+@pytest.mark.parametrize("key", ["", " ", "lsp_a_b\n", "lsp a", "schlüssel"])
+def test_an_argument_that_is_given_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, key: str
+) -> None:
+    """Not even by the environment, whose key may be somebody else's; and the message does not show it."""
+    monkeypatch.setenv(settings.KEY_VARIABLE, "lsp_other")
+    monkeypatch.setenv(settings.URL_VARIABLE, "https://other.example")
+    with pytest.raises(errors.AuthenticationError, match="api_key") as raised:
+        settings.explicit_endpoint(url, key)
+    assert "lsp" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["", "/", "unix", "http://"])
+def test_an_empty_url_is_not_replaced(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv(settings.URL_VARIABLE, "https://other.example")
+    with pytest.raises(errors.InvalidRequest, match="not the URL"):
+        settings.explicit_endpoint(url, "key")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: llmsafespace.Sandbox(api_key=""),
+        lambda: llmsafespace.Sandbox.connect("sb-x", api_key=""),
+        lambda: llmsafespace.Sandbox.list(api_key=""),
+        lambda: llmsafespace.WarmPool("p", api_key=""),
+        lambda: llmsafespace.list_warm_pools(api_key=""),
+        lambda: llmsafespace.get_warm_pool("p", api_key=""),
+    ],
+    ids=["Sandbox", "connect", "list", "WarmPool", "list_warm_pools", "get_warm_pool"],
+)
+def test_every_door_refuses_an_empty_key(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    monkeypatch.setenv(settings.KEY_VARIABLE, "lsp_other")
+    with pytest.raises(errors.AuthenticationError, match="api_key is empty"):
+        call()
 
 
 def test_without_a_gateway_the_message_names_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:

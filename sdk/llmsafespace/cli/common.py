@@ -61,6 +61,7 @@ def add_creation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env", type=pair, action="append", default=[], metavar="NAME=VALUE", help="an environment variable"
     )
+    parser.add_argument("--warm-pool", metavar="NAME", help="take it from this warm pool")
     parser.add_argument(
         "--package", action="append", default=[], metavar="NAME", help="a package to install first"
     )
@@ -73,6 +74,7 @@ def creation(options: argparse.Namespace) -> dict[str, Any]:
         "timeout": options.timeout,
         "env": dict(options.env),
         "packages": list(options.package),
+        "warm_pool": options.warm_pool,
         **where(options),
     }
 
