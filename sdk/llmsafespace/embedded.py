@@ -1,4 +1,13 @@
-"""A private gateway for this process: on a unix socket, without keys, gone when the process is."""
+"""A private gateway for this process: on a unix socket, without keys, gone when the process is.
+
+Its folder holds its data, its socket and a lock, which this process and the gateway share: whoever gets the
+lock knows that both are dead. Nothing that lives is left behind, whoever is killed:
+
+* the gateway: it is started again on the same data and socket, adopts its sandboxes, and clients go on;
+* this process: the gateway's standard input ends, and it ends its sandboxes;
+* both: the sandboxes live on until the next private gateway of this user is started. It finds the folder
+  (`sweep`), has a gateway end what is in it, and only then removes it.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +15,27 @@ import atexit
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from pathlib import Path
 
 from llmsafespace.errors import GatewayUnavailable
 from llmsafespace.settings import Endpoint
 
+log = logging.getLogger("llmsafespace")
 _PREFIX = "llmsafespace-"
 _LOCK = "lock"
 _STOP_TIMEOUT = 20.0  # seconds for the private gateway to end its sandboxes
+_END_TIMEOUT = 60.0  # seconds for another one to end those that a killed one left
+_LIVED = 10.0  # seconds after which a gateway that ends is not one that cannot start
+_MOST_RESTARTS = 3  # in a row, of gateways that did not live for so long
 
 
 class EmbeddedGateway:
@@ -30,15 +45,20 @@ class EmbeddedGateway:
         self.pid = os.getpid()
         # Short, since a unix socket's path may have some 100 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Held by this process and by the gateway: whoever gets the lock knows that both are dead.
         self._lock = os.open(self.folder / "new", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         (self.folder / "new").rename(self.folder / _LOCK)
         self.socket = str(self.folder / "gateway.sock")
         self._told: deque[str] = deque(maxlen=20)
-        arguments = ("--socket", self.socket, "--embedded", "--data-dir", str(self.folder / "data"))
+        self._changing = threading.Lock()  # one thread at a time starts or stops the process
+        self._stopped = self._gone = False
+        self._restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._began = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llmsafespace_gateway", *arguments],
+            command(self.folder, self.socket),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if _shows_progress() else subprocess.PIPE,
@@ -46,67 +66,151 @@ class EmbeddedGateway:
             pass_fds=(self._lock,),
             text=True,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
 
     def wait_ready(self) -> None:
         """Return when it serves. Preparing a runtime for the first time may take minutes.
 
         Raises GatewayUnavailable with its last words when it ends instead.
         """
-        for line in self._process.stdout or ():
+        process = self._process
+        for line in process.stdout or ():
             with contextlib.suppress(ValueError):
                 if json.loads(line).get("ready"):
-                    threading.Thread(target=self._drain, daemon=True).start()
+                    threading.Thread(target=self._keep, args=(process,), daemon=True).start()
                     return
-        code = self._process.wait()
+        code = process.wait()
         raise GatewayUnavailable(
             f"the private gateway did not start (exit status {code}): {' '.join(self._told) or 'see above'}"
         )
 
     @property
     def alive(self) -> bool:
-        """True while the process runs, in the process that started it."""
-        return self.pid == os.getpid() and self._process.poll() is None
+        """True while there is a process, or another one is on its way, in the process that started it."""
+        return self.pid == os.getpid() and not self._stopped
 
     def stop(self) -> None:
         """Close its standard input, wait until it has ended its sandboxes, and remove its folder."""
         if self.pid != os.getpid():
             return
-        if self._process.stdin is not None:
+        self._stopped = True
+        with self._changing:
+            if self._gone:
+                return
+            self._gone = True
+            self._end_process()
+            if end_left(self.folder, self._lock):
+                shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(_STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_TIMEOUT)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
+                os.close(self._lock)
 
-    def _listen(self) -> None:
+    def _end_process(self) -> None:
+        process = self._process
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for end in (process.terminate, process.kill, lambda: None):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT)
+                return
+            end()
+
+    def _keep(self, process: subprocess.Popen[str]) -> None:
+        """Wait for its end; when nobody asked for that, start another one in its place."""
+        for _ in process.stdout or ():
+            pass
+        code = process.wait()
+        with self._changing:
+            if self._stopped or self._process is not process:
+                return
+            lived = time.monotonic() - self._began > _LIVED
+            self._restarts = 0 if lived else self._restarts + 1
+            if self._restarts > _MOST_RESTARTS:
+                log.error("the private gateway ends again and again (exit status %s); it is given up", code)
+                self._stopped = True
+                return
+            log.warning("the private gateway ended with status %s; it is started again", code)
+            self._start()
+        try:
+            self.wait_ready()
+        except GatewayUnavailable as error:
+            log.error("%s", error.message)
+            self._stopped = True
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
         """Keep the last lines of its log, and never let the pipe fill."""
-        for line in self._process.stderr or ():
+        for line in process.stderr or ():
             self._told.append(line.strip())
 
-    def _drain(self) -> None:
-        for _ in self._process.stdout or ():
-            pass
+
+def command(folder: Path, socket: str) -> list[str]:
+    """The command line of a private gateway with its data in this folder."""
+    options = ("--socket", socket, "--embedded", "--data-dir", str(folder / "data"))
+    return [sys.executable, "-m", "llmsafespace_gateway", *options]
+
+
+def end_left(folder: Path, lock: int) -> bool:
+    """End the sandboxes of a killed gateway by another one on its data; True when none is left.
+
+    It takes the living in, and is told to stop as soon as it serves: then it ends them. `lock` is the
+    descriptor of the folder's lock, which it shares, so that nobody removes the folder while it works.
+    """
+    if not has_sandboxes(folder):
+        return True
+    process = subprocess.Popen(
+        command(folder, str(folder / "end.sock")),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(lock,),
+        text=True,
+    )
+    watchdog = threading.Timer(_END_TIMEOUT, process.kill)
+    watchdog.start()
+    try:
+        for line in process.stdout or ():
+            if '"ready"' in line:
+                break
+        process.communicate()  # closes its standard input, and waits
+    finally:
+        watchdog.cancel()
+    if has_sandboxes(folder):
+        log.warning(
+            "sandboxes of a killed private gateway could not be ended (exit status %s): see %s",
+            process.returncode,
+            folder,
+        )
+        return False
+    return True
+
+
+def has_sandboxes(folder: Path) -> bool:
+    """True when there are sandboxes in a private gateway's data; each has a folder until it has ended."""
+    return any((folder / "data" / "sandboxes").glob("*"))
 
 
 def sweep() -> None:
-    """Remove the folders of this user's private gateways whose processes were killed."""
+    """End the sandboxes and remove the folders of this user's private gateways that were killed."""
+    work = []
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
         with contextlib.suppress(OSError):
-            if lock.stat().st_uid != os.getuid():
-                continue
-            handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.stat().st_uid == os.getuid():
+                work.append(threading.Thread(target=_sweep, args=(lock,), daemon=True))
+                work[-1].start()
+    for thread in work:
+        thread.join()
+
+
+def _sweep(lock: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and end_left(lock.parent, handle):
                 shutil.rmtree(lock.parent, ignore_errors=True)
-            finally:
-                os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def _shows_progress() -> bool:
