@@ -133,6 +133,11 @@ class RestHandler(Answers):
         found = await kernels.of_sandbox(self.store, sandbox_id)
         return next((kernel.id for kernel in found if kernel.is_default), None)
 
+    @property
+    def headers_written(self) -> bool:
+        """Whether the answer has begun, so that its head cannot change any more."""
+        return bool(self._headers_written)
+
     def query(self, name: str) -> Any:
         """A query value that the route declares."""
         return self.query_values[name]

@@ -35,7 +35,8 @@ _REASONS = {
 
 def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """The whole document, as JSON types."""
-    types = [kind for route in routes for kind in (route.request, route.response) if kind is not None]
+    named = [kind for route in routes for kind in (route.request, route.response, route.events)]
+    types = [kind for kind in named if kind is not None]
     everything = [*dict.fromkeys(types), EventUnion, ErrorAnswer, StreamRequest, StreamAnswer]
     schemas, components = msgspec.json.schema_components(everything, ref_template=_REF)
     known = dict(zip(everything, schemas, strict=True))
@@ -165,7 +166,7 @@ def _success(route: Route, known: dict[Any, Any]) -> dict[str, Any]:
         elif kind == JSON:
             schema = known[route.response] if route.response is not None else {}
         else:
-            schema = known[EventUnion]
+            schema = known[route.events or EventUnion]
             how = "`data` of each event" if kind == SSE else "each line"
             schema = {**schema, "description": f"{how} is one of these"}
         content[kind] = {"schema": schema}

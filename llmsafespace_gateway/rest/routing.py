@@ -83,6 +83,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     response: Any = None
     status: int = 200
     produces: tuple[str, ...] = (JSON,)
+    events: Any = None  # what each line is where NDJSON is produced; None: an event of an execution
     query: tuple[Query, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
     upload: bool = False

@@ -9,10 +9,12 @@ import msgspec
 from llmsafespace_agent.wire.requests import Empty, Limits, Status
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import conversions
+from llmsafespace_gateway.rest.creation import answered
 from llmsafespace_gateway.rest.executions import context_answer
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import Query, Route
+from llmsafespace_gateway.rest.routing import JSON, NDJSON, Query, Route
 from llmsafespace_gateway.rest.types import (
+    CreateEvent,
     SandboxAnswer,
     SandboxCreate,
     SandboxList,
@@ -53,17 +55,22 @@ async def list_sandboxes(call: RestHandler) -> SandboxList:
     )
 
 
-async def create_sandbox(call: RestHandler) -> SandboxAnswer:
-    """POST /sandboxes."""
+async def create_sandbox(call: RestHandler) -> SandboxAnswer | None:
+    """POST /sandboxes: see `creation.answered`."""
     body: SandboxCreate = call.body
     key = call.request.headers.get("Idempotency-Key")
     if key is not None and _KEY.fullmatch(key) is None:
         raise invalid("header.Idempotency-Key", "expected 1 to 200 printable ASCII characters, no spaces")
     wanted = conversions.create_request(body, key)
     owner = Owner(call.principal.user_id, call.principal.tenant)
+    return await answered(call, _made(call, owner, wanted))
+
+
+async def _made(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> SandboxAnswer:
     known = await call.sandboxes.existing(owner, wanted)
     row = known if known is not None else await _create(call, owner, wanted)
-    call.set_header("Location", f"/api/v1/sandboxes/{row.id}")
+    if not call.headers_written:
+        call.set_header("Location", f"/api/v1/sandboxes/{row.id}")
     return conversions.sandbox_answer(row, await call.default_kernel(row.id))
 
 
@@ -197,6 +204,8 @@ ROUTES = [
         request=SandboxCreate,
         response=SandboxAnswer,
         status=201,
+        produces=(JSON, NDJSON),
+        events=CreateEvent,
         headers=(("Idempotency-Key", "a repeated request with the same key is one sandbox"),),
         max_body=32 * 1024 * 1024,
         errors=(409, 422),

@@ -221,6 +221,21 @@ class SandboxAnswer(Answer, kw_only=True):
     endpoints: Endpoints
 
 
+class ProgressAnswer(Answer, kw_only=True):
+    """What a sandbox that is being made waits for: a CamelCase word, and a sentence for people."""
+
+    reason: str
+    message: str
+
+
+class CreateEvent(Answer, kw_only=True, omit_defaults=True):
+    """One line of the `application/x-ndjson` answer of a create: some `progress`, then one of the others."""
+
+    progress: ProgressAnswer | None = None
+    sandbox: SandboxAnswer | None = None
+    error: ErrorBody | None = None
+
+
 class SandboxList(Answer, kw_only=True):
     """The caller's sandboxes, newest first."""
 

@@ -29,6 +29,7 @@ from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.kube.lease import Leadership
 from llmsafespace_operator.kube.objects import key_of
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.resources import kinds, names
 from llmsafespace_operator.resources.settings import Address, Settings, SettingsError, load, read_key
 from llmsafespace_operator.sandbox.apply import Actions
@@ -98,6 +99,7 @@ class Operator:
             self._informers.runtimes, self._informers.profiles, settings.system_namespace
         )
         self._listed = False
+        self._waiting = Waiting()
         found = self._informers
         self._runtimes = RuntimeReconciler(client, found.runtimes, found.pods, settings)
         self._profiles = ProfileReconciler(client, found.profiles, settings)
@@ -177,7 +179,7 @@ class Operator:
         )
         key = read_key(self._settings.key_file)
         warm_pods = WarmPodReconciler(self._client, caches, self._events, records, self._settings, key)
-        return warm_pods, WarmPoolReconciler(self._client, caches, self._events, records)
+        return warm_pods, WarmPoolReconciler(self._client, caches, self._events, records, self._waiting)
 
     def _of_sandboxes(self) -> SandboxReconciler:
         found = self._informers
@@ -190,10 +192,9 @@ class Operator:
         )
         observer = Observer(self._client, caches, self._catalogue, self._settings)
         claims = Claims(self._client, self._catalogue, found.warm_pods, found.warm_pools)
-        actions = Actions(self._client, caches, observer, claims, self._settings)
-        return SandboxReconciler(
-            caches, observer, actions, self._events, Turns(self._settings.max_cold_starts)
-        )
+        actions = Actions(self._client, caches, observer, claims, self._settings, self._waiting)
+        turns = Turns(self._settings.max_cold_starts)
+        return SandboxReconciler(caches, observer, actions, self._events, turns, self._waiting)
 
 
 async def _serve(settings: Settings) -> None:

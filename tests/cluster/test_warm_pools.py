@@ -20,6 +20,7 @@ from llmsafespace_operator.kube.errors import NotFound
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.kube.wire import WatchEvent
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import (
     POD,
@@ -81,7 +82,7 @@ class Operator:
         )
         self.events = Events(client, "operator")
         records = Records()
-        self.pools = WarmPoolReconciler(client, self.caches, self.events, records)
+        self.pools = WarmPoolReconciler(client, self.caches, self.events, records, Waiting())
         self.pods = WarmPodReconciler(client, self.caches, self.events, records, settings, KEY)
         self.claims = Claims(client, self.catalogue, self.caches.warm_pods, self.caches.warm_pools)
         self.kubelet: Callable[[Pod], dict[str, Any] | None] | None = None
@@ -131,9 +132,9 @@ class Operator:
         assert isinstance(claimed, WarmPod), claimed
         return claimed
 
-    async def condition(self, pool: WarmPool) -> tuple[str, str, str]:
+    async def condition(self, pool: WarmPool, type_: str = "Ready") -> tuple[str, str, str]:
         now = await self.client.get(WARMPOOL, pool.metadata.name, self.namespace)
-        found = [one for one in now.status.conditions if one.type == "Ready"]
+        found = [one for one in now.status.conditions if one.type == type_]
         return (found[0].status, found[0].reason, found[0].message) if found else ("", "", "")
 
     def _play_kubelet(self, old: Pod | None, new: Pod | None) -> None:
@@ -250,11 +251,15 @@ async def test_what_cannot_be_preloaded_is_told(start: Start, environment: str, 
         resources={"memory": "256Mi", "cpu": "100m"},
         preloadPackages=["json", "no_such_package"],
     )
-    await eventually_async(lambda: is_condition(operator, pool, "True", "PreloadFailed", "no_such_package"))
+    await eventually_async(lambda: is_condition(operator, pool, "True", "PoolReady"))
+    words = "no_such_package"
+    await eventually_async(lambda: is_condition(operator, pool, "False", "PreloadFailed", words, "Preloaded"))
 
 
-async def is_condition(operator: Operator, pool: WarmPool, status: str, reason: str, words: str = "") -> bool:
-    found = await operator.condition(pool)
+async def is_condition(
+    operator: Operator, pool: WarmPool, status: str, reason: str, words: str = "", type_: str = "Ready"
+) -> bool:
+    found = await operator.condition(pool, type_)
     assert found[:2] == (status, reason), found
     return words in found[2]
 
@@ -414,7 +419,9 @@ async def test_a_quota_that_is_full_is_said_in_words(
         kubectl.apply, {**quota, "spec": {"hard": {"pods": "1"}}}, namespace=operator.namespace
     )
     pool = await make_pool(operator, environment, minSize=3)
-    await eventually_async(lambda: is_condition(operator, pool, "True", "StartFailed", "exceeded quota"))
+    await eventually_async(lambda: is_condition(operator, pool, "True", "PoolReady"))
+    words = "exceeded quota"
+    await eventually_async(lambda: is_condition(operator, pool, "False", "StartFailed", words, "Filled"))
     assert len(await operator.ready()) == 1
 
 

@@ -14,6 +14,7 @@ from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.base import EgressRule, Resources, SandboxSpec, WarmPoolSpec
 from llmsafespace_gateway.backends.kubernetes import errors, listing, objects, pools
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_operator.claims.profiles import missing_runtime_class
 from llmsafespace_operator.kube.errors import (
     AlreadyExists,
     Forbidden,
@@ -204,10 +205,10 @@ def test_a_profile_without_its_runtime_class_is_in_the_way() -> None:
         )
 
     missing = Condition("Ready", "False", "RuntimeClassNotFound", "there is no RuntimeClass gvisor")
-    assert "there is no RuntimeClass gvisor" in objects.obstacle(profile(missing))
-    assert objects.obstacle(profile(Condition("Ready", "True", "Valid"))) == ""
-    assert objects.obstacle(profile(Condition("Ready", "False", "InvalidCidr"))) == ""
-    assert objects.obstacle(profile()) == objects.obstacle(None) == ""
+    assert "there is no RuntimeClass gvisor" in missing_runtime_class(profile(missing))
+    assert missing_runtime_class(profile(Condition("Ready", "True", "Valid"))) == ""
+    assert missing_runtime_class(profile(Condition("Ready", "False", "InvalidCidr"))) == ""
+    assert missing_runtime_class(profile()) == objects.obstacle(None) == ""
 
 
 def test_isolation_tells_of_the_runtime_class() -> None:

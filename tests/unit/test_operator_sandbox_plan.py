@@ -19,6 +19,7 @@ from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, Kind
 from llmsafespace_operator.resources.kubernetes import (
+    Condition,
     ContainerState,
     ContainerStatus,
     ContainerTerminated,
@@ -463,6 +464,76 @@ def test_old_warm_pod_that_is_not_reached_at_once_is_tried_again() -> None:
     assert isinstance(action, plans.Write)
     assert action.status.end == ""
     assert found.again == SETTINGS.start_timeout
+
+
+def without_node(pod: Pod, message: str = "0/1 nodes are available: 1 Insufficient cpu.") -> Pod:
+    condition = PodCondition("PodScheduled", "False", "Unschedulable", message)
+    return msgspec.structs.replace(pod, status=PodStatus(conditions=[condition]))
+
+
+def on_node(pod: Pod, now: datetime) -> Pod:
+    scheduled = PodCondition("PodScheduled", "True", last_transition_time=now)
+    spec = msgspec.structs.replace(pod.spec, node_name="node")
+    return msgspec.structs.replace(pod, spec=spec, status=PodStatus(conditions=[scheduled]))
+
+
+def observed(world: World) -> Observed:
+    seen = world.observe()
+    assert seen is not None
+    return seen
+
+
+def end_condition(world: World) -> Condition:
+    assert world.sandbox is not None
+    return next(one for one in world.sandbox.status.conditions if one.type == "Ready")
+
+
+def test_a_pod_that_no_node_takes_is_given_up_soon_and_nothing_is_left() -> None:
+    """After scheduleTimeout, with the scheduler's words; until then warm pods give way."""
+    world = gateway_made(warm=False)
+    settle(world, helpful=False)
+    world.pods[OURS] = without_node(world.pods[OURS])
+    found = plan(observed(world))
+    assert any(isinstance(action, plans.GiveWay) for stage in found.stages for action in stage)
+    assert found.again is not None
+    assert found.again <= SETTINGS.schedule_timeout
+    world.carry_out(observed(world))
+    assert end_condition(world).reason == "Unschedulable"
+    world.now += timedelta(seconds=SETTINGS.schedule_timeout)
+    settle(world, helpful=False)
+    assert world.sandbox is not None
+    assert world.sandbox.status.end == "failed"
+    assert "within 15 s" in world.sandbox.status.message
+    assert "Insufficient cpu" in world.sandbox.status.message
+    assert end_condition(world).reason == "Unschedulable"
+    assert not world.pods
+
+
+def test_a_pod_that_no_scheduler_looks_at_is_given_up_as_soon() -> None:
+    world = gateway_made(warm=False)
+    settle(world, helpful=False)
+    found = plan(observed(world))
+    assert not any(isinstance(action, plans.GiveWay) for stage in found.stages for action in stage)
+    world.now += timedelta(seconds=SETTINGS.schedule_timeout)
+    settle(world, helpful=False)
+    assert world.sandbox is not None
+    assert "scheduler" in world.sandbox.status.message
+
+
+def test_a_pod_with_a_node_has_all_of_start_timeout_however_long_it_waited_for_one() -> None:
+    """Where nodes are added on demand."""
+    world = gateway_made(warm=False)
+    settle(world, helpful=False)
+    world.now += timedelta(seconds=SETTINGS.schedule_timeout - 1)
+    world.pods[OURS] = on_node(world.pods[OURS], world.now)
+    world.now += timedelta(seconds=SETTINGS.start_timeout - 1)
+    settle(world, helpful=False)
+    assert world.sandbox is not None
+    assert not world.sandbox.status.end
+    world.now += timedelta(seconds=1)
+    settle(world, helpful=False)
+    assert world.sandbox.status.end == "failed"
+    assert "within 180 s" in world.sandbox.status.message
 
 
 def test_time_without_an_operator_fails_nobody() -> None:

@@ -190,9 +190,14 @@ def test_what_is_claimed_counts_by_itself() -> None:
         (Known(counts=Counts(pending=2), desired=2), False, "Filling"),
         (Known(counts=Counts(2), desired=2, limited=True), True, "AtMaximum"),
         (Known(counts=Counts(), desired=2, trouble="no image"), False, "StartFailed"),
-        (Known(counts=Counts(1), desired=2, trouble="no image"), True, "StartFailed"),
+        (Known(counts=Counts(1), desired=2, trouble="no image"), True, "PoolReady"),
+        (Known(counts=Counts(), desired=2, crowded="no room"), False, "Unschedulable"),
+        (Known(counts=Counts(1), desired=2, crowded="no room"), True, "PoolReady"),
+        (Known(counts=Counts(), desired=2, yielding=True), False, "SandboxesWait"),
+        (Known(counts=Counts(2), desired=2, unavailable="no ruby"), False, "RuntimeUnavailable"),
+        (Known(counts=Counts(), desired=0, unavailable="no ruby"), False, "RuntimeUnavailable"),
         (Known(counts=Counts(), desired=2, unavailable="no ruby"), False, "RuntimeUnavailable"),
-        (Known(counts=Counts(2), desired=2, problems=("no numpy",)), True, "PreloadFailed"),
+        (Known(counts=Counts(2), desired=2, problems=("no numpy",)), True, "PoolReady"),
     ],
 )
 def test_ready_means_that_a_claim_is_served_and_says_what_is_amiss(

@@ -35,7 +35,7 @@ from llmsafespace_gateway.backends.kubernetes.cold import ColdStarts
 from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailable
 from llmsafespace_gateway.backends.kubernetes.pools import Pools
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.claims import agents, grants
+from llmsafespace_operator.claims import agents, grants, profiles
 from llmsafespace_operator.claims.choice import Request, request_of
 from llmsafespace_operator.claims.egress_token import sign
 from llmsafespace_operator.claims.runtimes import Resolved, label
@@ -98,7 +98,7 @@ class KubernetesBackend:
         resolved = self._resolved(spec.runtime)
         wanted = objects.sandbox_spec(spec)
         profile = self._profile(wanted, namespace)
-        if obstacle := objects.obstacle(profile):
+        if obstacle := profiles.missing_runtime_class(profile):
             raise RuntimeUnavailable(obstacle)
         self._egress_token(spec.sandbox_id, _NO_ADDRESS, wanted, profile)  # refused before a pod is taken
         request = request_of(wanted, namespace, resolved.environment, profile)
@@ -246,11 +246,11 @@ class KubernetesBackend:
         return objects.place(sandbox) if sandbox is not None and living else None
 
     async def living(self) -> list[Place]:
-        """See SandboxBackend."""
+        """See SandboxBackend. A cold start that is under way is its gateway's, however long it takes."""
         return [
             objects.place(sandbox)
             for sandbox in self._cluster.sandboxes.items()
-            if names.made_by_gateway(sandbox.metadata.name) and objects.end_of(sandbox) is None
+            if names.made_by_gateway(sandbox.metadata.name) and objects.is_there(sandbox)
         ]
 
     async def strangers(self) -> list[Stranger]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 
 from llmsafespace_gateway.backends.base import SandboxSpec
 from llmsafespace_gateway.backends.kubernetes import objects
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailable
+from llmsafespace_gateway.backends.progress import tell
+from llmsafespace_gateway.errors import ApiError
 from llmsafespace_operator.kube.errors import AlreadyExists, KubeError, Unavailable
-from llmsafespace_operator.resources import types
+from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kinds import SANDBOX
 
 log = logging.getLogger(__name__)
 
-START_LIMIT = 120.0  # seconds
+OPERATOR_LIMIT = 45.0  # seconds for an operator to take a Sandbox up; another one may have to take over first
 _BUSY = 5.0  # seconds after which to ask again
+_CROWDED = 15.0  # the same, when a sandbox must end first
 
 
 async def create(cluster: Cluster, sandbox: types.Sandbox) -> types.Sandbox:
@@ -53,6 +57,7 @@ class ColdStarts:
                 _BUSY,
             )
         self._running += 1
+        tell("Cold", f"a pod is started for it: {reason}")
         try:
             return await self._start(objects.cold_sandbox(spec, namespace, reason))
         finally:
@@ -63,17 +68,33 @@ class ColdStarts:
         try:
             with explained("the sandbox could not be started"):
                 await create(self._cluster, wanted)
-            try:
-                async with asyncio.timeout(START_LIMIT):
-                    found = await self._cluster.sandboxes.wait(name, namespace, _decided)
-            except TimeoutError:
-                found = self._cluster.sandboxes.get(name, namespace)
+            found = await self._decision(name, namespace)
             if found is None or not objects.runs(found):
-                raise unavailable(f"the sandbox could not be started: {_trouble(found)}")
+                raise refusal(found)
             return found
         except BaseException:
             await asyncio.shield(self._remove(name, namespace))
             raise
+
+    async def _decision(self, name: str, namespace: str) -> types.Sandbox | None:
+        """The Sandbox once it runs or has ended: the operator's limits hold, if there is an operator."""
+        settings, clock = self._cluster.settings, asyncio.get_running_loop()
+        longest = settings.schedule_timeout + 2 * settings.start_timeout + OPERATOR_LIMIT
+        said = ""
+        try:
+            async with asyncio.timeout(OPERATOR_LIMIT) as limit:
+                while True:
+                    found = await self._cluster.sandboxes.wait(
+                        name, namespace, functools.partial(_is_news, said)
+                    )
+                    if _decided(found):
+                        return found
+                    if not said:
+                        limit.reschedule(clock.time() + longest)
+                    reason, said = _waits_for(found)
+                    tell(reason, said)
+        except TimeoutError:
+            return self._cluster.sandboxes.get(name, namespace)
 
     async def _remove(self, name: str, namespace: str) -> None:
         try:
@@ -86,12 +107,31 @@ def _decided(sandbox: types.Sandbox | None) -> bool:
     return sandbox is None or objects.runs(sandbox) or objects.end_of(sandbox) is not None
 
 
-def _trouble(sandbox: types.Sandbox | None) -> str:
-    """Why it does not run, in words."""
+def _is_news(said: str, sandbox: types.Sandbox | None) -> bool:
+    return _decided(sandbox) or _waits_for(sandbox)[1] != said
+
+
+def _waits_for(sandbox: types.Sandbox | None) -> tuple[str, str]:
+    """Why it does not run, in the operator's words: one for machines, a sentence; empty at first."""
+    for one in sandbox.status.conditions if sandbox is not None else ():
+        if one.type == "Ready" and one.status == "False":
+            return one.reason, one.message
+    return "", ""
+
+
+def refusal(sandbox: types.Sandbox | None) -> ApiError:
+    """The error for a Sandbox that does not run."""
     if sandbox is None:
-        return "its Sandbox was deleted"
+        return unavailable("the sandbox could not be started: its Sandbox was deleted")
+    reason, said = _waits_for(sandbox)
     ended = objects.end_of(sandbox)
     if ended is not None:
-        return ended.message or f"it ended: {ended.end}"
-    said = [each.message for each in sandbox.status.conditions if each.status == "False" and each.message]
-    return "; ".join(said) or f"nothing was heard of its pod for {START_LIMIT:g} s; does the operator run?"
+        said = ended.message or f"it ended: {ended.end}"
+    elif not said:
+        reason, said = (
+            "NoOperator",
+            f"nothing was heard of it for {OPERATOR_LIMIT:g} s; does the operator run?",
+        )
+    if reason == names.UNSCHEDULABLE:
+        return unavailable(f"there is no room for the sandbox: {said}", _CROWDED, {"reason": reason})
+    return unavailable(f"the sandbox could not be started: {said}", _BUSY, {"reason": reason})

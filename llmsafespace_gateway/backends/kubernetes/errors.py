@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_operator.kube.errors import AlreadyExists, Forbidden, Invalid, KubeError, NotFound
@@ -16,9 +17,9 @@ _CODES: dict[type[KubeError], str] = {
 }
 
 
-def unavailable(message: str, retry_after: float = 1.0) -> ApiError:
+def unavailable(message: str, retry_after: float = 1.0, details: dict[str, Any] | None = None) -> ApiError:
     """The error for a sandbox that cannot be started or reached."""
-    return ApiError("service_unavailable", message, retry_after=retry_after)
+    return ApiError("service_unavailable", message, details, retry_after=retry_after)
 
 
 def as_api_error(error: KubeError, doing: str) -> ApiError:

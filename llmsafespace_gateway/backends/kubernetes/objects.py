@@ -144,6 +144,11 @@ def is_decided(sandbox: types.Sandbox) -> bool:
     return bool(warm_pod_of(sandbox) or sandbox.status.pod_ip or end_of(sandbox))
 
 
+def is_there(sandbox: types.Sandbox) -> bool:
+    """Whether it has a pod that it can be used in, as far as the cluster says."""
+    return end_of(sandbox) is None and bool(warm_pod_of(sandbox) or sandbox.status.pod_ip)
+
+
 def is_stranger(sandbox: types.Sandbox) -> bool:
     """Whether somebody else made it and the operator has bound it."""
     return runs(sandbox) and not names.made_by_gateway(sandbox.metadata.name)
@@ -169,20 +174,12 @@ def has(sandbox: types.Sandbox, pod: types.WarmPod) -> bool:
 
 def place(sandbox: types.Sandbox) -> Place:
     """It, as the gateway's records need it."""
-    born = sandbox.metadata.creation_timestamp
+    born = sandbox.status.start_time or sandbox.metadata.creation_timestamp
     return Place(
         sandbox_id=public_id(sandbox),
         runtime=sandbox.status.runtime or sandbox.spec.runtime,
         started_at=born.timestamp() if born is not None else 0.0,
     )
-
-
-def obstacle(profile: types.SandboxProfile | None) -> str:
-    """Why no pod can be made with a profile, as the operator found; empty when it found nothing."""
-    for one in profile.status.conditions if profile is not None else ():
-        if one.status == "False" and one.reason == names.NO_RUNTIME_CLASS:
-            return f"{one.message}, which this securityLevel needs: ask for another, or have it installed"
-    return ""
 
 
 def is_new_stranger(old: types.Sandbox | None, new: types.Sandbox | None) -> bool:

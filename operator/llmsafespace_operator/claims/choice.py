@@ -115,6 +115,19 @@ def misfit(request: Request, in_use: PoolInUse) -> str | None:
     return None
 
 
+def smaller_than_default(given: PoolResources) -> str:
+    """Why a pool's pods never serve a request that names no resources; empty when they do."""
+    asked = Resources()
+    for name, word in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral_storage", "ephemeralStorage")):
+        offered, wanted = getattr(given, name), getattr(asked, name)
+        if _number(wanted) > _number(offered):
+            return (
+                f"resources.{word} is {offered}, less than the {wanted} that a sandbox gets when its request "
+                "says nothing: only requests for less are served from this pool"
+            )
+    return ""
+
+
 def serves(request: Request, made: WarmPodStatus) -> bool:
     """Whether a pod serves as it was made: its pool may have changed since."""
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.types import ProfileRef, SandboxProfile
 
 
@@ -25,6 +26,14 @@ def profile_of(
     if found is None:
         return f"there is no SandboxProfile {profile_ref.name} in the namespace {namespace}"
     return found
+
+
+def missing_runtime_class(profile: SandboxProfile | None) -> str:
+    """Why no pod can be made with a profile, as the operator found; empty when it found nothing."""
+    for one in profile.status.conditions if profile is not None else ():
+        if one.status == "False" and one.reason == names.NO_RUNTIME_CLASS:
+            return f"{one.message}, which this securityLevel needs: ask for another, or have it installed"
+    return ""
 
 
 def reference(profile: SandboxProfile | None) -> ProfileRef | None:

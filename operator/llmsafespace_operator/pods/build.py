@@ -17,7 +17,7 @@ from llmsafespace_agent.wire.configuration import (
 )
 from llmsafespace_operator.pods.volumes import Folder, folders
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import Kind
+from llmsafespace_operator.resources.kinds import WARMPOD, Kind
 from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
 from llmsafespace_operator.resources.settings import Settings
@@ -95,6 +95,9 @@ def pod(recipe: Recipe, settings: Settings) -> dict[str, Any]:
         spec["nodeSelector"] = settings.pod_node_selector
     if settings.pod_tolerations:
         spec["tolerations"] = settings.pod_tolerations
+    priority = settings.warm_priority_class if recipe.kind is WARMPOD else settings.priority_class
+    if priority:
+        spec["priorityClassName"] = priority
     if recipe.profile is not None and recipe.profile.spec.runtime_class_name:
         spec["runtimeClassName"] = recipe.profile.spec.runtime_class_name
     if recipe.deadline is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 from llmsafespace_agent.wire.configuration import EXIT_STATUS
@@ -19,10 +21,14 @@ _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
 
 class End(msgspec.Struct, frozen=True):
-    """How a sandbox ended: terminated, expired, oom, lost or failed; and more in words."""
+    """How a sandbox ended: terminated, expired, oom, lost or failed; and more in words.
+
+    `reason` is the CamelCase word for its condition.
+    """
 
     end: str
     message: str
+    reason: str = "Ended"
 
 
 def is_ready(pod: Pod) -> bool:
@@ -71,6 +77,22 @@ def trouble(pod: Pod) -> str:
     if scheduled is not None and scheduled.status == "False":
         return _worded("no node takes its pod", scheduled.message)
     return ""
+
+
+def scheduled_at(pod: Pod) -> datetime | None:
+    """Since when it has a node; None while it has none."""
+    if not pod.spec.node_name:
+        return None
+    scheduled = _condition(pod, "PodScheduled")
+    since = scheduled.last_transition_time if scheduled is not None else None
+    return since or pod.metadata.creation_timestamp
+
+
+def is_unschedulable(pod: Pod) -> bool:
+    """Whether the scheduler has looked for a node and found none."""
+    scheduled = _condition(pod, "PodScheduled")
+    waits = pod.status.phase == "Pending" and not pod.spec.node_name
+    return waits and scheduled is not None and scheduled.status == "False"
 
 
 def _killed(terminated: ContainerTerminated) -> End:

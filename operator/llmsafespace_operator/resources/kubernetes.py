@@ -101,6 +101,7 @@ class PodCondition(Object):
     status: str
     reason: str = ""
     message: str = ""
+    last_transition_time: datetime | None = None
 
 
 class PodStatus(Object):

@@ -29,6 +29,9 @@ WARMPOD_LABELS = {"app": "llmsafespace", "component": "warmpod"}
 SANDBOX_FINALIZER = f"{GROUP}/pod"
 WARMPOOL_FINALIZER = f"{GROUP}/warm-pods"
 
+# Why a Sandbox, or a WarmPod, does not start: no node has room for its pod, or may run it.
+UNSCHEDULABLE = "Unschedulable"
+
 # Why a SandboxProfile is not Ready, where no pod can be made with it.
 NO_RUNTIME_CLASS = "RuntimeClassNotFound"
 

@@ -57,11 +57,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid
     agent: AgentLimits = AgentLimits()
     pod_node_selector: dict[str, str] = {}  # where sandboxes' pods may run
     pod_tolerations: list[dict[str, Any]] = []  # as a Pod has them
+    priority_class: str = ""  # of the pods of cold starts, for which somebody waits; empty: the default
+    warm_priority_class: str = ""  # of the pods of pools, below the other
     package_indexes: list[HttpUrl] = []  # from which sandboxes install; none: what their images say
 
     sandbox_retention: Seconds = 300.0  # an ended Sandbox object stays so long
     claim_grace: Seconds = 60.0  # a claimed WarmPod without its Sandbox lives so long
-    start_timeout: Seconds = 300.0  # a Sandbox that does not start fails after it
+    schedule_timeout: Seconds = 15.0  # a Sandbox whose pod no node takes fails after it
+    start_timeout: Seconds = 180.0  # a Sandbox whose pod has a node, and does not start, fails after it
     max_cold_starts: Annotated[int, Meta(ge=1)] = 20  # at one time, in all namespaces
 
     http_port: Port = 8080  # /healthz, /readyz, /metrics

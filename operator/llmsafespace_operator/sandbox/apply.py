@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from datetime import datetime
 
 import msgspec
@@ -11,9 +14,12 @@ from llmsafespace_operator.claims import binding, tokens
 from llmsafespace_operator.claims.choice import request_of
 from llmsafespace_operator.claims.claim import Claims
 from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Forbidden, Invalid
+from llmsafespace_operator.kube.errors import Conflict, Forbidden, Invalid
+from llmsafespace_operator.kube.objects import key_of
 from llmsafespace_operator.pods.build import Recipe
 from llmsafespace_operator.pods.ends import End
+from llmsafespace_operator.pods.made_as import made_as
+from llmsafespace_operator.pods.room import Spare, Waiting, giving_way
 from llmsafespace_operator.pods.start import NameTaken, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD
@@ -24,6 +30,8 @@ from llmsafespace_operator.sandbox import plan, status
 from llmsafespace_operator.sandbox.binding import bind_request
 from llmsafespace_operator.sandbox.observe import Caches, Observer, Wanted
 from llmsafespace_operator.sandbox.status import Obstacle
+
+log = logging.getLogger(__name__)
 
 
 class Blocked(Exception):
@@ -55,12 +63,14 @@ class Actions:
         observer: Observer,
         claims: Claims,
         settings: Settings,
+        waiting: Waiting,
     ) -> None:
         self._client = client
         self._caches = caches
         self._observer = observer
         self._claims = claims
         self._settings = settings
+        self._waiting = waiting
         self._key = read_key(settings.key_file)
         self._egress_key = read_key(settings.egress_key_file) if settings.egress_key_file else None
 
@@ -77,6 +87,8 @@ class Actions:
                 await self._start(seen.sandbox, deadline)
             case plan.Bind(address=address):
                 await self._bind(seen, address)
+            case plan.GiveWay():
+                await self._give_way(seen.sandbox)
             case plan.Assign(warm_pod=warm_pod):
                 await self._assign(warm_pod)
             case plan.LimitPod(pod=pod, deadline=deadline):
@@ -138,6 +150,28 @@ class Actions:
             raise Blocked("AgentUnreachable", f"its agent does not answer: {error}") from error
         except (ProofError, ValueError) as error:
             raise Refused(f"its agent was not bound: {error}") from error
+
+    async def _give_way(self, sandbox: Sandbox) -> None:
+        """One that is claimed meanwhile stays: its resource version is another then."""
+        if not self._waiting.take_turn(key_of(sandbox)):
+            return
+        for one in giving_way(sandbox.spec.resources, self._spares()):
+            meta = one.metadata
+            with contextlib.suppress(Conflict):
+                await self._client.delete(
+                    WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
+                )
+                words = f"gave way to the Sandbox {sandbox.metadata.namespace}/{sandbox.metadata.name}"
+                log.info("the warm pod %s/%s %s", meta.namespace, meta.name, words)
+
+    def _spares(self) -> Iterator[Spare]:
+        for one in self._caches.warm_pods.items():
+            if one.spec.claim is not None or one.metadata.deletion_timestamp is not None:
+                continue
+            pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
+            resources = made_as(pod).resources if pod is not None else None
+            if pod is not None and pod.spec.node_name and resources is not None:
+                yield Spare(one, pod.spec.node_name, resources)
 
     async def _assign(self, warm_pod: WarmPod) -> None:
         claim, meta = warm_pod.spec.claim, warm_pod.metadata

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llmsafespace_operator.claims import runtimes
+from llmsafespace_operator.claims import profiles, runtimes
 from llmsafespace_operator.claims.catalogue import Catalogue
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import NotFound
@@ -93,6 +93,8 @@ class Observer:
         profile = self._catalogue.profile(spec.profile_ref, spec.security_level, namespace)
         if isinstance(profile, str):
             return Obstacle("ProfileNotFound", profile)
+        if missing := profiles.missing_runtime_class(profile):
+            return Obstacle(names.NO_RUNTIME_CLASS, missing)
         return Wanted(resolved.environment, profile, resolved.warning)
 
     def _claimed(self, sandbox: Sandbox) -> list[WarmPod]:

@@ -9,7 +9,8 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
+from llmsafespace_operator.pods.ends import End, end_of, is_ready, is_unschedulable, scheduled_at, trouble
+from llmsafespace_operator.pods.room import PAUSE
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
@@ -63,6 +64,10 @@ class Bind(msgspec.Struct, frozen=True):
     address: str
 
 
+class GiveWay(msgspec.Struct, frozen=True):
+    """Delete warm pods that nobody has claimed, so that a node has room for this sandbox's pod."""
+
+
 class Assign(msgspec.Struct, frozen=True):
     """Say in the WarmPod's status what its claim says."""
 
@@ -104,6 +109,7 @@ Action = (
     | Claim
     | StartPod
     | Bind
+    | GiveWay
     | Assign
     | LimitPod
     | Write
@@ -154,11 +160,11 @@ def finished(seen: Observed, end: End) -> Plan:
 
 def blocked(seen: Observed, obstacle: status.Obstacle) -> Plan:
     """It cannot go on, which its status tells; after a while it has failed."""
-    limit = seen.settings.start_timeout
+    limit = _limit(seen, obstacle)
     left = limit - (seen.now - _waits_since(seen)).total_seconds()
     if left <= 0:
         words = f"the sandbox did not start within {limit:g} s: {obstacle.message}"
-        return finished(seen, End("failed", words))
+        return finished(seen, End("failed", words, obstacle.reason))
     waiting = status.waiting(
         seen.sandbox, seen.runtime, obstacle, seen.now, own_pod=_own_pod(seen) is not None
     )
@@ -225,12 +231,25 @@ def _run(seen: Observed) -> Plan:
         return Plan((mirrors,))
     own = _own_pod(seen)
     if own is not None and not is_ready(own):
-        return blocked(seen, status.Obstacle("PodNotReady", trouble(own) or "its pod is starting"))
+        return _wait_for(seen, own)
     place = status.Place.of(seen.warm_pod, own)
     running = status.running(seen.sandbox, place, seen.runtime, seen.warning, seen.settings, seen.now)
     if names.made_by_gateway(seen.sandbox.metadata.name):
         return Plan(((*mirrors, Write(running)),))
     return Plan(((*mirrors, Bind(place.address)), (Write(running),)))
+
+
+def _wait_for(seen: Observed, own: Pod) -> Plan:
+    """Its pod is not ready: the scheduler or the kubelet may say why."""
+    if own.spec.node_name:
+        return blocked(seen, status.Obstacle("PodNotReady", trouble(own) or status.STARTING))
+    words = trouble(own) or status.UNSEEN
+    found = blocked(seen, status.Obstacle(names.UNSCHEDULABLE, words))
+    first, *others = found.stages
+    ended = any(isinstance(action, Write) and action.status.end for action in first)
+    if ended or not is_unschedulable(own):
+        return found
+    return Plan(((*first, GiveWay()), *others), min(found.again or 0.0, PAUSE))
 
 
 def _mirrors(seen: Observed) -> tuple[Action, ...]:
@@ -251,7 +270,7 @@ def _start(seen: Observed) -> Plan:
         words = f"waits for its turn: {limit} sandboxes are being started, which is the limit"
         return blocked(seen, status.Obstacle("ColdStartLimit", words))
     lifetime = deadline(seen.sandbox.spec.max_lifetime, seen.settings.start_timeout)
-    begun = status.Obstacle("PodNotReady", "its pod is starting")
+    begun = status.Obstacle("PodNotReady", status.STARTING)
     creating = status.waiting(seen.sandbox, seen.runtime, begun, seen.now, own_pod=True)
     return Plan(((StartPod(lifetime),), _write(seen, creating)), seen.settings.start_timeout)
 
@@ -261,12 +280,19 @@ def _own_pod(seen: Observed) -> Pod | None:
     return seen.pod if seen.warm_pod is None else None
 
 
+def _limit(seen: Observed, obstacle: status.Obstacle) -> float:
+    """Seconds that it may wait: for room not as long as for what is under way."""
+    crowded = obstacle.reason in (names.UNSCHEDULABLE, "PodRefused")
+    return seen.settings.schedule_timeout if crowded else seen.settings.start_timeout
+
+
 def _waits_since(seen: Observed) -> datetime:
     """Since when it waits for what it waits for, so far as anybody was there to see."""
     own = _own_pod(seen)
     times = [
         status.not_ready_since(seen.sandbox.status),
         own.metadata.creation_timestamp if own is not None else None,
+        scheduled_at(own) if own is not None else None,
     ]
     return max((time for time in times if time is not None), default=seen.now)
 

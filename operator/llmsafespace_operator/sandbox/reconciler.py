@@ -10,6 +10,7 @@ from prometheus_client import Counter
 from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOD
 from llmsafespace_operator.resources.kubernetes import Metadata, Pod
@@ -24,6 +25,7 @@ from llmsafespace_operator.sandbox.apply import Actions, Blocked, Refused
 from llmsafespace_operator.sandbox.observe import Caches, Observer
 from llmsafespace_operator.sandbox.plan import (
     Action,
+    GiveWay,
     Observed,
     Plan,
     RemoveFinalizer,
@@ -34,6 +36,7 @@ from llmsafespace_operator.sandbox.plan import (
     is_starting,
     plan,
 )
+from llmsafespace_operator.sandbox.status import news
 from llmsafespace_operator.sandbox.turns import Turns
 
 STARTS = Counter("llmsafespace_sandbox_starts", "Sandboxes that came to run, warm or cold.", ["kind"])
@@ -47,13 +50,20 @@ class SandboxReconciler:
     """Its controller reconciles what the caches report, once `follow` was called."""
 
     def __init__(
-        self, caches: Caches, observer: Observer, actions: Actions, events: Events, turns: Turns
+        self,
+        caches: Caches,
+        observer: Observer,
+        actions: Actions,
+        events: Events,
+        turns: Turns,
+        waiting: Waiting,
     ) -> None:
         self._caches = caches
         self._observer = observer
         self._actions = actions
         self._events = events
         self._turns = turns
+        self._waiting = waiting
         self._released: set[str] = set()  # uids that the cache still shows, and that are gone
         self.controller = Controller("sandbox", self.reconcile, workers=_WORKERS)
 
@@ -71,9 +81,14 @@ class SandboxReconciler:
         sandbox = self._caches.sandboxes.get(name, namespace)
         if sandbox is None or sandbox.metadata.uid in self._released:
             self._leave(key)
+            self._waiting.discard(key)
             return None
         seen = await self._observer.observe(sandbox)
         found = self._in_turn(key, seen, plan(seen))
+        if any(isinstance(action, GiveWay) for stage in found.stages for action in stage):
+            self._waiting.add(key)
+        else:
+            self._waiting.discard(key)
         try:
             await self._carry_out(seen, found)
         except Blocked as stop:
@@ -114,6 +129,10 @@ class SandboxReconciler:
             if not names.made_by_gateway(sandbox.metadata.name):  # who asks a gateway does not read events
                 how = f"{now.start_kind} start in pod {now.pod_namespace}/{now.pod_name}"
                 self._events.emit(SANDBOX, sandbox.metadata, "Normal", "Started", how)
+        else:
+            obstacle = news(before, now)
+            if obstacle is not None:
+                self._events.emit(SANDBOX, sandbox.metadata, "Warning", obstacle.reason, obstacle.message)
 
     def _in_turn(self, key: Key, seen: Observed, found: Plan) -> Plan:
         """The plan, or to wait when it would begin one cold start too many."""

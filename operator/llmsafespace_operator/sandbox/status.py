@@ -9,12 +9,15 @@ import msgspec
 from llmsafespace_operator.pods.ends import End
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.conditions import condition, merged
-from llmsafespace_operator.resources.kubernetes import Pod
+from llmsafespace_operator.resources.kubernetes import Condition, Pod
 from llmsafespace_operator.resources.settings import Settings
 from llmsafespace_operator.resources.types import NamedObject, Sandbox, SandboxStatus, WarmPod
 
 READY = "Ready"
 WARM = "Warm"
+STARTING = "its pod is starting"
+UNSEEN = "the scheduler has not looked at its pod yet"
+USUAL = {STARTING, UNSEEN}
 NOT_ASKED = "no warm pool was asked for"
 
 _LONGEST = 1024  # characters of a message, of which a sandbox may have written some
@@ -115,14 +118,27 @@ def ended(found: SandboxStatus, end: End, now: datetime) -> SandboxStatus:
         end=end.end,
         message=end.message[:_LONGEST],
         end_time=now,
-        conditions=merged(found.conditions, condition(READY, False, "Ended", end.message, now=now)),
+        conditions=merged(found.conditions, condition(READY, False, end.reason, end.message, now=now)),
     )
+
+
+def news(before: SandboxStatus, now: SandboxStatus) -> Condition | None:
+    """What keeps a sandbox from starting, when its status did not say so before; waiting alone is no news."""
+    was, is_ = _ready(before), _ready(now)
+    if is_ is None or is_.status == "True" or is_.message in USUAL:
+        return None
+    same = was is not None and (was.reason, was.message) == (is_.reason, is_.message)
+    return None if same else is_
 
 
 def not_ready_since(found: SandboxStatus) -> datetime | None:
     """When its condition began to say that it is not ready, None when it does not say so."""
-    ready = next((one for one in found.conditions if one.type == READY), None)
+    ready = _ready(found)
     return ready.last_transition_time if ready is not None and ready.status == "False" else None
+
+
+def _ready(found: SandboxStatus) -> Condition | None:
+    return next((one for one in found.conditions if one.type == READY), None)
 
 
 def _id(sandbox: Sandbox) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from llmsafespace_operator.claims import profiles
 from llmsafespace_operator.claims.catalogue import Catalogue
 from llmsafespace_operator.pods.build import Recipe
-from llmsafespace_operator.resources import names
+from llmsafespace_operator.pods.made_as import MADE_AS, made_as
 from llmsafespace_operator.resources.kinds import WARMPOD
 from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.types import (
@@ -19,8 +19,6 @@ from llmsafespace_operator.resources.types import (
     WarmPodStatus,
     WarmPool,
 )
-
-MADE_AS = f"{names.GROUP}/made-as"  # annotation of a warm pod: the part of its WarmPod's status that is known
 
 
 class Make(msgspec.Struct, frozen=True):
@@ -40,6 +38,8 @@ def make_of(pool: WarmPool, catalogue: Catalogue) -> Make | str:
     profile = catalogue.profile(spec.profile_ref, spec.security_level, pool.metadata.namespace)
     if isinstance(profile, str):
         return profile
+    if missing := profiles.missing_runtime_class(profile):
+        return missing
     return Make(resolved.environment, profile, _revision(pool, resolved.environment, profile))
 
 
@@ -58,14 +58,6 @@ def recipe(warm_pod: WarmPod, pool: WarmPool, make: Make) -> Recipe:
         preload_scripts=spec.preload_scripts,
         annotations={MADE_AS: msgspec.json.encode(_known(pool, make)).decode()},
     )
-
-
-def made_as(pod: Pod) -> WarmPodStatus:
-    """What was known of a warm pod when it was made; nothing when somebody else made it."""
-    try:
-        return msgspec.json.decode(pod.metadata.annotations.get(MADE_AS, "{}"), type=WarmPodStatus)
-    except msgspec.MsgspecError:
-        return WarmPodStatus()
 
 
 def ready(pod: Pod) -> WarmPodStatus:

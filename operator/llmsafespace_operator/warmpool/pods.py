@@ -15,6 +15,7 @@ from llmsafespace_operator.kube.errors import Forbidden, Invalid, NotFound
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.objects import Key, key_of
 from llmsafespace_operator.pods.ends import is_ready, trouble
+from llmsafespace_operator.pods.made_as import made_as
 from llmsafespace_operator.pods.start import NameTaken, owned, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD, WARMPOOL
@@ -125,7 +126,7 @@ class WarmPodReconciler:
         """Once for each make of a pool that preloads anything; if a pod is silent, the next one is asked."""
         record, found = self._records.of(pool), self._caches.warm_pools.get(pool[1], pool[0])
         asks = found is not None and (found.spec.preload_packages or found.spec.preload_scripts)
-        if not asks or record.problems is not None or makes.made_as(pod).revision != record.revision:
+        if not asks or record.problems is not None or made_as(pod).revision != record.revision:
             return
         try:
             problems = await problems_of(pod.status.pod_ip, tokens.agent_token(self._key, owner))

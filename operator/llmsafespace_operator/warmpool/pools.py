@@ -9,9 +9,18 @@ from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.controller import Controller
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_operator.pods.ends import is_unschedulable, trouble
+from llmsafespace_operator.pods.made_as import made_as
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import WARMPOOL
-from llmsafespace_operator.resources.types import RuntimeEnvironment, SandboxProfile, WarmPod, WarmPool
+from llmsafespace_operator.resources.types import (
+    RuntimeEnvironment,
+    SandboxProfile,
+    WarmPod,
+    WarmPool,
+    WarmPoolStatus,
+)
 from llmsafespace_operator.warmpool import makes, metrics
 from llmsafespace_operator.warmpool.caches import Caches, pool_of
 from llmsafespace_operator.warmpool.counts import count
@@ -26,20 +35,27 @@ _PERIOD = 1.0  # seconds between looks at a pool under load, or whose writes are
 _REPORT = 5.0  # seconds between writes of a status that changes all the time
 
 
+_TOLD = {names.UNSCHEDULABLE, "RuntimeUnavailable", "SmallerThanDefault", "PreloadFailed"}
+
+
 class WarmPoolReconciler:
     """Its controller reconciles what the caches report, once `follow` was called."""
 
-    def __init__(self, client: KubeClient, caches: Caches, events: Events, records: Records) -> None:
+    def __init__(
+        self, client: KubeClient, caches: Caches, events: Events, records: Records, waiting: Waiting
+    ) -> None:
         self._client = client
         self._caches = caches
         self._events = events
         self._records = records
+        self._waiting = waiting
         self._members = Members(client, caches.warm_pods)
         self.controller = Controller("warmpool", self.reconcile)
 
     def follow(self) -> None:
         """Reconcile what changes. Before the caches start."""
         self._records.on_news = self._soon
+        self._waiting.on_over = self._all_soon
         self._caches.warm_pools.on_change(self._pool_changed)
         self._caches.warm_pods.on_change(self._warm_pod_changed)
         self._caches.runtimes.on_change(self._environment_changed)
@@ -65,7 +81,9 @@ class WarmPoolReconciler:
         make = makes.make_of(pool, self._caches.catalogue)
         if isinstance(make, makes.Make) and make.revision != record.revision:
             record.changed(make.revision)
-        actions = plan(self._observed(pool, record, may_create=isinstance(make, makes.Make)))
+        crowded = self._crowded(key_of(pool))
+        may_create = isinstance(make, makes.Make) and not crowded and not self._waiting
+        actions = plan(self._observed(pool, record, may_create=may_create))
         if record.desired not in (None, actions.desired):
             record.scaled = True
             message = f"from {record.desired} to {actions.desired} unclaimed warm pods"
@@ -74,9 +92,26 @@ class WarmPoolReconciler:
         # Deletions come first, so that maxSize always holds; if one fails, the next look counts anew.
         if await self._members.delete(key_of(pool), actions.delete):
             await self._members.create(pool, actions.create, record)
-        known = self._known(pool, record, actions, unavailable=make if isinstance(make, str) else "")
+        known = Known(
+            counts=count(self._caches.members(key_of(pool))),
+            desired=actions.desired,
+            limited=actions.limited,
+            unavailable=make if isinstance(make, str) else "",
+            trouble=record.trouble(),
+            crowded=crowded,
+            yielding=bool(self._waiting),
+            problems=tuple(record.problems or ()),
+        )
         report_in = await self._report(pool, record, known)
         return _again(record, actions, report_in)
+
+    def _crowded(self, pool: Key) -> str:
+        """Why no node takes one of the pool's pods, in the scheduler's words; empty when none waits."""
+        for one in self._caches.members(pool):
+            pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
+            if pod is not None and one.spec.claim is None and is_unschedulable(pod):
+                return trouble(pod)
+        return ""
 
     def _observed(self, pool: WarmPool, record: Record, *, may_create: bool) -> Observed:
         members = self._caches.members(key_of(pool))
@@ -99,7 +134,7 @@ class WarmPoolReconciler:
         made = warm_pod.status.revision
         if not made:
             pod = self._caches.pods.get(meta.name, meta.namespace)
-            made = makes.made_as(pod).revision if pod is not None else ""
+            made = made_as(pod).revision if pod is not None else ""
         return Unclaimed(
             meta.name,
             age(warm_pod, now),
@@ -130,16 +165,6 @@ class WarmPoolReconciler:
             self._caches.warm_pools.observe(changed)
         return changed
 
-    def _known(self, pool: WarmPool, record: Record, actions: Actions, *, unavailable: str) -> Known:
-        return Known(
-            counts=count(self._caches.members(key_of(pool))),
-            desired=actions.desired,
-            limited=actions.limited,
-            unavailable=unavailable,
-            trouble=record.trouble(),
-            problems=tuple(record.problems or ()),
-        )
-
     async def _report(self, pool: WarmPool, record: Record, known: Known) -> float | None:
         """Write the status where it has changed; returns in how many seconds, if not now."""
         metrics.report(key_of(pool), known.counts, known.desired, record.rate())
@@ -149,6 +174,7 @@ class WarmPoolReconciler:
         wait = record.reported_at + _REPORT - time.monotonic()
         if wait > 0 and not urgent(pool.status, wanted):
             return wait
+        self._tell(pool, wanted)
         meta = pool.metadata
         patch = {"metadata": {"uid": meta.uid}, "status": body(wanted)}
         self._caches.warm_pools.observe(
@@ -157,8 +183,19 @@ class WarmPoolReconciler:
         record.reported_at, record.scaled = time.monotonic(), False
         return None
 
+    def _tell(self, pool: WarmPool, wanted: WarmPoolStatus) -> None:
+        """What somebody has to do something about, once it is new."""
+        before = {one.type: one.reason for one in pool.status.conditions}
+        for one in wanted.conditions:
+            if one.reason in _TOLD and before.get(one.type) != one.reason:
+                self._events.emit(WARMPOOL, pool.metadata, "Warning", one.reason, one.message)
+
     def _soon(self, pool: Key) -> None:
         self.controller.enqueue(pool, after=_SETTLE)
+
+    def _all_soon(self) -> None:
+        for pool in self._caches.warm_pools.items():
+            self._soon(key_of(pool))
 
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
         changed = new or old
@@ -177,8 +214,7 @@ class WarmPoolReconciler:
     def _environment_changed(
         self, old: RuntimeEnvironment | SandboxProfile | None, new: RuntimeEnvironment | SandboxProfile | None
     ) -> None:
-        for pool in self._caches.warm_pools.items():
-            self._soon(key_of(pool))
+        self._all_soon()
 
 
 def _again(record: Record, actions: Actions, report_in: float | None) -> float | None:

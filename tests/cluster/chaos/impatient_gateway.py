@@ -14,5 +14,5 @@ from llmsafespace_gateway.sandboxes import reconciliation
 if __name__ == "__main__":
     reconciliation.ORPHAN_GRACE = float(sys.argv.pop(1))
     reconciliation.EVERY = 2.0
-    cold.START_LIMIT = reconciliation.ORPHAN_GRACE / 2
+    cold.OPERATOR_LIMIT = reconciliation.ORPHAN_GRACE / 2
     main()
