@@ -91,7 +91,7 @@ def test_a_create_streams_what_it_waits_for(client: Client) -> None:
 def test_warm_pods_give_way_and_claimed_ones_do_not(
     client: Client, objects: Sandboxes, kubectl: Kubectl
 ) -> None:
-    """A pool fills the node: one of its pods is somebody's, the others go for a sandbox that needs their room."""
+    """A pool fills the node: one of its pods is somebody's, the others go for who needs their room."""
     node = kubectl.json("get", "nodes", "-l", "!type")["items"][0]["status"]["allocatable"]["cpu"]
     share = f"{int(number(node) * 1000 * 0.3)}m"
     resources = {"cpu": share, "memory": "128Mi", "ephemeralStorage": "128Mi"}

@@ -1,7 +1,7 @@
 """HTTP/1.1 over kept connections, as far as the API server needs it.
 
-The transport of `kubernetes.aio`, aiohttp, takes more than half of the CPU of a call, and calls are most of
-what the operator does. Configuration, TLS and credentials are those of `kubernetes.aio`.
+A library's transport, as aiohttp, takes more than half of the CPU of a call, and calls are most of what the
+operator does. Where the API server is, and with which credentials, `server.py` finds out.
 """
 
 from __future__ import annotations
