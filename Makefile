@@ -44,8 +44,9 @@ bench: install-dev ## measure this gateway beside its peers (ARGS="--quick …")
 images: ## container images of gateway, operator, egress proxy and runtimes (ARGS="--help")
 	@deploy/images/build $(ARGS)
 
-crds: install-dev ## write the chart's CRDs from the types of the resources
+crds: install-dev ## write the chart's CRDs and its values' schema from the types
 	@$(BIN)/python -m llmsafespace_operator.resources
+	@$(BIN)/python deploy/helm/schema.py
 
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .

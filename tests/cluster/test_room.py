@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,15 +17,36 @@ from tests.cluster.support_sandboxes import WARMPOOL, Sandboxes, condition, mani
 from tests.conftest import Gateway
 from tests.integration.rest_support import Client, is_error
 
-SCHEDULE_TIMEOUT = 6.0
+SCHEDULE_TIMEOUT = 8.0
 HUGE = {"cpu": "500", "memory": "256Mi", "ephemeralStorage": "256Mi"}
 NDJSON = {"Accept": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
-def installation(install: Callable[..., Installation], runtime: Callable[[str], str]) -> Installation:
+def priorities(kubectl: Kubectl) -> Iterator[dict[str, str]]:
+    """The two PriorityClasses, as the chart makes them."""
+    mark = secrets.token_hex(4)
+    made = {"priority_class": f"sandboxes-{mark}", "warm_priority_class": f"warm-{mark}"}
+    for name, value in ((made["priority_class"], 100), (made["warm_priority_class"], 0)):
+        kubectl.apply(
+            {
+                "apiVersion": "scheduling.k8s.io/v1",
+                "kind": "PriorityClass",
+                "metadata": {"name": name},
+                "value": value,
+                "preemptionPolicy": "Never",
+            }
+        )
+    yield made
+    kubectl("delete", "priorityclasses", *made.values())
+
+
+@pytest.fixture(scope="module")
+def installation(
+    install: Callable[..., Installation], runtime: Callable[[str], str], priorities: dict[str, str]
+) -> Installation:
     runtime("python")
-    made = install(sandbox_retention=5.0, claim_grace=3.0, schedule_timeout=SCHEDULE_TIMEOUT)
+    made = install(sandbox_retention=5.0, claim_grace=3.0, schedule_timeout=SCHEDULE_TIMEOUT, **priorities)
     made.operator()
     return made
 
@@ -105,6 +127,10 @@ def test_warm_pods_give_way_and_claimed_ones_do_not(
     answer = client.post("/sandboxes", json=wanted(large))
     assert answer.status_code == 201, answer.text
     assert answer.json()["start"]["kind"] == "cold"
+    pods = {one["metadata"]["name"]: one["spec"] for one in kubectl.items("pods", objects.pools)}
+    assert all(spec["priority"] == 0 and spec["preemptionPolicy"] == "Never" for spec in pods.values())
+    cold = kubectl.json("get", "pod", answer.json()["id"], "-n", objects.namespace)
+    assert cold["spec"]["priority"] == 100
     assert client.execute(claimed["id"], "print(6 * 7)")["stdout"] == "42\n"
 
     def crowded() -> bool:

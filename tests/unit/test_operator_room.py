@@ -50,6 +50,11 @@ def test_what_is_free_already_may_be_the_rest() -> None:
     assert given_up(Resources(cpu="1500m"), spare("x")) == {"x"}
 
 
+def test_those_that_wait_for_a_node_take_nobody_s_room() -> None:
+    assert given_up(Resources(cpu="1"), spare("x"), spare("y"), spare("queued", node="")) == {"x", "queued"}
+    assert given_up(Resources(cpu="64"), spare("x"), spare("queued", node="")) == {"queued"}
+
+
 def test_no_warm_pod_is_no_help() -> None:
     assert not given_up(Resources())
 

@@ -112,7 +112,7 @@ def _tls(access: Access) -> ssl.SSLContext:
 
 
 def _show(context: ssl.SSLContext, credentials: Credentials) -> None:
-    """Use a certificate. Python reads it from a file only; this one is its maker's alone, and goes at once."""
+    """Use a certificate. Python reads it from a file only; this one is ours alone, and goes at once."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(credentials.certificate + b"\n" + credentials.key)
         file.flush()

@@ -23,7 +23,7 @@ _LEAST_SHARE = 0.5  # of what is wanted; the rest may be free already. Less is n
 
 
 class Spare(msgspec.Struct, frozen=True):
-    """A warm pod that nobody has claimed: where it runs, and what it holds there."""
+    """A warm pod that nobody has claimed: where it runs (empty: nowhere yet), and what it holds there."""
 
     warm_pod: WarmPod
     node: str
@@ -61,10 +61,15 @@ class Waiting:
 def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
     """The fewest warm pods of one node that hold what is wanted, otherwise the most that come near it.
 
-    None when all of a node's hold less than half: they would go for nothing.
+    None when all of a node's hold less than half: they would go for nothing. With them go those that wait for
+    a node themselves, as one of them could take the room that is made.
     """
     by_node: dict[str, list[Spare]] = {}
+    queued: list[WarmPod] = []
     for spare in spares:
+        if not spare.node:
+            queued.append(spare.warm_pod)
+            continue
         by_node.setdefault(spare.node, []).append(spare)
     best: list[Spare] = []
     best_rank = (_LEAST_SHARE, 0)
@@ -73,7 +78,7 @@ def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
         rank = (_share(wanted, chosen), -len(chosen))
         if rank > best_rank or (not best and rank[0] >= _LEAST_SHARE):
             best, best_rank = chosen, rank
-    return [spare.warm_pod for spare in best]
+    return [*queued, *(spare.warm_pod for spare in best)]
 
 
 def _enough(wanted: Resources, spares: Sequence[Spare]) -> list[Spare]:

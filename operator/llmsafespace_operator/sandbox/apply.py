@@ -170,7 +170,7 @@ class Actions:
                 continue
             pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
             resources = made_as(pod).resources if pod is not None else None
-            if pod is not None and pod.spec.node_name and resources is not None:
+            if pod is not None and resources is not None:
                 yield Spare(one, pod.spec.node_name, resources)
 
     async def _assign(self, warm_pod: WarmPod) -> None:

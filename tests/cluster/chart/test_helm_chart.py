@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 import yaml
 
+from llmsafespace_operator.resources.quantities import number
 from tests.cluster.chart.support_chart import CHART, Helm, HelmError, Object, own_values
 from tests.cluster.support import Kubectl, Namespaces
 
 RUNNING = ("Deployment", "Job")
 EXAMPLES = CHART.parents[1] / "examples"
+PLACEMENT: Object = {
+    "nodeSelector": {"for": "us"},
+    "tolerations": [{"key": "for", "operator": "Equal", "value": "us", "effect": "NoSchedule"}],
+    "affinity": {"podAntiAffinity": {}},
+    "priorityClassName": "system-cluster-critical",
+    "podAnnotations": {"example.com/scrape": "true"},
+    "podLabels": {"team": "platform", "app.kubernetes.io/component": "stolen"},
+}
 WITH_EVERYTHING = {
     "gateway": {
         "replicas": 3,
@@ -22,9 +31,17 @@ WITH_EVERYTHING = {
         "ingress": {"enabled": True, "host": "code.example.com", "tlsSecret": "tls"},
         "allowFrom": [{"ipBlock": {"cidr": "203.0.113.0/24"}}],
         "config": {"rate_limit": 50},
+        "service": {"annotations": {"example.com/balancer": "internal"}},
+        "trustedProxies": ["10.0.0.0/8"],
+        "drainTimeout": 60,
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+        ],
+        **PLACEMENT,
     },
+    "operator": {"scheduleTimeout": 300, **PLACEMENT},
     "image": {"pullSecrets": ["registry"]},
-    "egress": {"denied": ["203.0.113.0/24"]},
+    "egress": {"denied": ["203.0.113.0/24"], **PLACEMENT},
     "sandboxes": {
         "nodeSelector": {"for": "sandboxes"},
         "tolerations": [{"key": "for", "operator": "Exists"}],
@@ -67,6 +84,21 @@ WRONG = [
     ({"namespaces": {"pools": ["system"]}}, "holds the release itself"),
     ({"warmPools": {"python": {"namespace": "elsewhere"}}}, "is not one of namespaces.pools"),
     ({"runtimes": {"r": {"image": "r:1"}}}, "missing property 'language'"),
+    ({"gateway": {"config": {"rate_limt": 50}}}, "additional properties 'rate_limt' not allowed"),
+    ({"gateway": {"config": {"rate_limit": "fast"}}}, "'/gateway/config/rate_limit'"),
+    ({"gateway": {"resources": {"limits": {"memory": "lots"}}}}, "'/gateway/resources/limits/memory'"),
+    ({"warmPools": {"python": {"spec": {"minsize": 2}}}}, "additional properties 'minsize' not allowed"),
+    ({"warmPools": {"python": {"spec": {"minSize": 9}}}}, "minSize is above maxSize (8)"),
+    (
+        {
+            "gateway": {
+                "database": {"existingSecret": "x"},
+                "autoscaling": {"enabled": True, "minReplicas": 9},
+            }
+        },
+        "gateway.autoscaling.minReplicas is above maxReplicas",
+    ),
+    ({"sandboxes": {"priorityClasses": {"warm": 200}}}, "priorityClasses.warm is above sandboxes"),
 ]
 
 # All that the processes may do: group, resource, (name,) and verbs. Whoever adds a right adds it here, too.
@@ -172,6 +204,43 @@ def test_text_stays_text(helm: Helm) -> None:
     )
 
 
+def test_our_own_pods_run_where_they_are_told(helm: Helm) -> None:
+    objects = helm.render(**WITH_EVERYTHING)
+    for deployment in of_kind(objects, "Deployment"):
+        template, selector = deployment["spec"]["template"], deployment["spec"]["selector"]["matchLabels"]
+        spec, meta = template["spec"], template["metadata"]
+        for name in ("nodeSelector", "tolerations", "affinity", "priorityClassName"):
+            assert spec[name] == PLACEMENT[name]
+        assert meta["annotations"]["example.com/scrape"] == "true"
+        assert meta["labels"]["team"] == "platform"
+        assert selector.items() <= meta["labels"].items()  # ours cannot be overwritten
+        mine = "gateway" in deployment["metadata"]["name"]
+        assert spec["topologySpreadConstraints"][0]["topologyKey"] == (
+            "zone" if mine else "kubernetes.io/hostname"
+        )
+    [gateway] = [each for each in of_kind(objects, "Deployment") if "gateway" in each["metadata"]["name"]]
+    assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 60
+    [service] = [
+        each for each in of_kind(objects, "Service") if each["metadata"]["name"] == "one-llmsafespace-gateway"
+    ]
+    assert service["metadata"]["annotations"] == {"example.com/balancer": "internal"}
+
+
+def test_what_we_ask_for_by_default_fits_two_cores_beside_a_control_plane(helm: Helm) -> None:
+    """A kind cluster's own pods ask for 950 milli-cores; then the pool, and one sandbox that is refilled."""
+    objects = helm.render()
+    own = sum(
+        number(container["resources"]["requests"]["cpu"]) * each["spec"].get("replicas", 1)
+        for each in of_kind(objects, "Deployment")
+        for container in each["spec"]["template"]["spec"]["containers"]
+    )
+    warm = sum(
+        number(pool["spec"]["resources"]["cpu"]) * pool["spec"]["minSize"]
+        for pool in of_kind(objects, "WarmPool")
+    )
+    assert 0.95 + own + warm <= 2
+
+
 def _leaves(tree: Any) -> Iterable[Any]:
     if isinstance(tree, dict | list):
         for each in tree.values() if isinstance(tree, dict) else tree:
@@ -239,9 +308,9 @@ def test_its_own_pods_are_restricted_too(
     kubectl("label", "namespace", system, "pod-security.kubernetes.io/enforce=restricted")
     templates = [each["spec"]["template"] for each in of_kind(helm.render(), "Deployment", "Job")]
     assert len(templates) == 4
-    for number, template in enumerate(templates):
+    for index, template in enumerate(templates):
         spec = {**template["spec"], "serviceAccountName": "default"}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, "spec": spec}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{index}"}, "spec": spec}
         kubectl("create", "--dry-run=server", "-n", system, "-f", "-", stdin=json.dumps(pod))
         for container in spec["containers"]:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True

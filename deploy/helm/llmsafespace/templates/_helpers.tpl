@@ -98,14 +98,37 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* Spread the replicas of a component over the nodes. */}}
-{{- define "llmsafespace.spread" -}}
+{{/* Where the pods of a component run; call with (list $ "component"). */}}
+{{- define "llmsafespace.placement" -}}
+{{- $values := get (index . 0).Values (index . 1) -}}
+{{- with $values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- if $values.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml $values.topologySpreadConstraints | nindent 2 }}
+{{- else }}
 topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels: {{- include "llmsafespace.selector" . | nindent 8 }}
+{{- end }}
+{{- end -}}
+
+{{/* The labels of a component's pods; ours cannot be overwritten. */}}
+{{- define "llmsafespace.podLabels" -}}
+{{- $values := get (index . 0).Values (index . 1) -}}
+{{- merge (include "llmsafespace.labels" . | fromYaml) $values.podLabels | toYaml -}}
 {{- end -}}
 
 {{/* A restart of the pods whenever a configuration that they read only once has changed. */}}
