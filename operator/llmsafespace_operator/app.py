@@ -189,6 +189,7 @@ class Operator:
             pods=found.pods,
             profiles=found.profiles,
             runtimes=found.runtimes,
+            warm_pools=found.warm_pools,
         )
         observer = Observer(self._client, caches, self._catalogue, self._settings)
         claims = Claims(self._client, self._catalogue, found.warm_pods, found.warm_pools)

@@ -316,6 +316,45 @@ def test_a_wish_that_no_sandbox_can_be_costs_no_warm_pod(
     assert before <= {each["metadata"]["name"] for each in objects.ready(warm)}
 
 
+def test_code_of_a_pool_runs_for_those_who_name_it_or_once_it_is_published(
+    client: Client, gateway: Gateway, objects: Sandboxes, kubectl: Kubectl
+) -> None:
+    """A developer's pool must not be what an admin's plain request gets; warm, cold and by kubectl."""
+    script = {"name": "sum", "content": "import builtins; builtins.sum = lambda *_: 1337"}
+    pool = {
+        "name": "own",
+        "runtime": "python:3.11",
+        "minSize": 1,
+        "resources": SMALL,
+        "preloadScripts": [script],
+    }
+    with Client(gateway.url, gateway.key("dora", "developer")) as developer:
+        assert developer.post("/warmpools", json=pool).status_code == 201
+        is_error(developer.post("/warmpools", json={**pool, "name": "p", "published": True}), 403)
+    eventually(lambda: objects.ready("own"), what="a warm pod that is ready")
+
+    plain = create(client, resources={**SMALL, "memory": "255Mi"})
+    assert client.execute(plain["id"], "print(sum([1, 2]))")["stdout"] == "3\n"
+    named = create(client, warmPool="own")
+    assert (named["start"]["kind"], named["start"]["pool"]) == ("warm", "own")
+    assert client.execute(named["id"], "print(sum([1, 2]))")["stdout"] == "1337\n"
+    for made in (plain, named):
+        delete(client, made["id"])
+
+    assert client.patch("/warmpools/own", json={"minSize": 0}).status_code == 200
+    eventually(lambda: not objects.ready("own"), what="an empty pool")
+    cold = create(client, warmPool="own")
+    assert (cold["start"]["kind"], cold["start"]["pool"]) == ("cold", "own")
+    assert client.execute(cold["id"], "print(sum([1, 2]))")["stdout"] == "1337\n"
+    delete(client, cold["id"])
+
+    is_error(client.post("/sandboxes", json={"runtime": "python:3.11", "warmPool": "absent"}), 404)
+    large = {"cpu": "2", "memory": "256Mi", "ephemeralStorage": "256Mi"}
+    body = {"runtime": "python:3.11", "warmPool": "own", "resources": large}
+    assert "does not fit" in is_error(client.post("/sandboxes", json=body), 400)["message"]
+    assert client.delete("/warmpools/own").status_code == 204
+
+
 def test_pools_are_objects_whoever_makes_them(
     client: Client, pool: str, installation: Installation, kubectl: Kubectl
 ) -> None:

@@ -208,7 +208,7 @@ def test_a_profile_without_its_runtime_class_is_in_the_way() -> None:
     assert "there is no RuntimeClass gvisor" in missing_runtime_class(profile(missing))
     assert missing_runtime_class(profile(Condition("Ready", "True", "Valid"))) == ""
     assert missing_runtime_class(profile(Condition("Ready", "False", "InvalidCidr"))) == ""
-    assert missing_runtime_class(profile()) == objects.obstacle(None) == ""
+    assert missing_runtime_class(profile()) == missing_runtime_class(None) == ""
 
 
 def test_isolation_tells_of_the_runtime_class() -> None:

@@ -17,6 +17,7 @@ from llmsafespace_operator.claims.choice import (
     candidates,
     is_free,
     misfit,
+    named,
     request_of,
     serves,
 )
@@ -25,6 +26,7 @@ from llmsafespace_operator.resources.types import (
     Filesystem,
     NamedObject,
     PoolResources,
+    PreloadScript,
     ProfileRef,
     Resources,
     RuntimeEnvironment,
@@ -164,7 +166,61 @@ def test_a_pod_serves_as_it_was_made_not_as_its_pool_is_now() -> None:
     [{"runtime": ""}, {"security_level": ""}, {"resources": None}, {"profile_ref": ProfileRef("p", "n")}],
 )
 def test_a_pod_that_does_not_say_how_it_was_made_serves_nobody(status: dict[str, Any]) -> None:
-    assert not serves(request(), warm_pod("one", **status).status)
+    assert not serves(request(), warm_pod("one", **status).status, pool_in_use().pool)
+
+
+CODE = {"preload_packages": ["numpy"]}
+SCRIPT = {"preload_scripts": [PreloadScript("sum", "sum = lambda *_: 1337")]}
+
+
+@pytest.mark.parametrize("code", [CODE, SCRIPT], ids=["packages", "scripts"])
+def test_code_that_nobody_published_serves_only_who_names_its_pool(code: dict[str, Any]) -> None:
+    own = pool_in_use("own", published=False, **code)
+    assert "by name" in str(candidates(request(), "sb-1", [own], 8))
+    assert len(tried(request(warm_pool="own"), own)) == 3
+    assert len(tried(request(), pool_in_use("shared", **code))) == 3  # published, as RBAC guards its maker
+    assert len(tried(request(), pool_in_use("plain", published=False))) == 3  # there is no code in it
+
+
+def test_the_pool_that_is_named_is_the_only_one_that_serves() -> None:
+    pools = [pool_in_use("small"), pool_in_use("own", published=False, **CODE)]
+    assert {uid.partition("-")[0] for uid in tried(request(warm_pool="own"), *pools)} == {"own"}
+    assert {uid.partition("-")[0] for uid in tried(request(), *pools)} == {"small"}
+    empty = [pools[0], pool_in_use("own", 0, published=False, **CODE)]
+    assert candidates(request(warm_pool="own"), "sb-1", empty, 8) == "the warm pool own was empty"
+
+
+@pytest.mark.parametrize(
+    ("made", "now", "served"),
+    [
+        ("own", {"published": True, **CODE}, False),  # published later: perhaps not what was looked at
+        ("published", {"published": False, **CODE}, False),  # an admin took it back
+        ("published", {"published": True, **CODE}, True),
+        ("own", {}, False),  # the pool preloads nothing any more, its older pods did
+        ("none", {"published": False, **CODE}, False),
+        ("", {"published": False, **CODE}, False),  # by an operator that did not say so
+        ("", {}, True),
+    ],
+)
+def test_what_a_pod_was_made_with_and_what_its_pool_is_now_both_count(
+    made: str, now: dict[str, Any], served: bool
+) -> None:
+    changed = pool_in_use(**now)
+    pod = warm_pod("one", code=made)
+    found = candidates(request(), "sb-1", [PoolInUse(changed.pool, PYTHON, None, [pod])], 8)
+    assert (found == [pod]) is served
+
+
+def test_the_pool_that_a_sandbox_names_serves_its_namespace() -> None:
+    pools = [
+        pool_in_use("mine", allowed_namespaces=["agents"]).pool,
+        pool_in_use("theirs", allowed_namespaces=["others"]).pool,
+    ]
+    assert named("mine", "agents", pools) is pools[0]
+    for name in ("theirs", "absent"):
+        assert (
+            named(name, "agents", pools) == f"there is no warm pool {name} that serves the namespace agents"
+        )
 
 
 def test_what_is_claimed_or_going_is_not_free() -> None:

@@ -17,7 +17,7 @@ from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import Forbidden, NotFound
 from llmsafespace_operator.kube.informer import Informer
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, Kind
+from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL, Kind
 from llmsafespace_operator.resources.kubernetes import (
     Condition,
     ContainerState,
@@ -664,6 +664,7 @@ async def test_a_warm_pod_of_a_namespace_that_is_not_served_any_more_is_gone_una
         pods=Informer(client, POD, [NAMESPACE, POOLS]),
         profiles=Informer(client, PROFILE, [NAMESPACE]),
         runtimes=Informer(client, RUNTIME),
+        warm_pools=Informer(client, WARMPOOL, [POOLS]),
     )
     catalogue = Catalogue(caches.runtimes, caches.profiles, "system")
     settings = msgspec.structs.replace(SETTINGS, pool_namespaces=[POOLS])

@@ -96,19 +96,25 @@ class KubernetesBackend:
         """See SandboxBackend."""
         namespace = self._namespace(spec.tenant)
         resolved = self._resolved(spec.runtime)
-        wanted = objects.sandbox_spec(spec)
+        pool = self._pools.named(spec)
+        pool_object = pool.metadata.name if pool is not None else None
+        wanted = objects.sandbox_spec(spec, pool_object)
         profile = self._profile(wanted, namespace)
         if obstacle := profiles.missing_runtime_class(profile):
             raise RuntimeUnavailable(obstacle)
         self._egress_token(spec.sandbox_id, _NO_ADDRESS, wanted, profile)  # refused before a pod is taken
         request = request_of(wanted, namespace, resolved.environment, profile)
+        if pool is not None:
+            self._pools.check(request, pool)
         found = await self._claim(request, types.NamedObject(spec.sandbox_id, namespace))
         if isinstance(found, str):
-            sandbox = await self._cold.start(spec, namespace, found)
+            sandbox = await self._cold.start(spec, namespace, found, pool_object)
+            of = self._pools.spec(pool) if pool is not None else None
             start, address = Start(kind="cold", reason=found), sandbox.status.pod_ip
             limits: types.Resources | types.PoolResources = wanted.resources
         else:
             self._claimed[spec.sandbox_id] = found
+            of = self._pools.of(found)
             start, address = Start(kind="warm"), found.status.pod_ip
             limits = found.status.resources or types.PoolResources()
         environment = resolved.environment
@@ -116,7 +122,12 @@ class KubernetesBackend:
             sandbox_id=spec.sandbox_id,
             runtime=label(environment),
             languages=(environment.spec.language,),
-            start=msgspec.structs.replace(start, warnings=objects.warnings(resolved.warning, spec.env)),
+            start=msgspec.structs.replace(
+                start,
+                pool=of.name if of is not None else None,
+                pool_owner=of.said_owner if of is not None else None,
+                warnings=objects.warnings(resolved.warning, spec.env),
+            ),
             isolation=self._isolation(profile, spec.security_level, limits),
             egress_token=self._egress_token(spec.sandbox_id, address, wanted, profile),
         )
@@ -337,8 +348,8 @@ class KubernetesBackend:
 
     async def delete_pool(self, pool: WarmPoolSpec) -> None:
         """See SandboxBackend."""
-        await self._pools.delete(pool.name)
+        await self._pools.delete(pool)
 
     async def pool_status(self, pool: WarmPoolSpec) -> WarmPoolStatus:
         """See SandboxBackend."""
-        return self._pools.status(pool.name)
+        return self._pools.status(pool)

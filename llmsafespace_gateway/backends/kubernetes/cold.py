@@ -48,7 +48,9 @@ class ColdStarts:
         self._limit = cluster.settings.max_cold_starts
         self._running = 0
 
-    async def start(self, spec: SandboxSpec, namespace: str, reason: str) -> types.Sandbox:
+    async def start(
+        self, spec: SandboxSpec, namespace: str, reason: str, pool: str | None = None
+    ) -> types.Sandbox:
         """A Sandbox whose pod is ready. Nothing is left of one that fails. Raises ApiError."""
         if self._running >= self._limit:
             raise unavailable(
@@ -59,7 +61,7 @@ class ColdStarts:
         self._running += 1
         tell("Cold", f"a pod is started for it: {reason}")
         try:
-            return await self._start(objects.cold_sandbox(spec, namespace, reason))
+            return await self._start(objects.cold_sandbox(spec, namespace, reason, pool))
         finally:
             self._running -= 1
 

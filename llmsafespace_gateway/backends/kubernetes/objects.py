@@ -31,8 +31,10 @@ _RUNTIME_CLASS = "its runtime class's"  # gVisor, for one, keeps code in by its 
 # -- to the cluster ---------------------------------------------------------------------------------------
 
 
-def sandbox_spec(spec: SandboxSpec) -> types.SandboxSpec:
+def sandbox_spec(spec: SandboxSpec, pool: str | None = None) -> types.SandboxSpec:
     """What a Sandbox object says of a request; durations that it cannot express are rounded up.
+
+    `pool` is the WarmPool's name where the request names one: its own may be the gateway's only.
 
     Raises ApiError(invalid_request) for what the API server would refuse after a warm pod was taken.
     """
@@ -55,6 +57,7 @@ def sandbox_spec(spec: SandboxSpec) -> types.SandboxSpec:
         ),
         user=spec.owner,
         use_warm_pool=spec.use_warm_pool,
+        warm_pool=pool,
         idle_timeout=math.ceil(limits.idle_timeout) if limits.idle_timeout is not None else None,
         max_lifetime=max(1, math.ceil(limits.max_lifetime)),
     )
@@ -66,20 +69,20 @@ def sandbox_spec(spec: SandboxSpec) -> types.SandboxSpec:
 
 def warm_sandbox(spec: SandboxSpec, namespace: str, pod: types.WarmPod) -> types.Sandbox:
     """The Sandbox of a claimed warm pod."""
-    made = _sandbox(spec, namespace)
+    made = _sandbox(spec, namespace, pod.spec.pool_ref.name if spec.warm_pool is not None else None)
     made.spec.warm_pod = types.WarmPodClaimed(pod.metadata.name, pod.metadata.namespace, spec.sandbox_id)
     return made
 
 
-def cold_sandbox(spec: SandboxSpec, namespace: str, reason: str) -> types.Sandbox:
-    """The Sandbox for which the operator starts a pod."""
-    made = _sandbox(spec, namespace)
+def cold_sandbox(spec: SandboxSpec, namespace: str, reason: str, pool: str | None = None) -> types.Sandbox:
+    """The Sandbox for which the operator starts a pod, with what the WarmPool `pool` preloads."""
+    made = _sandbox(spec, namespace, pool)
     made.spec.use_warm_pool = False
     made.metadata.annotations[names.COLD_REASON] = reason
     return made
 
 
-def _sandbox(spec: SandboxSpec, namespace: str) -> types.Sandbox:
+def _sandbox(spec: SandboxSpec, namespace: str, pool: str | None) -> types.Sandbox:
     metadata = Metadata(
         name=spec.sandbox_id,
         namespace=namespace,
@@ -87,7 +90,7 @@ def _sandbox(spec: SandboxSpec, namespace: str) -> types.Sandbox:
         annotations={},
         finalizers=[names.SANDBOX_FINALIZER],
     )
-    return types.Sandbox(metadata=metadata, spec=sandbox_spec(spec))
+    return types.Sandbox(metadata=metadata, spec=sandbox_spec(spec, pool))
 
 
 def cores(count: float) -> str:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from llmsafespace_gateway.backends.base import Condition, RuntimeUnavailable, WarmPoolSpec, WarmPoolStatus
+from llmsafespace_gateway.backends.base import (
+    Condition,
+    RuntimeUnavailable,
+    SandboxSpec,
+    WarmPoolSpec,
+    WarmPoolStatus,
+)
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.backends.kubernetes.errors import explained
 from llmsafespace_gateway.backends.kubernetes.objects import cores, resources, size
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.resources import types
+from llmsafespace_gateway.tenants import DEFAULT_TENANT
+from llmsafespace_operator.claims.choice import Request, misfit
+from llmsafespace_operator.kube.errors import AlreadyExists
+from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kinds import WARMPOOL
 
 ALL = "*"
@@ -20,7 +30,11 @@ SEEN_LIMIT = 5.0  # seconds for our own watch to show a deletion
 
 
 class Pools:
-    """The pools of the configured pool namespaces; new ones go to the first of these."""
+    """The pools of the configured pool namespaces; new ones go to the first of these.
+
+    Names are a tenant's own, objects' names are not: a pool whose name another one has is an object of
+    another name, and its label says what it is called.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -28,62 +42,129 @@ class Pools:
 
     def visible(self, tenant: str | None) -> list[WarmPoolSpec]:
         """See SandboxBackend.pools."""
-        found = (pool for pool in self._known().values() if visible(pool, tenant, self._tenants))
-        return sorted((pool_spec(pool, self._tenants) for pool in found), key=lambda spec: spec.name)
+        found = (spec for pool, spec in self._known() if visible(pool, tenant, self._tenants))
+        return sorted(found, key=lambda spec: spec.name)
+
+    def named(self, spec: SandboxSpec) -> types.WarmPool | None:
+        """The pool that a request names: of two its own tenant's. Raises ApiError(not_found)."""
+        if spec.warm_pool is None:
+            return None
+        there = [
+            (pool, known)
+            for pool, known in self._known()
+            if known.name == spec.warm_pool and visible(pool, spec.tenant, self._tenants)
+        ]
+        if not there:
+            name = spec.warm_pool[:64]
+            raise ApiError(
+                "not_found",
+                f"there is no warm pool {name!r} that you can see; GET /api/v1/warmpools lists them",
+                {"warmPool": name},
+            )
+        return min(there, key=lambda each: each[1].tenant != spec.tenant)[0]
+
+    def check(self, request: Request, pool: types.WarmPool) -> None:
+        """Raise ApiError(invalid_request) when the pool that a request names cannot serve it."""
+        reason = misfit(request, self._cluster.catalogue.in_use(pool, []))
+        if reason is not None:
+            name = pool_name(pool)
+            raise ApiError(
+                "invalid_request",
+                f"warmPool: {name!r} does not fit this request: {reason}",
+                {"field": "body.warmPool", "warmPool": name},
+            )
+
+    def of(self, pod: types.WarmPod) -> WarmPoolSpec | None:
+        """The pool of a warm pod, None when it is gone."""
+        reference = pod.spec.pool_ref
+        pool = self._cluster.warm_pools.get(reference.name, pod.metadata.namespace)
+        return self.spec(pool) if pool is not None else None
+
+    def spec(self, pool: types.WarmPool) -> WarmPoolSpec:
+        """A pool as the gateway knows pools."""
+        return pool_spec(pool, self._tenants)
 
     async def apply(self, spec: WarmPoolSpec) -> None:
         """See SandboxBackend.apply_pool."""
         resolved = self._cluster.catalogue.runtime(spec.runtime)
         if isinstance(resolved, str):
             raise RuntimeUnavailable(resolved)
-        there = self._known().get(spec.name)
+        there = self._object(spec)
         with explained(f"the warm pool {spec.name} could not be kept"):
             if there is None:
                 pool = await self._create(spec)
             else:
-                body = {"spec": pool_body(spec)}
                 meta = there.metadata
+                ours = {"allowedNamespaces": self._allowed(spec)} if names.POOL_NAME in meta.labels else {}
+                body = {"spec": pool_body(spec) | ours}
                 pool = await self._cluster.client.patch(WARMPOOL, meta.name, body, meta.namespace)
         self._cluster.warm_pools.observe(pool)
 
     async def _create(self, spec: WarmPoolSpec) -> types.WarmPool:
         namespace = self._cluster.settings.pool_namespaces[0]
-        allowed = [each for each, tenant in self._tenants.items() if tenant == spec.tenant]
+        labels = {names.POOL_NAME: spec.name}
+        if spec.tenant is not None:
+            labels[names.TENANT] = spec.tenant
         body = {
-            "metadata": {"name": spec.name, "namespace": namespace},
-            "spec": {**pool_body(spec), "allowedNamespaces": allowed if spec.tenant is not None else [ALL]},
+            "metadata": {"name": spec.name, "namespace": namespace, "labels": labels},
+            "spec": {**pool_body(spec), "allowedNamespaces": self._allowed(spec)},
         }
-        return await self._cluster.client.create(WARMPOOL, body, namespace)
+        try:
+            return await self._cluster.client.create(WARMPOOL, body, namespace)
+        except AlreadyExists:
+            body["metadata"] = {**body["metadata"], "name": object_name(spec)}
+            return await self._cluster.client.create(WARMPOOL, body, namespace)
 
-    async def delete(self, name: str) -> None:
+    def _allowed(self, spec: WarmPoolSpec) -> list[str]:
+        """The namespaces of the tenants that it serves."""
+        if spec.tenant is None or (spec.published and spec.tenant == DEFAULT_TENANT):
+            return [ALL]
+        return [each for each, tenant in self._tenants.items() if tenant == spec.tenant]
+
+    async def delete(self, spec: WarmPoolSpec) -> None:
         """See SandboxBackend.delete_pool. Returns when this process knows it, too."""
-        there = self._known().get(name)
+        there = self._object(spec)
         if there is None:
             return
-        namespace, uid = there.metadata.namespace, there.metadata.uid
-        with explained(f"the warm pool {name} could not be removed"):
+        name, namespace, uid = there.metadata.name, there.metadata.namespace, there.metadata.uid
+        with explained(f"the warm pool {spec.name} could not be removed"):
             await self._cluster.client.delete(WARMPOOL, name, namespace, uid=uid)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SEEN_LIMIT):
                 await self._cluster.warm_pools.wait(name, namespace, lambda now: _is_over(now, uid))
 
-    def status(self, name: str) -> WarmPoolStatus:
+    def status(self, spec: WarmPoolSpec) -> WarmPoolStatus:
         """See SandboxBackend.pool_status."""
-        there = self._known().get(name)
+        there = self._object(spec)
         if there is None:
-            raise ApiError("not_found", f"there is no warm pool {name}")
+            raise ApiError("not_found", f"there is no warm pool {spec.name}")
         return pool_status(there.status)
 
-    def _known(self) -> dict[str, types.WarmPool]:
-        """By name; of two with one name that of the namespace named first."""
-        found: dict[str, types.WarmPool] = {}
+    def _object(self, spec: WarmPoolSpec) -> types.WarmPool | None:
+        return next((pool for pool, known in self._known() if known.key == spec.key), None)
+
+    def _known(self) -> list[tuple[types.WarmPool, WarmPoolSpec]]:
+        """Of two with one name and tenant that of the namespace named first."""
+        found: dict[str, tuple[types.WarmPool, WarmPoolSpec]] = {}
         order = self._cluster.settings.pool_namespaces
         for pool in sorted(
             self._cluster.warm_pools.items(), key=lambda each: order.index(each.metadata.namespace)
         ):
             if pool.metadata.deletion_timestamp is None:
-                found.setdefault(pool.metadata.name, pool)
-        return found
+                spec = self.spec(pool)
+                found.setdefault(spec.key, (pool, spec))
+        return list(found.values())
+
+
+def object_name(spec: WarmPoolSpec) -> str:
+    """A name for its object that no other pool has, short enough for those of its WarmPods."""
+    mark = hashlib.sha256(spec.key.encode()).hexdigest()[:10]
+    return f"{spec.name[:40].rstrip('-.')}-{mark}"
+
+
+def pool_name(pool: types.WarmPool) -> str:
+    """What people call it."""
+    return pool.metadata.labels.get(names.POOL_NAME, pool.metadata.name)
 
 
 def _is_over(pool: types.WarmPool | None, uid: str) -> bool:
@@ -97,13 +178,13 @@ def visible(pool: types.WarmPool, tenant: str | None, tenants: Mapping[str, str]
 
 
 def pool_spec(pool: types.WarmPool, tenants: Mapping[str, str]) -> WarmPoolSpec:
-    """The pool as the gateway knows pools; it has a tenant when it serves one tenant only."""
+    """The pool as the gateway knows pools. One made with kubectl has a tenant when it serves only that."""
     spec = pool.spec
     wanted = spec.resources
     served = {tenants[each] for each in spec.allowed_namespaces if each in tenants}
     own = len(served) == 1 and ALL not in spec.allowed_namespaces
     return WarmPoolSpec(
-        name=pool.metadata.name,
+        name=pool_name(pool),
         runtime=spec.runtime,
         min_size=spec.min_size,
         max_size=spec.max_size,
@@ -115,7 +196,9 @@ def pool_spec(pool: types.WarmPool, tenants: Mapping[str, str]) -> WarmPoolSpec:
         auto_scaling=spec.auto_scaling.enabled,
         target_utilization=spec.auto_scaling.target_utilization,
         scale_down_delay=spec.auto_scaling.scale_down_delay,
-        tenant=served.pop() if own else None,
+        tenant=pool.metadata.labels.get(names.TENANT) or (served.pop() if own else None),
+        owner=spec.owner,
+        published=spec.published,
     )
 
 
@@ -139,6 +222,8 @@ def pool_body(spec: WarmPoolSpec) -> dict[str, Any]:
             "targetUtilization": spec.target_utilization,
             "scaleDownDelay": spec.scale_down_delay,
         },
+        "published": spec.published,
+        **({"owner": spec.owner} if spec.owner is not None else {}),
     }
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +22,7 @@ from llmsafespace_operator.resources.types import (
     WarmPod,
     WarmPodStatus,
     WarmPool,
+    WarmPoolSpec,
 )
 
 NO_POOL = "there is no warm pool"
@@ -32,7 +34,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a warm pod must be to serve a Sandbox.
 
     `runtime` is a RuntimeEnvironment's name, `profile_ref` names the profile that holds (with its
-    namespace), whether the Sandbox refers to it or not. `plain` False: it wants what no pool has.
+    namespace), whether the Sandbox refers to it or not. `warm_pool` names the only pool that may serve;
+    without it code that nobody published is not taken. `plain` False: it wants what no pool has.
     """
 
     runtime: str
@@ -41,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     profile_ref: ProfileRef | None = None
     use_warm_pool: bool = True
+    warm_pool: str | None = None
     plain: bool = True
 
 
@@ -64,6 +68,7 @@ def request_of(
         namespace=namespace,
         profile_ref=profiles.reference(profile),
         use_warm_pool=spec.use_warm_pool,
+        warm_pool=spec.warm_pool,
         plain=_is_plain(spec),
     )
 
@@ -93,7 +98,7 @@ def candidates(
     fitting.sort(key=_tightness)
     found: list[WarmPod] = []
     for each in fitting:
-        serving = (pod for pod in each.free if serves(request, pod.status))
+        serving = (pod for pod in each.free if serves(request, pod.status, each.pool))
         found += heapq.nsmallest(limit - len(found), serving, key=_rank(claim_id))
         if len(found) == limit:
             break
@@ -103,6 +108,8 @@ def candidates(
 def misfit(request: Request, in_use: PoolInUse) -> str | None:
     """Why a pool cannot serve a request, in words for the person who asked; None when it can."""
     spec = in_use.pool.spec
+    if request.warm_pool not in (None, in_use.pool.metadata.name):
+        return f"it is to be of the warm pool {request.warm_pool}"
     if in_use.runtime != request.runtime:
         return f"no warm pool has the runtime {request.runtime}"
     if spec.security_level != request.security_level:
@@ -112,6 +119,9 @@ def misfit(request: Request, in_use: PoolInUse) -> str | None:
         return f"no warm pool has the profile {wanted}"
     if not _fits(request.resources, spec.resources):
         return f"more resources than those of pool {in_use.pool.metadata.name}"
+    if request.warm_pool is None and code_of(spec) == "own":
+        name = in_use.pool.metadata.name
+        return f"the pool {name} preloads its owner's code; ask for it by name (warmPool) to get that"
     return None
 
 
@@ -128,10 +138,32 @@ def smaller_than_default(given: PoolResources) -> str:
     return ""
 
 
-def serves(request: Request, made: WarmPodStatus) -> bool:
-    """Whether a pod serves as it was made: its pool may have changed since."""
+def code_of(spec: WarmPoolSpec) -> Literal["none", "own", "published"]:
+    """What its pods have preloaded: nothing, code of its owner's choice, or code that was published."""
+    if not (spec.preload_packages or spec.preload_scripts):
+        return "none"
+    return "published" if spec.published else "own"
+
+
+def named(name: str, namespace: str, pools: Iterable[WarmPool]) -> WarmPool | str:
+    """The pool that a Sandbox of this namespace is to be of; or why it cannot, in words."""
+    there = [pool for pool in pools if pool.metadata.name == name and _allows(pool, namespace)]
+    if not there:
+        return f"there is no warm pool {name} that serves the namespace {namespace}"
+    return min(there, key=lambda pool: pool.metadata.namespace)
+
+
+def serves(request: Request, made: WarmPodStatus, pool: WarmPool) -> bool:
+    """Whether a pod serves as it was made: its pool may have changed since.
+
+    What was preloaded before its code was published, or no longer is, serves only who names the pool. Pods
+    that do not say what they have were made by an operator that did not know: their pool says so.
+    """
+    code = made.code or code_of(pool.spec)
+    approved = code == "none" or (code == "published" and pool.spec.published)
     return (
-        made.runtime == request.runtime
+        (approved or request.warm_pool == pool.metadata.name)
+        and made.runtime == request.runtime
         and made.security_level == request.security_level
         and made.profile_ref == request.profile_ref
         and made.resources is not None
@@ -176,7 +208,7 @@ def _rank(claim_id: str) -> Callable[[WarmPod], bytes]:
 
 def _nearness(reason: str) -> int:
     """The reason of the pool that was nearest to fit comes first."""
-    for place, word in enumerate(("resources", "profile", "security level", "runtime")):
+    for place, word in enumerate(("by name", "resources", "profile", "security level", "runtime")):
         if word in reason:
             return place
-    return 4
+    return 5

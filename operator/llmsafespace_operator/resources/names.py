@@ -23,6 +23,9 @@ SANDBOX_ID = f"{GROUP}/sandbox-id"
 TENANT = f"{GROUP}/tenant"
 COLD_REASON = f"{GROUP}/cold-reason"
 
+# Of WarmPools that were made through a gateway: what it calls them. TENANT says whose they are.
+POOL_NAME = f"{GROUP}/pool-name"
+
 # The original's labels of WarmPods, beside ours.
 WARMPOD_LABELS = {"app": "llmsafespace", "component": "warmpod"}
 

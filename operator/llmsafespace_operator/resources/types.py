@@ -155,6 +155,16 @@ class SandboxSpec(Object):
         | None
     ) = None
     use_warm_pool: Annotated[bool, Meta(description="False starts a pod of its own.")] = True
+    warm_pool: (
+        Annotated[
+            Name,
+            Meta(
+                description="The WarmPool that it is to be of, with what that preloads. Without it only "
+                "pools that preload nothing, or are published, serve."
+            ),
+        ]
+        | None
+    ) = None
     idle_timeout: (
         Annotated[
             int, Meta(ge=1, description="Seconds with nothing running and nobody connected, then it ends.")
@@ -335,6 +345,14 @@ class WarmPoolSpec(Object):
         list[str],
         Meta(max_length=256, description="Sandboxes of these namespaces may claim from it; `*` is all."),
     ] = msgspec.field(default_factory=lambda: ["*"])
+    published: Annotated[
+        bool,
+        Meta(description="What it preloads may run in sandboxes that do not name it (in `warmPool`)."),
+    ] = True
+    owner: (
+        Annotated[str, Meta(max_length=253, description="The user who made it, through a gateway's API.")]
+        | None
+    ) = None
 
 
 class WarmPoolStatus(Object):
@@ -393,6 +411,10 @@ class WarmPodStatus(Object):
     resources: PoolResources | None = None
     profile_ref: ProfileRef | None = None
     revision: Annotated[str, Meta(description="Of the pool, when the pod was made.")] = ""
+    code: Annotated[
+        Literal["", "none", "own", "published"],
+        Meta(description="What was preloaded in it: nothing, its pool's owner's code, or published code."),
+    ] = ""
     message: str = ""
 
 

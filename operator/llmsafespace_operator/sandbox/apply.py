@@ -126,6 +126,8 @@ class Actions:
             profile=wanted.profile,
             security_context=spec.security_context,
             filesystem=spec.filesystem,
+            preload_packages=wanted.pool.spec.preload_packages if wanted.pool is not None else [],
+            preload_scripts=wanted.pool.spec.preload_scripts if wanted.pool is not None else [],
             sandbox_id=names.sandbox_id(meta.name, meta.uid),
             deadline=deadline,
         )

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llmsafespace_operator.claims import profiles, runtimes
+from llmsafespace_operator.claims import choice, profiles, runtimes
 from llmsafespace_operator.claims.catalogue import Catalogue
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import NotFound
@@ -24,6 +24,7 @@ from llmsafespace_operator.resources.types import (
     Sandbox,
     SandboxProfile,
     WarmPod,
+    WarmPool,
 )
 from llmsafespace_operator.sandbox.plan import Observed
 from llmsafespace_operator.sandbox.status import Obstacle
@@ -41,14 +42,19 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
     pods: Informer[Pod]
     profiles: Informer[SandboxProfile]
     runtimes: Informer[RuntimeEnvironment]
+    warm_pools: Informer[WarmPool]
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What a Sandbox asks for, found; `warning`: how it differs from what it asks for."""
+    """What a Sandbox asks for, found; `warning`: how it differs from what it asks for.
+
+    `pool` is the one that it names, of which a cold start has what that preloads.
+    """
 
     environment: RuntimeEnvironment
     profile: SandboxProfile | None
     warning: str
+    pool: WarmPool | None = None
 
 
 class Observer:
@@ -95,7 +101,14 @@ class Observer:
             return Obstacle("ProfileNotFound", profile)
         if missing := profiles.missing_runtime_class(profile):
             return Obstacle(names.NO_RUNTIME_CLASS, missing)
-        return Wanted(resolved.environment, profile, resolved.warning)
+        pool = (
+            choice.named(spec.warm_pool, namespace, self._caches.warm_pools.items())
+            if spec.warm_pool
+            else None
+        )
+        if isinstance(pool, str):
+            return Obstacle("WarmPoolNotFound", pool)
+        return Wanted(resolved.environment, profile, resolved.warning, pool)
 
     def _claimed(self, sandbox: Sandbox) -> list[WarmPod]:
         public = names.sandbox_id(sandbox.metadata.name, sandbox.metadata.uid)

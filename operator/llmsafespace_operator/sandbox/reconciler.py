@@ -20,6 +20,7 @@ from llmsafespace_operator.resources.types import (
     SandboxProfile,
     SandboxStatus,
     WarmPod,
+    WarmPool,
 )
 from llmsafespace_operator.sandbox.apply import Actions, Blocked, Refused
 from llmsafespace_operator.sandbox.observe import Caches, Observer
@@ -74,6 +75,7 @@ class SandboxReconciler:
         self._caches.pods.on_change(self._pod_changed)
         self._caches.runtimes.on_change(self._environment_changed)
         self._caches.profiles.on_change(self._environment_changed)
+        self._caches.warm_pools.on_change(self._pool_changed)
 
     async def reconcile(self, key: Key) -> float | None:
         """One round; returns when to look again. Raises KubeError, after which it is tried again."""
@@ -180,8 +182,15 @@ class SandboxReconciler:
                     found.append((claim.sandbox.namespace, claim.sandbox.name))
         return found
 
+    def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
+        """Its status changes all the time, and is nobody's obstacle."""
+        if old is None or new is None or old.spec != new.spec:
+            self._environment_changed(old, new)
+
     def _environment_changed(
-        self, old: RuntimeEnvironment | SandboxProfile | None, new: RuntimeEnvironment | SandboxProfile | None
+        self,
+        old: RuntimeEnvironment | SandboxProfile | WarmPool | None,
+        new: RuntimeEnvironment | SandboxProfile | WarmPool | None,
     ) -> None:
         """What could not start may be able to now."""
         if new is not None:

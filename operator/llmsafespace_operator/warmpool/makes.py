@@ -8,6 +8,7 @@ import msgspec
 
 from llmsafespace_operator.claims import profiles
 from llmsafespace_operator.claims.catalogue import Catalogue
+from llmsafespace_operator.claims.choice import code_of
 from llmsafespace_operator.pods.build import Recipe
 from llmsafespace_operator.pods.made_as import MADE_AS, made_as
 from llmsafespace_operator.resources.kinds import WARMPOD
@@ -79,6 +80,7 @@ def _known(pool: WarmPool, make: Make) -> WarmPodStatus:
         resources=pool.spec.resources,
         profile_ref=profiles.reference(make.profile),
         revision=make.revision,
+        code=code_of(pool.spec),
     )
 
 
@@ -93,5 +95,6 @@ def _revision(pool: WarmPool, environment: RuntimeEnvironment, profile: SandboxP
         spec.resources,
         spec.preload_packages,
         spec.preload_scripts,
+        code_of(spec),
     )
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
