@@ -32,6 +32,7 @@ from llmsafespace_operator.kube.objects import key_of
 from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.resources import kinds, names
 from llmsafespace_operator.resources.settings import Address, Settings, SettingsError, load, read_key
+from llmsafespace_operator.sandbox import unserved
 from llmsafespace_operator.sandbox.apply import Actions
 from llmsafespace_operator.sandbox.observe import Caches as SandboxCaches
 from llmsafespace_operator.sandbox.observe import Observer
@@ -105,25 +106,34 @@ class Operator:
         self._profiles = ProfileReconciler(client, found.profiles, settings)
         self._warm_pods, self._warm_pools = self._of_pools()
         self._sandboxes = self._of_sandboxes()
+        self._unserved = unserved.watchers(client, self._events, settings)
         for one in (self._runtimes, self._profiles, self._warm_pods, self._warm_pools, self._sandboxes):
             one.follow()
+        for each in self._unserved:
+            each.follow()
 
     async def run(self) -> None:
         """Work until cancelled. Raises OSError when the HTTP port is taken."""
         probes = HTTPServer(health.application(self._informers.by_name, lambda: self._listed))
         probes.listen(self._settings.http_port)
         served = webhook(self._client, self._settings) if self._settings.webhook_config else None
+        elsewhere: asyncio.Task[None] | None = None
         try:
             if served is not None:
                 await served.start()
             await self._informers.start()
             self._listed = True
             log.info("everything is listed")
+            elsewhere = asyncio.create_task(unserved.follow_all(self._unserved))
             await self._leadership().run(self._lead)
         finally:
             probes.stop()
             if served is not None:
                 await served.stop()
+            if elsewhere is not None:
+                elsewhere.cancel()
+            for each in self._unserved:
+                await each.objects.stop()
             await self._informers.stop()
             await self._events.close()
 
@@ -141,6 +151,7 @@ class Operator:
             (informers.warm_pods, self._warm_pods.controller),
             (informers.warm_pools, self._warm_pools.controller),
             (informers.sandboxes, self._sandboxes.controller),
+            *((each.objects, each.controller) for each in self._unserved),
         ]
         await self._count()
         controllers = [self._runtimes.images_controller, *(controller for _, controller in every)]

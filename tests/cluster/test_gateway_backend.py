@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -297,12 +298,17 @@ def test_what_happened_while_no_gateway_ran_is_found(
     eventually(lambda: objects.gone(name), what="nothing that is left of it")
 
 
-def test_a_lifetime_can_only_be_shortened(client: Client, warm: str) -> None:
+def test_a_lifetime_can_only_be_shortened(
+    client: Client, warm: str, installation: Installation, kubectl: Kubectl
+) -> None:
     """Kubernetes ends the pod at its deadline, whatever its agent is told."""
     made = create(client, maxLifetime=600)
     path = f"/sandboxes/{made['id']}"
     assert client.patch(path, json={"maxLifetime": 500}).json()["maxLifetime"] == 500
     is_error(client.patch(path, json={"maxLifetime": 501}), 400, "invalid_request")
+    found = kubectl.json("get", SANDBOX, made["id"], "-n", installation.sandboxes)
+    ends = datetime.fromisoformat(found["metadata"]["annotations"]["llmsafespace.dev/ends-at"])
+    assert 480 < (ends - datetime.now(UTC)).total_seconds() < 510  # the operator's clock knows
     delete(client, made["id"])
 
 

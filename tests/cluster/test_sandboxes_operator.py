@@ -218,6 +218,19 @@ def test_lifetime_ends_as_expired_and_is_forgotten(sandboxes: Sandboxes, warm: b
     eventually(lambda: sandboxes.gone(name))
 
 
+async def test_a_lifetime_ends_although_the_agent_does_not_end_it(sandboxes: Sandboxes) -> None:
+    """Its agent was told of no limit, as one that code has stopped; its code starts processes as it can."""
+    name = "sb-11111111111111111111"
+    sandboxes.apply(name, useWarmPool=False, maxLifetime=3)
+    status = sandboxes.in_phase(name, "Running")
+    await binding.bind(status["podIP"], AGENT_PORT, sandboxes.token(name), BindRequest(name, name, "k"))
+    spin = "import subprocess; print(len([subprocess.Popen(['sleep', '1000']) for _ in range(20)]))"
+    info, said = await sandboxes.run(name, spin)
+    assert (info.end, b"20" in said) == ("ok", True)
+    assert sandboxes.in_phase(name, "Terminated")["end"] == "expired"
+    eventually(lambda: sandboxes.pods(name) == [], what="the end of its pod, and of all in it")
+
+
 @pytest.mark.parametrize("warm", [True, False])
 @pytest.mark.parametrize(("end", "phase"), [("oom", "Failed"), ("terminated", "Terminated")])
 async def test_agent_s_word_for_the_end_counts(

@@ -488,6 +488,35 @@ def end_condition(world: World) -> Condition:
     return next(one for one in world.sandbox.status.conditions if one.type == "Ready")
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_what_outlives_its_lifetime_is_ended_here(warm: bool) -> None:
+    """Whatever its agent does: its pod is deleted, and with it every process."""
+    world = gateway_made(warm=warm)
+    found = settle(world)
+    assert world.sandbox is not None
+    lifetime = world.sandbox.spec.max_lifetime
+    assert found.again == pytest.approx(lifetime + plans.LATE)
+    world.now += timedelta(seconds=lifetime + plans.LATE - 1)
+    settle(world)
+    assert not world.sandbox.status.end
+    world.now += timedelta(seconds=1)
+    settle(world)
+    assert world.sandbox.status.end == "expired"
+    assert not world.pods
+
+
+@pytest.mark.parametrize(
+    ("said", "left"), [(600, 600), (10**6, 86400), ("soon", 86400), ("2026-01-01T00:00:00", 86400)]
+)
+def test_a_lifetime_that_was_shortened_is_kept_and_never_lengthened(said: Any, left: int) -> None:
+    world = gateway_made(warm=True)
+    settle(world)
+    assert world.sandbox is not None
+    ends = (world.now + timedelta(seconds=said)).isoformat() if isinstance(said, int) else said
+    world.sandbox.metadata.annotations = {names.ENDS_AT: ends}
+    assert plan(observed(world)).again == pytest.approx(left + plans.LATE)
+
+
 def test_a_pod_that_no_node_takes_is_given_up_soon_and_nothing_is_left() -> None:
     """After scheduleTimeout, with the scheduler's words; until then warm pods give way."""
     world = gateway_made(warm=False)

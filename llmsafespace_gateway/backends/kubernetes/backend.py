@@ -7,6 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -40,6 +41,7 @@ from llmsafespace_operator.claims.choice import Request, request_of
 from llmsafespace_operator.claims.egress_token import sign
 from llmsafespace_operator.claims.runtimes import Resolved, label
 from llmsafespace_operator.claims.tokens import agent_token
+from llmsafespace_operator.kube.errors import NotFound
 from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kinds import SANDBOX
 
@@ -283,7 +285,17 @@ class KubernetesBackend:
         return objects.stranger(sandbox, self._cluster.settings.sandbox_namespaces[namespace], isolation)
 
     async def set_lifetime(self, sandbox_id: str, seconds: float) -> None:
-        """See SandboxBackend. The operator keeps it: it is in the Sandbox's spec."""
+        """See SandboxBackend. The operator keeps it: an annotation says what the spec does not."""
+        sandbox = self._cluster.known(sandbox_id)
+        if sandbox is None or not objects.is_shortened(sandbox, seconds):
+            return
+        ends = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        meta = sandbox.metadata
+        body = {"metadata": {"uid": meta.uid, "annotations": {names.ENDS_AT: ends}}}
+        with explained(f"the lifetime of {sandbox_id} cannot be changed"), contextlib.suppress(NotFound):
+            self._cluster.sandboxes.observe(
+                await self._cluster.client.patch(SANDBOX, meta.name, body, meta.namespace)
+            )
 
     async def fate(self, sandbox_id: str) -> Ended | None:
         """See SandboxBackend."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
 
+_ABOUT = 5.0  # seconds by which clocks and answers may differ
 _LONGEST_TIMEOUT = 86400  # seconds: what a Sandbox can say
 _RUNTIME_CLASS = "its runtime class's"  # gVisor, for one, keeps code in by its kernel and filters no calls
 
@@ -145,6 +147,16 @@ def runs(sandbox: types.Sandbox) -> bool:
 def is_decided(sandbox: types.Sandbox) -> bool:
     """Whether it is known where it runs, or how it ended."""
     return bool(warm_pod_of(sandbox) or sandbox.status.pod_ip or end_of(sandbox))
+
+
+def is_shortened(sandbox: types.Sandbox, seconds: float) -> bool:
+    """Whether it is to end earlier, or later, than it says: seconds from now, give or take a few."""
+    began = sandbox.status.start_time
+    if began is None:
+        return False  # it is being made: its spec says the same
+    said = sandbox.metadata.annotations.get(names.ENDS_AT)
+    ends = began + timedelta(seconds=sandbox.spec.max_lifetime)
+    return said is not None or abs((ends - datetime.now(UTC)).total_seconds() - seconds) > _ABOUT
 
 
 def is_there(sandbox: types.Sandbox) -> bool:

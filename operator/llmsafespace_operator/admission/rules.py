@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from llmsafespace_operator.claims.profiles import profile_of
+from llmsafespace_operator.claims.choice import smaller_than_default
+from llmsafespace_operator.claims.profiles import missing_runtime_class, profile_of
 from llmsafespace_operator.claims.runtimes import Resolved, label, resolve
 from llmsafespace_operator.resources.quantities import number
 from llmsafespace_operator.resources.types import (
@@ -40,8 +41,9 @@ def can_be_served(
     """Whether a sandbox, or those of a pool, can be as the spec wants them.
 
     `profile` answers name and namespace. A runtime that is there but not available yet is a warning only,
-    as it may have been made a moment ago.
+    as it may have been made a moment ago; so is a runtime class that is not installed yet.
     """
+    warnings: list[str] = []
     found, warning = _served(spec.runtime, environments)
     if isinstance(found, str):
         return Verdict(found)
@@ -49,7 +51,10 @@ def can_be_served(
     if not refusal:
         chosen = profile_of(spec.profile_ref, spec.security_level, namespace, system_namespace, profile)
         refusal = chosen if isinstance(chosen, str) else ""
-    return Verdict(refusal, (warning,) if warning else ())
+        warnings.append(missing_runtime_class(chosen) if not isinstance(chosen, str) else "")
+    if isinstance(spec, WarmPoolSpec):
+        warnings.append(smaller_than_default(spec.resources))
+    return Verdict(refusal, tuple(each for each in (warning, *warnings) if each))
 
 
 def wants_the_same(new: WarmPoolSpec, old: WarmPoolSpec) -> bool:

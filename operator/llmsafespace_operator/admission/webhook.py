@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +14,16 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
 from llmsafespace_operator.admission.rotation import Rotation
-from llmsafespace_operator.admission.rules import Verdict, can_be_removed, can_be_served, wants_the_same
+from llmsafespace_operator.admission.rules import (
+    Verdict,
+    can_be_removed,
+    can_be_served,
+    wants_the_same,
+)
 from llmsafespace_operator.kube.client import Forbidden, KubeClient, KubeError, NotFound
 from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, WARMPOOL
 from llmsafespace_operator.resources.settings import Settings
 from llmsafespace_operator.resources.types import (
-    ProfileRef,
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,
@@ -27,6 +31,7 @@ from llmsafespace_operator.resources.types import (
     WarmPool,
     WarmPoolSpec,
 )
+from llmsafespace_operator.resources.words import not_served
 
 _log = logging.getLogger(__name__)
 
@@ -58,19 +63,30 @@ class _Review(msgspec.Struct):
 class Judge:
     """Answers requests from what the API server has now: a cache would refuse what has just been made."""
 
-    def __init__(self, client: KubeClient, system_namespace: str, pool_namespaces: Sequence[str]) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        system_namespace: str,
+        pool_namespaces: Sequence[str],
+        sandbox_namespaces: Collection[str] = (),
+    ) -> None:
         self._client = client
         self._system_namespace = system_namespace
         self._pool_namespaces = pool_namespaces
+        self._sandbox_namespaces = sandbox_namespaces
 
     async def verdict(self, request: Request) -> Verdict:
         """Raises KubeError, and msgspec.ValidationError for what is no such object."""
         match request.kind.kind, request.operation:
             case "Sandbox", "CREATE":
                 sandbox = msgspec.json.decode(request.object, type=Sandbox)
+                if self._sandbox_namespaces and request.namespace not in self._sandbox_namespaces:
+                    return Verdict("", (not_served("Sandbox", request.namespace, self._sandbox_namespaces),))
                 return await self._served(sandbox.spec, request.namespace)
             case "WarmPool", "CREATE":
                 pool = msgspec.json.decode(request.object, type=WarmPool)
+                if request.namespace not in self._pool_namespaces:
+                    return Verdict("", (not_served("WarmPool", request.namespace, self._pool_namespaces),))
                 return await self._served(pool.spec, request.namespace)
             case "WarmPool", "UPDATE":
                 pool = msgspec.json.decode(request.object, type=WarmPool)
@@ -83,7 +99,7 @@ class Judge:
 
     async def _served(self, spec: SandboxSpec | WarmPoolSpec, namespace: str) -> Verdict:
         environments = await self._environments()
-        profile = await self._profile(spec.profile_ref, namespace)
+        profile = await self._profile(spec, namespace)
         return can_be_served(spec, namespace, environments, lambda *_: profile, self._system_namespace)
 
     async def _environments(self) -> list[RuntimeEnvironment]:
@@ -94,12 +110,14 @@ class Judge:
         lists = [await self._client.list(WARMPOOL, namespace) for namespace in self._pool_namespaces]
         return [pool for pools, _ in lists for pool in pools]
 
-    async def _profile(self, reference: ProfileRef | None, namespace: str) -> SandboxProfile | None:
+    async def _profile(self, spec: SandboxSpec | WarmPoolSpec, namespace: str) -> SandboxProfile | None:
         """None, too, where the operator may not look: it could not use that profile either."""
-        if reference is None:
-            return None
+        name: str = spec.security_level
+        where = self._system_namespace
+        if spec.profile_ref is not None:
+            name, where = spec.profile_ref.name, spec.profile_ref.namespace or namespace
         with suppress(NotFound, Forbidden):
-            return await self._client.get(PROFILE, reference.name, reference.namespace or namespace)
+            return await self._client.get(PROFILE, name, where)
         return None
 
 
@@ -165,7 +183,7 @@ def webhook(client: KubeClient, settings: Settings) -> Webhook:
     """The webhook of an installation: its Service has the name of its configuration."""
     name, namespace = settings.webhook_config, settings.system_namespace
     return Webhook(
-        Judge(client, namespace, settings.pool_namespaces),
+        Judge(client, namespace, settings.pool_namespaces, settings.sandbox_namespaces),
         Rotation(client, namespace, name, [f"{name}.{namespace}.svc"]),
         port=settings.webhook_port,
     )

@@ -101,10 +101,15 @@ class KubeClient:
         namespace: str | None = None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         resource_version: str = "",
     ) -> Snapshot[T]:
         """The list, with what of it cannot be read."""
-        query = {"labelSelector": label_selector, "resourceVersion": resource_version}
+        query = {
+            "labelSelector": label_selector,
+            "fieldSelector": field_selector,
+            "resourceVersion": resource_version,
+        }
         path = _path(kind, namespace)
         return wire.decode_list(kind, await self._transport.call("GET", path, query=query, limit=_LIST_LIMIT))
 
@@ -165,6 +170,7 @@ class KubeClient:
         *,
         resource_version: str,
         label_selector: str = "",
+        field_selector: str = "",
         seconds: int = 30,
     ) -> AsyncGenerator[WatchEvent[T], None]:
         """What happens after `resource_version`, for at most `seconds`.
@@ -177,6 +183,7 @@ class KubeClient:
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
             "labelSelector": label_selector,
+            "fieldSelector": field_selector,
             "timeoutSeconds": str(seconds),
         }
         path = _path(kind, namespace)

@@ -36,12 +36,16 @@ class Informer(Generic[T]):
         namespaces: Sequence[str] | None = None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         watch_seconds: int = WATCH_SECONDS,
     ) -> None:
+        selectors = {"label_selector": label_selector}
+        if field_selector:
+            selectors["field_selector"] = field_selector
         scopes = [""] if namespaces is None else list(dict.fromkeys(namespaces))
         self._store: Store[T] = Store(scopes)
         self._followers = [
-            _Follower(client, kind, self._store, scope, label_selector, watch_seconds) for scope in scopes
+            _Follower(client, kind, self._store, scope, selectors, watch_seconds) for scope in scopes
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._waiting: dict[Key, set[asyncio.Future[None]]] = {}
@@ -134,7 +138,7 @@ class _Follower(Generic[T]):
         kind: Kind[T],
         store: Store[T],
         scope: str,
-        label_selector: str,
+        selectors: dict[str, str],
         watch_seconds: int,
     ) -> None:
         self.listed = asyncio.Event()
@@ -143,7 +147,7 @@ class _Follower(Generic[T]):
         self._kind = kind
         self._store = store
         self._scope = scope
-        self._label_selector = label_selector
+        self._selectors = selectors
         self._watch_seconds = watch_seconds
         self._must_list = True
 
@@ -171,8 +175,8 @@ class _Follower(Generic[T]):
                     self._kind,
                     self._scope or None,
                     resource_version=str(self._store.version(self._scope)),
-                    label_selector=self._label_selector,
                     seconds=self._watch_seconds,
+                    **self._selectors,
                 )
             ) as events:
                 async for event in events:
@@ -193,9 +197,7 @@ class _Follower(Generic[T]):
     async def refresh(self) -> None:
         """List, and take in what is there. A watch may go on meanwhile."""
         since = self._store.version(self._scope)
-        found = await self._client.snapshot(
-            self._kind, self._scope or None, label_selector=self._label_selector
-        )
+        found = await self._client.snapshot(self._kind, self._scope or None, **self._selectors)
         self._store.replace(self._scope, found.items, int(found.version), found.unreadable, since=since)
         self.heard = time.monotonic()
         self._must_list = False

@@ -23,6 +23,9 @@ SANDBOX_ID = f"{GROUP}/sandbox-id"
 TENANT = f"{GROUP}/tenant"
 COLD_REASON = f"{GROUP}/cold-reason"
 
+# Of a Sandbox whose lifetime was shortened: when it ends at the latest (RFC 3339).
+ENDS_AT = f"{GROUP}/ends-at"
+
 # Of WarmPools that were made through a gateway: what it calls them. TENANT says whose they are.
 POOL_NAME = f"{GROUP}/pool-name"
 

@@ -69,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid
 
     http_port: Port = 8080  # /healthz, /readyz, /metrics
     webhook_port: Port = 9443
+    watch_unserved: bool = False  # tell of Sandboxes and WarmPools in namespaces that nobody serves
     webhook_config: str = ""  # name of the ValidatingWebhookConfiguration
     lease: Name = "llmsafespace-operator"
     images_config_map: Name = "llmsafespace-images"

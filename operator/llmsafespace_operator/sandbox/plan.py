@@ -5,7 +5,8 @@ However far an operator came before it was killed, the same function goes on fro
 
 from __future__ import annotations
 
-from datetime import datetime
+import contextlib
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -18,6 +19,7 @@ from llmsafespace_operator.resources.types import Sandbox, SandboxStatus, WarmPo
 from llmsafespace_operator.sandbox import status
 
 _SLACK = 60  # seconds after which Kubernetes ends what its agent should have ended
+LATE = 10.0  # seconds after which the operator does; code may slow its agent down, or stop it
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +230,10 @@ def _run(seen: Observed) -> Plan:
     """A gateway binds what it made, at the same time; the others run once they are bound here."""
     mirrors = _mirrors(seen)
     if seen.sandbox.status.phase == "Running":
-        return Plan((mirrors,))
+        left = _lifetime_left(seen)
+        if left is not None and left + LATE <= 0:
+            return finished(seen, End("expired", "the sandbox reached its maximum lifetime"))
+        return Plan((mirrors,), None if left is None else left + LATE)
     own = _own_pod(seen)
     if own is not None and not is_ready(own):
         return _wait_for(seen, own)
@@ -237,6 +242,19 @@ def _run(seen: Observed) -> Plan:
     if names.made_by_gateway(seen.sandbox.metadata.name):
         return Plan(((*mirrors, Write(running)),))
     return Plan(((*mirrors, Bind(place.address)), (Write(running),)))
+
+
+def _lifetime_left(seen: Observed) -> float | None:
+    """Seconds of its life, None when nobody knows when it began. A gateway may have shortened it."""
+    sandbox = seen.sandbox
+    if sandbox.status.start_time is None:
+        return None
+    ends = sandbox.status.start_time + timedelta(seconds=sandbox.spec.max_lifetime)
+    with contextlib.suppress(
+        KeyError, ValueError, TypeError
+    ):  # not a time, or one without a zone: of somebody else
+        ends = min(ends, datetime.fromisoformat(sandbox.metadata.annotations[names.ENDS_AT]))
+    return (ends - seen.now).total_seconds()
 
 
 def _wait_for(seen: Observed, own: Pod) -> Plan:

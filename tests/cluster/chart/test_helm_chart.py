@@ -124,7 +124,7 @@ OPERATOR_POOLS = {
     ("llmsafespace.dev", "warmpods/finalizers"): {"update"},
 }
 PROFILES = {("llmsafespace.dev", "sandboxprofiles"): READ}
-GATEWAY_SANDBOXES = {("llmsafespace.dev", "sandboxes"): READ | {"create", "delete", "assign"}}
+GATEWAY_SANDBOXES = {("llmsafespace.dev", "sandboxes"): READ | {"create", "patch", "delete", "assign"}}
 GATEWAY_POOLS = {
     ("llmsafespace.dev", "warmpools"): READ | {"create", "patch", "delete", "claim"},
     ("llmsafespace.dev", "warmpods"): READ | {"patch"},
@@ -144,6 +144,11 @@ MAY = {
         ("llmsafespace.dev", "runtimeenvironments"): READ,
         ("llmsafespace.dev", "runtimeenvironments/status"): {"patch"},
         ("node.k8s.io", "runtimeclasses"): {"get"},
+        ("llmsafespace.dev", "sandboxes"): {"list", "watch"},
+        ("llmsafespace.dev", "warmpools"): {"list", "watch"},
+        ("llmsafespace.dev", "sandboxes/status"): {"patch"},
+        ("llmsafespace.dev", "warmpools/status"): {"patch"},
+        ("events.k8s.io", "events"): {"create"},
         (
             "admissionregistration.k8s.io",
             "validatingwebhookconfigurations",
