@@ -198,6 +198,18 @@ async def test_another_version_is_served_with_a_warning(
         await asyncio.to_thread(kubectl, *arguments, stdin=json.dumps({**body, "spec": spec}))
 
 
+async def test_a_namespace_that_nobody_serves_is_warned_of(
+    kubectl: Kubectl, serving: Serving, installed: Installed, namespaces: Namespaces
+) -> None:
+    elsewhere = await asyncio.to_thread(namespaces, "unserved")
+    body = {"apiVersion": "llmsafespace.dev/v1", "kind": "WarmPool", "metadata": {"name": "lost"}}
+    arguments = ("create", "--namespace", elsewhere, "--warnings-as-errors", "--filename", "-")
+    with pytest.raises(KubectlError, match=f"Warning: no operator serves .* in the namespace {elsewhere}"):
+        await asyncio.to_thread(
+            kubectl, *arguments, stdin=json.dumps({**body, "spec": {"runtime": "python:3.11"}})
+        )
+
+
 async def test_a_runtime_in_use_cannot_be_deleted(
     client: KubeClient, serving: Serving, installed: Installed, runtime: str
 ) -> None:

@@ -22,6 +22,22 @@ def client(gateway: Any) -> Iterator[Client]:
         yield made
 
 
+def test_a_create_says_line_by_line_what_it_waits_for(client: Client) -> None:
+    headers = {"Accept": "application/x-ndjson"}
+    wanted = {"runtime": "python", "useWarmPool": False}
+    with client.stream("POST", "/sandboxes", json=wanted, headers=headers) as answer:
+        assert answer.status_code == 200
+        lines = [json.loads(line) for line in answer.iter_lines()]
+    assert lines[0]["progress"]["reason"] == "Cold"
+    assert "asked for no warm pool" in lines[0]["progress"]["message"]
+    sandbox = lines[-1]["sandbox"]
+    assert client.execute(sandbox["id"], "print(6 * 7)")["stdout"] == "42\n"
+    client.delete(f"/sandboxes/{sandbox['id']}")
+    # What fails before anything is waited for has a status of its own.
+    is_error(client.post("/sandboxes", json={"runtime": "cobol"}, headers=headers), 422)
+    is_error(client.post("/sandboxes", json={"runtime": 3}, headers=headers), 400)
+
+
 def test_a_sandbox_from_its_beginning_to_its_end(client: Client) -> None:
     wanted = {
         "runtime": "python",

@@ -11,7 +11,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from llmsafespace_operator.admission.certificates import Certificates, is_due, make
 from llmsafespace_operator.admission.rules import Verdict, can_be_removed, can_be_served, wants_the_same
-from llmsafespace_operator.resources.kubernetes import Metadata
+from llmsafespace_operator.resources.kubernetes import Condition, Metadata
 from llmsafespace_operator.resources.types import (
     PoolResources,
     ProfileRef,
@@ -21,6 +21,7 @@ from llmsafespace_operator.resources.types import (
     RuntimeEnvironmentSpec,
     RuntimeEnvironmentStatus,
     SandboxProfile,
+    SandboxProfileStatus,
     SandboxSpec,
     WarmPool,
     WarmPoolSpec,
@@ -105,6 +106,22 @@ def test_a_profile_has_to_exist_where_it_is_looked_for() -> None:
     ):
         verdict = served(SandboxSpec("python", profile_ref=reference), an_environment())
         assert ("there is no SandboxProfile" in verdict.refusal) == refused
+
+
+def test_a_runtime_class_that_is_not_there_is_warned_of() -> None:
+    """It may be installed in a moment; until then the Sandbox waits, and its condition says why."""
+    missing = Condition("Ready", "False", "RuntimeClassNotFound", "there is no RuntimeClass gvisor")
+    high = SandboxProfile(Metadata(name="high"), status=SandboxProfileStatus([missing]))
+    spec = SandboxSpec("python", security_level="high")
+    verdict = can_be_served(spec, "mine", [an_environment()], lambda *_: high, "system")
+    assert not verdict.refusal
+    assert "there is no RuntimeClass gvisor" in verdict.warnings[0]
+
+
+def test_a_pool_that_no_plain_request_fits_is_warned_of() -> None:
+    [warning] = served(WarmPoolSpec("python", resources=PoolResources(cpu="250m")), an_environment()).warnings
+    assert "resources.cpu is 250m, less than the 500m" in warning
+    assert served(SandboxSpec("python", resources=Resources(cpu="250m")), an_environment()) == Verdict()
 
 
 def test_scaling_a_pool_asks_for_nothing_new() -> None:

@@ -37,6 +37,7 @@ from llmsafespace_gateway.backends.local.pools import Pools, Taken
 from llmsafespace_gateway.backends.local.profiles import PROFILES
 from llmsafespace_gateway.backends.local.records import Bound, Claimed, State
 from llmsafespace_gateway.backends.local.registry import Entry, Registry
+from llmsafespace_gateway.backends.progress import tell
 from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
 from llmsafespace_gateway.egress.proxy import EgressProxy
 from llmsafespace_gateway.egress.rules import to_rules
@@ -177,6 +178,7 @@ class LocalBackend:
         self, spec: SandboxSpec, runtime: PreparedRuntime, start: Start, pool: WarmPoolSpec | None
     ) -> Claim:
         """A sandbox of its own; of a pool that was asked for it has what that preloads."""
+        tell("Cold", f"a sandbox is started for it: {start.reason}")
         recipe = Recipe(
             runtime=runtime,
             resources=spec.resources,
