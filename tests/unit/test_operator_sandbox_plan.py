@@ -538,6 +538,15 @@ def test_a_pod_that_no_node_takes_is_given_up_soon_and_nothing_is_left() -> None
     assert not world.pods
 
 
+def test_what_the_kubelet_says_in_events_only_is_passed_on() -> None:
+    world = gateway_made(warm=False)
+    settle(world, helpful=False)
+    world.pods[OURS] = on_node(world.pods[OURS], world.now)
+    seen = msgspec.structs.replace(observed(world), complaint="FailedCreatePodSandBox: no runtime for runsc")
+    world.carry_out(seen)
+    assert "no runtime for runsc" in end_condition(world).message
+
+
 def test_a_pod_that_no_scheduler_looks_at_is_given_up_as_soon() -> None:
     world = gateway_made(warm=False)
     settle(world, helpful=False)

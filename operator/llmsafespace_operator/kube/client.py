@@ -87,11 +87,16 @@ class KubeClient:
         namespace: str | None = None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         resource_version: str = "",
     ) -> tuple[list[T], str]:
         """Objects and the version of the list; without a namespace those of all."""
         found = await self.snapshot(
-            kind, namespace, label_selector=label_selector, resource_version=resource_version
+            kind,
+            namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            resource_version=resource_version,
         )
         return found.items, found.version
 

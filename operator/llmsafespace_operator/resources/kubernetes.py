@@ -138,6 +138,15 @@ class Pod(Object):
     status: PodStatus = msgspec.field(default_factory=PodStatus)
 
 
+class Event(Object):
+    """What is read of an event."""
+
+    metadata: Metadata
+    type: str = "Normal"
+    reason: str = ""
+    note: str = ""
+
+
 # -- others -------------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,12 @@ import msgspec
 from llmsafespace_operator.claims import choice, profiles, runtimes
 from llmsafespace_operator.claims.catalogue import Catalogue
 from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import NotFound
+from llmsafespace_operator.kube.errors import Forbidden, NotFound
 from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.pods.ends import scheduled_at, trouble
 from llmsafespace_operator.pods.start import owned
 from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import POD, WARMPOD, Kind
+from llmsafespace_operator.resources.kinds import EVENT, POD, WARMPOD, Kind
 from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings
 from llmsafespace_operator.resources.types import (
@@ -31,6 +32,7 @@ from llmsafespace_operator.sandbox.status import Obstacle
 
 T = TypeVar("T", bound=Sandbox | WarmPod | Pod)
 
+_SLOW = 5.0  # seconds on a node, after which one asks what is the matter
 CLAIM_INDEX = "sandbox"  # of WarmPods: the public id of the sandbox that claimed it
 
 
@@ -75,13 +77,15 @@ class Observer:
         starts = sandbox.status.phase in ("Pending", "Creating")
         wanted = self.wanted(sandbox) if starts else None
         found = wanted if isinstance(wanted, Wanted) else None
+        pod = await self._pod(sandbox, warm_pod)
         return Observed(
             sandbox=sandbox,
             now=datetime.now(UTC),
             settings=self._settings,
             warm_pod=warm_pod,
             surplus=surplus,
-            pod=await self._pod(sandbox, warm_pod),
+            pod=pod,
+            complaint=await self._complaint(pod) if starts and pod is not None else "",
             runtime=self._runtime(warm_pod, found) or sandbox.spec.runtime,
             warning=found.warning if found is not None else "",
             obstacle=wanted if isinstance(wanted, Obstacle) else None,
@@ -137,6 +141,21 @@ class Observer:
         if found is None and known and not sandbox.status.end and owner.deletion_timestamp is None:
             found = await self._live(POD, owner.name, owner.namespace)
         return found if found is not None and owned(found, owner.uid) else None
+
+    async def _complaint(self, pod: Pod) -> str:
+        """What the kubelet says in events only: volumes, networks, runtime handlers that do not work."""
+        since = scheduled_at(pod)
+        if pod.status.phase != "Pending" or trouble(pod) or since is None:
+            return ""
+        if (datetime.now(UTC) - since).total_seconds() < _SLOW:
+            return ""
+        only = f"regarding.uid={pod.metadata.uid},type=Warning"
+        try:
+            events, _ = await self._client.list(EVENT, pod.metadata.namespace, field_selector=only)
+        except Forbidden:
+            return ""
+        last = max(events, key=lambda each: int(each.metadata.resource_version or 0), default=None)
+        return f"{last.reason}: {last.note}" if last is not None else ""
 
     async def _live(self, kind: Kind[T], name: str, namespace: str) -> T | None:
         try:

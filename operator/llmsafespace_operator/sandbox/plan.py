@@ -19,6 +19,7 @@ from llmsafespace_operator.resources.types import Sandbox, SandboxStatus, WarmPo
 from llmsafespace_operator.sandbox import status
 
 _SLACK = 60  # seconds after which Kubernetes ends what its agent should have ended
+LOOK_AGAIN = 10.0  # seconds between looks at a pod that starts, of which the kubelet may have complained
 LATE = 10.0  # seconds after which the operator does; code may slow its agent down, or stop it
 
 
@@ -40,6 +41,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     warning: str = ""  # how that differs from the one asked for
     obstacle: status.Obstacle | None = None
     turn: bool = True
+    complaint: str = ""  # of the kubelet about a pod that does not start
 
 
 class AddFinalizer(msgspec.Struct, frozen=True):
@@ -260,7 +262,9 @@ def _lifetime_left(seen: Observed) -> float | None:
 def _wait_for(seen: Observed, own: Pod) -> Plan:
     """Its pod is not ready: the scheduler or the kubelet may say why."""
     if own.spec.node_name:
-        return blocked(seen, status.Obstacle("PodNotReady", trouble(own) or status.STARTING))
+        words = trouble(own) or seen.complaint or status.STARTING
+        found = blocked(seen, status.Obstacle("PodNotReady", words))
+        return Plan(found.stages, min(found.again or 0.0, LOOK_AGAIN))
     words = trouble(own) or status.UNSEEN
     found = blocked(seen, status.Obstacle(names.UNSCHEDULABLE, words))
     first, *others = found.stages

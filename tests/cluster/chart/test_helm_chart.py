@@ -108,7 +108,7 @@ OPERATOR_IN_BOTH = {
     ("", "secrets"): {"create"},
     ("llmsafespace.dev", "sandboxprofiles"): READ,
     ("llmsafespace.dev", "sandboxprofiles/status"): {"patch"},
-    ("events.k8s.io", "events"): {"create"},
+    ("events.k8s.io", "events"): {"list", "create"},
     ("networking.k8s.io", "networkpolicies"): {"list", "create", "patch", "delete"},
 }
 OPERATOR_SANDBOXES = {
