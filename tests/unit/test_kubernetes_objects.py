@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.base import EgressRule, Resources, SandboxSpec, WarmPoolSpec
-from llmsafespace_gateway.backends.kubernetes import errors, listing, objects, pools
+from llmsafespace_gateway.backends.kubernetes import cold, errors, listing, objects, pools
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_operator.claims.profiles import missing_runtime_class
 from llmsafespace_operator.kube.errors import (
@@ -266,6 +266,56 @@ def test_a_pool_comes_back_as_it_was_written() -> None:
     body = {**pools.pool_body(wanted), "allowedNamespaces": ["acme"]}
     written = types.WarmPool(Metadata(name="p"), msgspec.convert(body, types.WarmPoolSpec))
     assert pools.pool_spec(written, TENANTS) == wanted
+
+
+def test_a_pool_keeps_its_owner_and_whether_it_is_published() -> None:
+    wanted = WarmPoolSpec(name="p", runtime="python:3.11", tenant="acme", owner="u-1", published=False)
+    meta = Metadata(name="p-1234", labels={names.POOL_NAME: "p", names.TENANT: "acme"})
+    written = types.WarmPool(meta, msgspec.convert(pools.pool_body(wanted), types.WarmPoolSpec))
+    assert pools.pool_spec(written, TENANTS) == wanted
+    assert pools.pool_spec(pool("acme"), TENANTS).published  # made with kubectl: RBAC says who may
+
+
+@pytest.mark.parametrize("name", ["p", "a" * 54, "a" * 39 + ".-b"])
+def test_pools_of_one_name_have_objects_of_their_own(name: str) -> None:
+    made = {
+        pools.object_name(WarmPoolSpec(name=name, runtime="python", tenant=tenant)) for tenant in ("a", "b")
+    }
+    assert len(made) == 2
+    for each in made:
+        assert len(each) <= 54  # WarmPods' names are made of it
+        assert ".-" not in each
+        msgspec.convert({"name": each, "namespace": "n"}, types.NamedObject)
+
+
+@pytest.mark.parametrize(
+    ("condition", "end", "code", "words"),
+    [
+        (Condition("Ready", "False", "Unschedulable", "no node"), "failed", "Unschedulable", "no room"),
+        (Condition("Ready", "False", "PodNotReady", "ErrImagePull"), "failed", "PodNotReady", "could not"),
+        (Condition("Ready", "False", "ColdStartLimit", "waits for its turn"), "", "ColdStartLimit", "turn"),
+        (None, "", "NoOperator", "does the operator run?"),
+    ],
+)
+def test_a_refusal_says_what_the_operator_said(
+    condition: Condition | None, end: str, code: str, words: str
+) -> None:
+    status = types.SandboxStatus(conditions=[condition] if condition else [], end=end, message="why")
+    found = cold.refusal(types.Sandbox(Metadata(name="sb"), types.SandboxSpec("python"), status))
+    assert (found.status, found.details) == (503, {"reason": code})
+    assert words in found.message
+    assert found.retry_after is not None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said", "changed"), [(600, "", False), (603, "", False), (60, "", True), (600, "x", True)]
+)
+def test_only_a_lifetime_that_is_another_is_written(seconds: float, said: str, changed: bool) -> None:
+    meta = Metadata(name="sb", annotations={names.ENDS_AT: said} if said else {})
+    spec = types.SandboxSpec("python", max_lifetime=600)
+    running = types.SandboxStatus(start_time=datetime.now(UTC))
+    assert objects.is_shortened(types.Sandbox(meta, spec, running), seconds) is changed
+    assert not objects.is_shortened(types.Sandbox(meta, spec), 60)  # it is being made, with this lifetime
 
 
 def test_each_runtime_is_listed_once_and_as_available_as_it_is() -> None:
