@@ -75,7 +75,7 @@ def delete(client: Client, sandbox: str) -> None:
 
 def test_a_warm_pod_becomes_somebodys(client: Client, warm: str, objects: Sandboxes) -> None:
     made = create(client, env={"GREETING": "hello"}, files={"a.txt": "text"})
-    assert made["start"] == {"kind": "warm", "reason": ""}
+    assert made["start"] == {"kind": "warm", "reason": "", "pool": "shared", "poolOwner": "published"}
     assert made["isolation"]["backend"] == "kubernetes"
     code = "import os; print(os.environ['GREETING'], open('a.txt').read())"
     assert client.execute(made["id"], code)["stdout"] == "hello text\n"
@@ -102,7 +102,8 @@ def test_variables_that_a_process_needs_from_its_start_are_served_warm(client: C
 
 def test_a_cold_start_says_why(client: Client, objects: Sandboxes) -> None:
     made = create(client, useWarmPool=False, env={"GREETING": "hello"})
-    assert made["start"] == {"kind": "cold", "reason": "the request asked for no warm pool"}
+    start = {"kind": "cold", "reason": "the request asked for no warm pool"}
+    assert made["start"] == {**start, "pool": None, "poolOwner": None}
     assert client.execute(made["id"], "import os; print(os.environ['GREETING'])")["stdout"] == "hello\n"
     assert objects.in_phase(made["id"], "Running")["startReason"] == made["start"]["reason"]
     delete(client, made["id"])
