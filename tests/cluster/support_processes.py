@@ -126,11 +126,14 @@ class Installation:
     def gateway(self, *options: str, folder: str = "gateway", **settings: object) -> Gateway:
         """A started gateway whose sandboxes are pods; the arguments are those of tests.conftest.Gateway.
 
-        All gateways of an installation are replicas: they share one data folder, hence keys and records.
+        All gateways of an installation are replicas: they share the first one's store, hence keys, too.
         Those with a `folder` of their own do so, too, if they are given the same `database_url`.
         """
         data = self.folder / folder
-        data.mkdir(exist_ok=True)
+        if data.exists():  # one that serves has it to itself
+            settings.setdefault("database_url", f"sqlite:///{data}/db.sqlite")
+            data = self.folder / f"{folder}-{len(self.gateways)}"
+        data.mkdir()
         where = ("--backend", "kubernetes", "--kubernetes-settings", str(self._write("gateway.json")))
         made = Gateway(data, "--ip", "0.0.0.0", *where, *options, **{"warm_pools": [], **settings})
         self.gateways.append(made)
