@@ -94,6 +94,10 @@ class GatewayUnavailable(SandboxError):
         return self.code == "service_unavailable"
 
 
+class NoRoom(GatewayUnavailable):
+    """No node has room for the sandbox now; the message is the scheduler's. End one, or ask for less."""
+
+
 _BY_CODE: dict[str, type[SandboxError]] = {
     "unauthorized": AuthenticationError,
     "forbidden": PermissionDenied,
@@ -141,7 +145,8 @@ def error_for(status: int, document: object, retry_after: str | None = None) -> 
     if code == "rate_limited":
         return RateLimited(message, code=code, details=details, retry_after=_seconds(retry_after))
     if _BY_CODE.get(code) is GatewayUnavailable:
-        return GatewayUnavailable(message, code=code, details=details, retry_after=_seconds(retry_after))
+        kind = NoRoom if details.get("reason") == "Unschedulable" else GatewayUnavailable
+        return kind(message, code=code, details=details, retry_after=_seconds(retry_after))
     return _BY_CODE.get(code, SandboxError)(message, code=code, details=details)
 
 

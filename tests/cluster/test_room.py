@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmsafespace import NoRoom, Sandbox
 from llmsafespace_operator.resources.quantities import number
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation
@@ -94,6 +95,14 @@ def test_what_no_node_takes_is_refused_in_the_scheduler_s_words(
     assert client.get("/sandboxes?status=running").json() == before
     told = eventually(lambda: [one for one in events(kubectl, objects.namespace) if "Insufficient" in one])
     assert {one.partition(":")[0] for one in told} >= {"Unschedulable", "Ended"}
+
+
+def test_the_sdk_says_so_too(client: Client) -> None:
+    url = str(client.base_url).split("/api/")[0]
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    with pytest.raises(NoRoom, match="Insufficient cpu") as refused:
+        Sandbox("python:3.11", api_url=url, api_key=key, resources=HUGE)
+    assert refused.value.retry_after
 
 
 def test_a_create_streams_what_it_waits_for(client: Client) -> None:

@@ -48,6 +48,12 @@ def test_each_code_has_its_exception(status: int, code: str, kind: type[errors.S
 def test_answers_of_others_are_understood() -> None:
     assert isinstance(errors.error_for(404, {"message": "no kernel", "reason": None}), errors.NotFound)
     assert "502" in str(errors.error_for(502, None))
+    crowded = {"code": "service_unavailable", "message": "no", "details": {"reason": "Unschedulable"}}
+    refused = errors.error_for(503, {"error": crowded}, "15")
+    assert isinstance(refused, errors.NoRoom)
+    assert refused.retry_after == 15
+    busy = errors.error_for(503, {"error": {**crowded, "details": {"reason": "ColdStartLimit"}}})
+    assert type(busy) is errors.GatewayUnavailable
     assert errors.error_for(429, None, "soon").retry_after is None  # type: ignore[attr-defined]
 
 

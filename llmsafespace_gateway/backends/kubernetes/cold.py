@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 OPERATOR_LIMIT = 45.0  # seconds for an operator to take a Sandbox up; another one may have to take over first
 _BUSY = 5.0  # seconds after which to ask again
 _CROWDED = 15.0  # the same, when a sandbox must end first
+_FAILED = 30.0  # the same, when something has to be mended; clients do not try again by themselves so late
 
 
 async def create(cluster: Cluster, sandbox: types.Sandbox) -> types.Sandbox:
@@ -136,4 +137,4 @@ def refusal(sandbox: types.Sandbox | None) -> ApiError:
         )
     if reason == names.UNSCHEDULABLE:
         return unavailable(f"there is no room for the sandbox: {said}", _CROWDED, {"reason": reason})
-    return unavailable(f"the sandbox could not be started: {said}", _BUSY, {"reason": reason})
+    return unavailable(f"the sandbox could not be started: {said}", _FAILED, {"reason": reason})
