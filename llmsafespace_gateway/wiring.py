@@ -182,9 +182,10 @@ async def _local(
         pools=pools,
         insecure=app.insecure_no_isolation,
     )
+    backend.on_growth = access.pool_grows
     parts.push_async_callback(backend.stop)
     await backend.start()
-    await rest.restore_pools(store, backend, pools)
+    await rest.restore_pools(store, backend, access, pools)
     return backend
 
 

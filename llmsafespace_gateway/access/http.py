@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from tornado.web import RequestHandler
+from tornado.websocket import WebSocketHandler
 
 from llmsafespace_gateway.access.principal import Principal
 from llmsafespace_gateway.access.rates import RateLimited
@@ -60,9 +61,20 @@ async def identify(handler: RequestHandler) -> Principal:
 
 
 def is_websocket_upgrade(handler: RequestHandler) -> bool:
-    """True for the request that opens a websocket (RFC 6455, 4.1)."""
+    """True for the request that opens a websocket (RFC 6455, 4.1), on a path where there is one.
+
+    An Upgrade header alone is no handshake: on any other path, or without the rest, it changes nothing.
+    """
     headers = handler.request.headers
-    return handler.request.method == "GET" and headers.get("Upgrade", "").lower() == "websocket"
+    connection = {token.strip().lower() for token in headers.get("Connection", "").split(",")}
+    return (
+        isinstance(handler, WebSocketHandler)
+        and handler.request.method == "GET"
+        and headers.get("Upgrade", "").lower() == "websocket"
+        and "upgrade" in connection
+        and bool(headers.get("Sec-WebSocket-Key"))
+        and bool(headers.get("Sec-WebSocket-Version"))
+    )
 
 
 def _query_token(handler: RequestHandler) -> str | None:

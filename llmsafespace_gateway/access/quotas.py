@@ -12,6 +12,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.recent import Recent
 
 _REMEMBERED = 10_000
+_UNLIMITED = 1_000_000
 
 
 class HasResources(Protocol):
@@ -32,6 +33,23 @@ class HasOwner(HasResources, Protocol):
     def tenant(self) -> str: ...
     @property
     def owner(self) -> str: ...
+
+
+class HasPool(Protocol):
+    """A warm pool of a tenant's, as far as quotas need it; `owner` is a user's id where it is known."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def tenant(self) -> str | None: ...
+    @property
+    def owner(self) -> str | None: ...
+    @property
+    def min_size(self) -> int: ...
+    @property
+    def resources(self) -> HasResources: ...
 
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,17 +81,21 @@ class _Use:
 
 
 class Reservation:
-    """Room for one sandbox. Commit it with the sandbox's id, or release it; a second call does nothing.
+    """Room for one sandbox; a pool's is for `count`, and `cpu` and `memory` are of all of them.
 
-    As a context manager it is released on leaving, unless it was committed.
+    Commit it with the sandbox's id, or release it; a second call does nothing. As a context manager it is
+    released on leaving, unless it was committed.
     """
 
-    def __init__(self, quotas: Quotas, tenant: str, owner: str, cpu: int, memory: int) -> None:
+    def __init__(
+        self, quotas: Quotas, tenant: str, owner: str, cpu: int, memory: int, count: int = 1
+    ) -> None:
         self._quotas: Quotas | None = quotas
         self.tenant = tenant
         self.owner = owner
         self.cpu = cpu
         self.memory = memory
+        self.count = count
 
     def commit(self, sandbox_id: str) -> None:
         """The sandbox exists: the room is its until it ends. One that was counted already gives it back."""
@@ -103,6 +125,7 @@ class Quotas:
         self._stated: dict[str, dict[str, Any]] = {}
         self._use: dict[tuple[str, str | None], _Use] = {}
         self._holders: dict[str, Reservation] = {}
+        self._pools: dict[str, Reservation] = {}
         self._ended = Recent(_REMEMBERED)
 
     def set_quota(self, tenant: str, quota: Mapping[str, Any]) -> None:
@@ -121,6 +144,68 @@ class Quotas:
         self._check(wanted, quota.user, principal.user_id)
         self._count(wanted, 1)
         return wanted
+
+    # -- warm pools: what is warm and unclaimed; a sandbox that was claimed has room of its own --------
+
+    def set_pool(self, pool: HasPool, count: int) -> None:
+        """A pool has `count` sandboxes from now on. Raises ApiError(quota_exceeded), and changes nothing."""
+        before = self._pools.pop(pool.key, None)
+        if before is not None:
+            self._count(before, -1)
+        try:
+            wanted = self._of_pool(pool, count)
+            quota = self._tenants.get(wanted.tenant, self._default)
+            self._check(wanted, quota, None)
+            self._check(wanted, quota.user, wanted.owner)
+            before = wanted
+        finally:
+            if before is not None:
+                self._pools[pool.key] = before
+                self._count(before, 1)
+
+    def fit_pool(self, pool: HasPool, wanted: int) -> int:
+        """How many of the `wanted` sandboxes a pool may have, which are counted: not below its minimum.
+
+        The minimum was reserved when it was made; where a quota was lowered since, it stands all the same.
+        """
+        if pool.tenant is None:
+            return wanted
+        before = self._pools.pop(pool.key, None)
+        if before is not None:
+            self._count(before, -1)
+        quota = self._tenants.get(pool.tenant, self._default)
+        one = self._of_pool(pool, 1)
+        room = min(self._room(quota, one, None), self._room(quota.user, one, one.owner))
+        count = max(min(wanted, room), min(wanted, pool.min_size))
+        held = self._pools[pool.key] = self._of_pool(pool, count)
+        self._count(held, 1)
+        return count
+
+    def drop_pool(self, key: str) -> None:
+        """A pool is no more."""
+        held = self._pools.pop(key, None)
+        if held is not None:
+            self._count(held, -1)
+
+    def pool_size(self, key: str) -> int | None:
+        """How many sandboxes are counted for a pool; None when it is not counted."""
+        held = self._pools.get(key)
+        return None if held is None else held.count
+
+    def _of_pool(self, pool: HasPool, count: int) -> Reservation:
+        cpu, memory = _thousandths(pool.resources.cpu) * count, pool.resources.memory * count
+        return Reservation(self, pool.tenant or "", pool.owner or "", cpu, memory, count)
+
+    def _room(self, limit: Limit, one: Reservation, owner: str | None) -> int:
+        used = self.used(one.tenant, owner)
+        rooms = [_UNLIMITED]
+        for name, amount in (("sandboxes", 1000), ("cpu", one.cpu), ("memory", one.memory * 1000)):
+            most = getattr(limit, name)
+            if most is not None and amount:
+                rooms.append(max(0, (round(most * 1000) - round(used[name] * 1000)) // amount))
+        return min(rooms)
+
+    # -- sandboxes -----------------------------------------------------------------------------------
 
     def rebuild(self, row: HasOwner) -> None:
         """Count a sandbox that lives already; one that is counted stays as it is."""
@@ -162,13 +247,13 @@ class Quotas:
         for owner in (None, reservation.owner):
             key = (reservation.tenant, owner)
             use = self._use.setdefault(key, _Use())
-            use.add(sign, sign * reservation.cpu, sign * reservation.memory)
+            use.add(sign * reservation.count, sign * reservation.cpu, sign * reservation.memory)
             if use.sandboxes == 0:
                 del self._use[key]
 
     def _check(self, wanted: Reservation, limit: Limit, owner: str | None) -> None:
         used = self.used(wanted.tenant, owner)
-        asked = {"sandboxes": 1.0, "cpu": wanted.cpu / 1000, "memory": wanted.memory}
+        asked = {"sandboxes": float(wanted.count), "cpu": wanted.cpu / 1000, "memory": wanted.memory}
         for name, amount in asked.items():
             most = getattr(limit, name)
             # Thousandths of a core and bytes are whole numbers: rounding keeps floats from deciding.

@@ -17,7 +17,15 @@ from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
 from llmsafespace_gateway.access.executions import ExecutionLog
 from llmsafespace_gateway.access.principal import SANDBOXES_READ, Principal
-from llmsafespace_gateway.access.quotas import HasOwner, HasResources, Quota, Quotas, Reservation, merge_quota
+from llmsafespace_gateway.access.quotas import (
+    HasOwner,
+    HasPool,
+    HasResources,
+    Quota,
+    Quotas,
+    Reservation,
+    merge_quota,
+)
 from llmsafespace_gateway.access.rates import Buckets, RateLimits
 from llmsafespace_gateway.access.watches import GrantWatches
 from llmsafespace_gateway.errors import ApiError
@@ -221,6 +229,30 @@ class Access(Administration):
     def sandbox_adopted(self, row: HasOwner) -> None:
         """Count a sandbox that was made past the gateway, over its tenant's quota or not."""
         self._quotas.rebuild(row)
+
+    def reserve_pool(self, pool: HasPool) -> Callable[[], None]:
+        """Take room for a pool's minimum, before it is made or changed; returns how to take that back.
+
+        Raises ApiError(quota_exceeded), and then it has what it had.
+        """
+        before = self._quotas.pool_size(pool.key)
+        self._quotas.set_pool(pool, pool.min_size)
+
+        def undo() -> None:
+            if before is None:
+                self._quotas.drop_pool(pool.key)
+            else:
+                self._quotas.fit_pool(pool, before)
+
+        return undo
+
+    def pool_grows(self, pool: HasPool, wanted: int) -> int:
+        """How many unclaimed sandboxes a pool that wants so many may have now; they are counted."""
+        return self._quotas.fit_pool(pool, wanted)
+
+    def pool_gone(self, pool: HasPool) -> None:
+        """Give back a pool's room."""
+        self._quotas.drop_pool(pool.key)
 
     def usage(self, principal: Principal) -> dict[str, float]:
         """Sandboxes, cores and bytes that the principal's tenant has now."""

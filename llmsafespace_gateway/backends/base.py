@@ -322,6 +322,9 @@ class SandboxBackend(Protocol):
         A pool of more than one tenant has no tenant, unless it was published in DEFAULT_TENANT.
         """
 
+    def capacity(self) -> Resources | None:
+        """What there is for sandboxes at all; None where that is not known or can grow."""
+
     async def apply_pool(self, pool: WarmPoolSpec) -> None:
         """Create or change a warm pool. Raises RuntimeUnavailable."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
+from llmsafespace_gateway.access import Access
 from llmsafespace_gateway.access.principal import EXECUTE, Principal
 from llmsafespace_gateway.backends.base import (
     Condition,
@@ -17,11 +19,13 @@ from llmsafespace_gateway.backends.base import (
     WarmPoolStatus,
 )
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest import quantities
 from llmsafespace_gateway.rest.conversions import (
     check_package,
     pool_answer,
     pool_status,
     resources,
+    resources_answer,
 )
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import Route
@@ -41,6 +45,7 @@ from llmsafespace_gateway.store.rows import PoolRow
 log = logging.getLogger(__name__)
 
 _DEFAULTS = Resources(cpu=1.0, memory=1024**3)
+LEAST_MEMORY = 32 * 1024**2  # what a warm sandbox takes, however little it is allowed
 
 
 def _spec(row: PoolRow) -> WarmPoolSpec:
@@ -128,6 +133,29 @@ async def _status(call: RestHandler, spec: WarmPoolSpec) -> WarmPoolStatus:
         )
 
 
+def _check_size(spec: WarmPoolSpec, there: Resources | None) -> None:
+    """Raise ApiError(invalid_request) for more than there is: one of its sandboxes, or all that stay warm."""
+    if there is None:
+        return
+    own = spec.resources
+    if not own.fits(there):
+        asked, all_there = (resources_answer(each.cpu, each.memory, each.storage) for each in (own, there))
+        raise invalid(
+            "body.resources",
+            f"expected at most cpu {all_there.cpu}, memory {all_there.memory} and ephemeralStorage "
+            f"{all_there.ephemeral_storage}, which is all there is; got {asked.cpu}, {asked.memory} and "
+            f"{asked.ephemeral_storage}",
+        )
+    warm = spec.min_size * max(own.memory, LEAST_MEMORY)
+    if warm > there.memory:
+        raise invalid(
+            "body.minSize",
+            f"expected at most {there.memory // max(own.memory, LEAST_MEMORY)}: there are "
+            f"{quantities.format_size(there.memory)} of memory, and {spec.min_size} sandboxes of "
+            f"{quantities.format_size(own.memory)} were asked for",
+        )
+
+
 def _check(spec: WarmPoolSpec) -> None:
     if spec.max_size and spec.max_size < spec.min_size:
         raise invalid(
@@ -146,12 +174,14 @@ async def create_pool(call: RestHandler) -> WarmPoolAnswer:
     """POST /warmpools. Names are the tenant's own: other tenants' pools neither conflict nor are told of."""
     spec = _wanted(call.body, call.principal.tenant, call.principal.user_id)
     _may_be(call.principal, spec)
+    _check_size(spec, call.backend.capacity())
     if any(pool.name == spec.name for pool in await _visible(call)):
         raise ApiError("conflict", f"there is a warm pool {spec.name!r} already; choose another name")
-    if await call.backend.pools() is None:
-        await _record_and_apply(call, spec)
-    else:
-        await call.backend.apply_pool(spec)
+    with _reserved(call, spec):
+        if await call.backend.pools() is None:
+            await _record_and_apply(call, spec)
+        else:
+            await call.backend.apply_pool(spec)
     call.audit(
         "warmpool.create",
         spec.name,
@@ -160,6 +190,17 @@ async def create_pool(call: RestHandler) -> WarmPoolAnswer:
         published=spec.published,
     )
     return await _answer(call, spec)
+
+
+@contextlib.contextmanager
+def _reserved(call: RestHandler, pool: WarmPoolSpec) -> Iterator[None]:
+    """Room for the pool's minimum in its tenant's quota, taken before the first await of making it."""
+    undo = call.access.reserve_pool(pool)
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
 
 
 async def _record_and_apply(call: RestHandler, spec: WarmPoolSpec) -> None:
@@ -202,8 +243,12 @@ def pool_spec(pool: dict[str, Any]) -> WarmPoolSpec:
     return _wanted(decode(msgspec.json.encode(pool), WarmPoolCreate), None, None)
 
 
-async def restore_pools(store: Store, backend: SandboxBackend, configured: Sequence[WarmPoolSpec]) -> None:
+async def restore_pools(
+    store: Store, backend: SandboxBackend, access: Access, configured: Sequence[WarmPoolSpec]
+) -> None:
     """At a gateway's start: record the configuration's pools, forget those that left it, apply all others.
+
+    They count in their tenants' quotas from now on, beside the sandboxes that live.
 
     `configured` are the backend's own already. A pool whose runtime has gone is logged, and stays recorded.
     """
@@ -216,7 +261,9 @@ async def restore_pools(store: Store, backend: SandboxBackend, configured: Seque
                 await pools.delete(store, row.tenant, row.name)
             continue
         try:
-            await backend.apply_pool(_spec(row))
+            spec = _spec(row)
+            access.pool_grows(spec, spec.min_size)
+            await backend.apply_pool(spec)
         except (ApiError, msgspec.ValidationError, OSError) as error:
             log.warning("warm pool %s cannot be filled: %s", row.name, error)
 
@@ -250,9 +297,11 @@ async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
     changed = msgspec.structs.replace(spec, **changes)
     _check(changed)
     _may_be(call.principal, changed)
-    await call.backend.apply_pool(changed)
-    if await call.backend.pools() is None:
-        await pools.put(call.store, _row(changed))
+    _check_size(changed, call.backend.capacity())
+    with _reserved(call, changed):
+        await call.backend.apply_pool(changed)
+        if await call.backend.pools() is None:
+            await pools.put(call.store, _row(changed))
     call.audit("warmpool.update", spec.name, fields=sorted(changes), published=changed.published)
     return await _answer(call, changed)
 
@@ -262,6 +311,7 @@ async def delete_pool(call: RestHandler) -> None:
     spec = await _one(call, change=True)
     await pools.delete(call.store, spec.tenant or "", spec.name)
     await call.backend.delete_pool(spec)
+    call.access.pool_gone(spec)
     call.audit("warmpool.delete", spec.name)
 
 

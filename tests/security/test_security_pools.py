@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import make_gateway
 from tests.security.support import Operator, Person, in_jupyter_shape, in_rest_shape, until
 
 SCRIPT = {"name": "evil", "content": "import builtins\nbuiltins.sum = lambda *_: 1337"}
@@ -169,3 +173,71 @@ def test_a_pool_with_code_takes_the_right_to_execute(poisoned: Poisoned, operato
     in_rest_shape(key.patch(f"{POOLS}/{poisoned.name}", json={"minSize": 2}), 403, "forbidden")
     assert key.patch(path, json={"ttl": 60}).status_code == 200
     assert key.delete(path).status_code == 204
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Operator]:
+    """A gateway where a tenant may have three sandboxes."""
+    with tempfile.TemporaryDirectory(prefix="lsp-") as folder:
+        Path(folder).chmod(0o755)
+        made = make_gateway(Path(folder), warm_pools=[], quotas={"sandboxes": 3})
+        operator = Operator(made.url, made.admin_key)
+        operator.gateway = made  # type: ignore[attr-defined]
+        yield operator
+        operator.close()
+        made.end_all()
+
+
+def test_a_pool_counts_in_its_tenants_quota(small: Operator) -> None:
+    """Made, scaled, grown by itself, restored at a start, and given back."""
+    person = small.person("quota")
+    mine, path = person.client, f"{POOLS}/p"
+    body = {"name": "p", "runtime": "python"}
+    in_rest_shape(mine.post(POOLS, json=body | {"minSize": 4}), 429, "quota_exceeded")
+    in_rest_shape(mine.get(path), 404)
+    mine.made("POST", POOLS, body | {"minSize": 2, "autoScaling": {"enabled": True, "targetUtilization": 1}})
+    assert mine.made("GET", "/api/v1/user")["usage"]["sandboxes"] == 2
+    in_rest_shape(mine.patch(path, json={"minSize": 4}), 429, "quota_exceeded")
+    assert mine.made("GET", path)["minSize"] == 2
+    box = mine.made("POST", "/api/v1/sandboxes", {"runtime": "python"})["id"]
+    in_rest_shape(mine.post("/api/v1/sandboxes", json={"runtime": "python"}), 429, "quota_exceeded")
+    time.sleep(1.5)  # it would want ninety-nine for the one in use
+    there = mine.made("GET", f"{path}/status")
+    assert there["availablePods"] + there["pendingPods"] <= 2
+    small.gateway.kill()  # type: ignore[attr-defined]
+    small.gateway.start()  # type: ignore[attr-defined]
+    in_rest_shape(mine.post("/api/v1/sandboxes", json={"runtime": "python"}), 429, "quota_exceeded")
+    assert mine.delete(path).status_code == 204
+    assert mine.made("GET", "/api/v1/user")["usage"]["sandboxes"] == 1
+    mine.made("POST", POOLS, body | {"minSize": 2})
+    mine.delete(path)
+    mine.delete(f"/api/v1/sandboxes/{box}")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"minSize": 1000, "resources": {"memory": "512Gi"}},
+        {"minSize": 0, "resources": {"memory": "512Ti"}},
+        {"minSize": 0, "resources": {"cpu": "1000"}},
+        {"minSize": 0, "resources": {"ephemeralStorage": "900Ti"}},
+        {"minSize": 10_000, "resources": {"memory": "1Mi"}},
+    ],
+    ids=["the pool", "memory", "cpu", "storage", "many small ones"],
+)
+def test_more_than_the_machine_has_is_refused(operator: Operator, wanted: dict[str, Any]) -> None:
+    """With what there is; also by a later change."""
+    mine = operator.person("large").client
+    name = f"large-{uuid.uuid4().hex[:8]}"
+    refused = mine.post(POOLS, json={"name": name, "runtime": "python"} | wanted)
+    in_rest_shape(refused, 400, "invalid_request")
+    assert "expected at most" in refused.text
+    in_rest_shape(mine.get(f"{POOLS}/{name}"), 404)
+
+
+def test_a_pool_is_not_scaled_beyond_the_machine(operator: Operator) -> None:
+    mine, path = operator.person("scaled").client, f"{POOLS}/scaled"
+    mine.made("POST", POOLS, {"name": "scaled", "runtime": "python", "minSize": 0})
+    in_rest_shape(mine.patch(path, json={"minSize": 5000}), 400, "invalid_request")
+    assert mine.made("GET", path)["minSize"] == 0
+    mine.delete(path)

@@ -11,8 +11,8 @@ import pytest
 from llmsafespace_gateway.access import Access, Principal
 from llmsafespace_gateway.access.administration import ensure_user, issue_key
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store import Store, sandboxes, sessions
-from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow
+from llmsafespace_gateway.store import Store, sandboxes, sessions, users
+from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow, UserRow
 
 MakeSandbox = Callable[..., SandboxRow]
 MakeKernel = Callable[..., KernelRow]
@@ -231,3 +231,30 @@ async def test_what_befalls_a_sandbox_is_its_tenants_to_read(
     access.audit(None, "egress", "sb-unknown", "denied")
     (entry,) = await access.audit_log(admin)
     assert (entry.user_id, entry.key_id, entry.details) == (ada.user_id, None, {"host": "example.org"})
+
+
+async def test_a_tenant_keeps_an_admin(access: Access, store: Store) -> None:
+    """The last one is not demoted, by itself or the operator; of two who demote each other one stays."""
+    people = [await ensure_user(store, "acme", name, "admin") for name in ("ada", "eve")]
+    ada, eve = [await _principal(access, store, user) for user in people]
+    done = await asyncio.gather(
+        access.set_role(ada, eve.user_id, "viewer"),
+        access.set_role(eve, ada.user_id, "viewer"),
+        return_exceptions=True,
+    )
+    refused = [error for error in done if isinstance(error, ApiError)]
+    assert [error.code for error in refused] == ["conflict"]
+    admins = [row for row in await users.of_tenant(store, "acme") if row.role == "admin"]
+    assert len(admins) == 1
+    last = ada if admins[0].id == ada.user_id else eve
+    for role in ("viewer", "developer"):
+        assert await code_of(access.set_role(last, last.user_id, role)) == "conflict"
+    await access.set_role(last, last.user_id, "admin")  # no change
+    new = await access.create_user(last, "new", "admin")
+    assert (await access.set_role(last, last.user_id, "viewer")).role == "viewer"
+    assert new.role == "admin"
+
+
+async def _principal(access: Access, store: Store, user: UserRow) -> Principal:
+    _, text = await issue_key(store, user, "", None, None)
+    return await access.authenticate(f"Bearer {text}")

@@ -141,3 +141,25 @@ async def test_a_private_socket_needs_no_key(served: Served, tmp_path: Path) -> 
     server.stop()
     await server.close_all_connections()
     await store.close()
+
+
+HANDSHAKE = {
+    "Connection": "keep-alive, Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+@pytest.mark.parametrize("missing", sorted(HANDSHAKE))
+async def test_a_key_in_the_url_needs_a_whole_handshake(served: Served, missing: str) -> None:
+    headers = {name: value for name, value in HANDSHAKE.items() if name != missing}
+    answer = await served.get(f"/talk?token={served.key}", **headers)
+    assert (answer.code, json.loads(answer.body)) == (401, {"error": "unauthorized"})
+
+
+async def test_a_handshake_where_no_websocket_is_takes_no_key_from_the_url(served: Served) -> None:
+    """A plain GET with an Upgrade header would put keys into logs and histories."""
+    for headers in ({"Upgrade": "websocket"}, HANDSHAKE):
+        answer = await served.get(f"/who?token={served.key}", **headers)
+        assert (answer.code, json.loads(answer.body)) == (401, {"error": "unauthorized"})

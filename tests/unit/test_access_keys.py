@@ -195,6 +195,7 @@ async def test_a_lowered_role_lowers_the_key(
 ) -> None:
     _, text = await issue(store, "admin")
     before = await access.authenticate(f"Bearer {text}")
+    await access.create_user(before, "another", "admin")
     closed: list[str] = []
     access.on_revoked(before.key_id, lambda: closed.append("socket"))
     await access.set_role(before, before.user_id, "viewer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from llmsafespace_gateway.access import Access
 from llmsafespace_gateway.access.principal import ROLES, Principal
 from llmsafespace_gateway.access.quotas import Limit, Quota, Quotas, merge_quota
-from llmsafespace_gateway.backends.base import Resources
+from llmsafespace_gateway.backends.base import Resources, WarmPoolSpec
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, sandboxes, users
 from llmsafespace_gateway.store.rows import SandboxRow
@@ -130,3 +131,72 @@ async def test_use_is_rebuilt_from_the_store(store: Store, make_sandbox: Callabl
 def test_a_quota_that_is_none_is_refused_at_the_start(store: Store) -> None:
     with pytest.raises(ApiError, match="default quota"):
         Access(store, quota={"sandboxes": "lots"})
+
+
+def _pool(min_size: int = 2, **more: Any) -> WarmPoolSpec:
+    size = Resources(cpu=1.0, memory=100)
+    wish = {"name": "p", "runtime": "python", "tenant": "acme", "owner": "ada", "resources": size}
+    return WarmPoolSpec(min_size=min_size, **(wish | more))
+
+
+def _quotas(**limits: Any) -> Quotas:
+    quotas = Quotas(Quota())
+    quotas.set_quota("acme", limits)
+    return quotas
+
+
+@pytest.mark.parametrize(
+    ("limits", "fits"),
+    [
+        ({}, True),
+        ({"sandboxes": 2}, True),
+        ({"sandboxes": 1}, False),
+        ({"cpu": 1.9}, False),
+        ({"memory": 199}, False),
+        ({"user": {"sandboxes": 1}}, False),
+    ],
+    ids=["none", "enough", "sandboxes", "cpu", "memory", "its owner's"],
+)
+def test_a_pool_needs_room_for_its_minimum(limits: dict[str, Any], fits: bool) -> None:
+    quotas = _quotas(**limits)
+    if fits:
+        quotas.set_pool(_pool(), 2)
+        assert quotas.used("acme") == {"sandboxes": 2, "cpu": 2.0, "memory": 200}
+    else:
+        with pytest.raises(ApiError) as refused:
+            quotas.set_pool(_pool(), 2)
+        assert refused.value.code == "quota_exceeded"
+        assert quotas.used("acme")["sandboxes"] == 0
+
+
+def test_a_pool_grows_as_far_as_there_is_room() -> None:
+    """Never below its minimum, however full the tenant is, and it gives back what it does not need."""
+    quotas = _quotas(sandboxes=5)
+    pool = _pool()
+    quotas.set_pool(pool, 2)
+    assert quotas.fit_pool(pool, 9) == 5
+    with pytest.raises(ApiError):
+        quotas.reserve(ADA, SMALL)
+    assert quotas.fit_pool(pool, 3) == 3
+    quotas.reserve(ADA, SMALL).commit("sb-1")
+    assert quotas.fit_pool(pool, 9) == 4
+    quotas.set_quota("acme", {"sandboxes": 1})
+    assert quotas.fit_pool(pool, 9) == 2
+    quotas.drop_pool(pool.key)
+    assert quotas.used("acme")["sandboxes"] == 1
+
+
+def test_a_refused_change_leaves_what_a_pool_has() -> None:
+    quotas = _quotas(sandboxes=3)
+    quotas.set_pool(_pool(), 2)
+    with pytest.raises(ApiError):
+        quotas.set_pool(_pool(4), 4)
+    assert (quotas.pool_size("acme/p"), quotas.used("acme")["sandboxes"]) == (2, 2)
+    quotas.set_pool(_pool(3), 3)
+    assert quotas.used("acme")["sandboxes"] == 3
+
+
+def test_the_operators_pools_are_nobodys() -> None:
+    quotas = _quotas(sandboxes=1)
+    assert quotas.fit_pool(_pool(tenant=None), 7) == 7
+    assert quotas.used("acme")["sandboxes"] == 0

@@ -21,6 +21,7 @@ from llmsafespace_gateway.backends.base import (
     Place,
     Profile,
     Quarantined,
+    Resources,
     Runtime,
     RuntimeUnavailable,
     SandboxSpec,
@@ -353,6 +354,10 @@ class KubernetesBackend:
     async def pools(self, tenant: str | None = None) -> list[WarmPoolSpec] | None:
         """See SandboxBackend."""
         return self._pools.visible(tenant)
+
+    def capacity(self) -> Resources | None:
+        """See SandboxBackend. A cluster can get nodes."""
+        return None
 
     async def apply_pool(self, pool: WarmPoolSpec) -> None:
         """See SandboxBackend."""

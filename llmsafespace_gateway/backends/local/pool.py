@@ -25,13 +25,15 @@ class Warm(msgspec.Struct, frozen=True):
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """A pool as it is.
 
-    `surplus_since`: since when it has had more than it needs; `retry_at`: no start before.
+    `room`: how many unclaimed sandboxes its tenant's quota allows. `surplus_since`: since when it has had
+    more than it needs; `retry_at`: no start before.
     """
 
     spec: WarmPoolSpec
     warm: tuple[Warm, ...] = ()
     starting: int = 0
     assigned: int = 0
+    room: int | None = None
     now: float = 0.0
     surplus_since: float | None = None
     retry_at: float = 0.0
@@ -62,6 +64,8 @@ def plan(observed: Observed) -> Actions:
     """Never over max_size; not below what is wanted; those too old or of an old make are replaced."""
     spec, now = observed.spec, observed.now
     want = wanted(spec, observed.assigned)
+    if observed.room is not None:
+        want = min(want, observed.room)
     fresh = [each for each in observed.warm if each.current and each.age < spec.ttl]
     aged = [each for each in observed.warm if each.current and each.age >= spec.ttl]
     end = [each.name for each in observed.warm if not each.current]

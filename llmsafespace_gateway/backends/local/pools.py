@@ -66,10 +66,12 @@ class Pools:
         start: Callable[[Recipe, str], Awaitable[tuple[Entry, list[str]]]],
         end: Callable[[Entry], Awaitable[None]],
         assigned: Callable[[str], int],
+        grow: Callable[[WarmPoolSpec, int], int],
     ) -> None:
         self._start = start
         self._end = end
         self._assigned = assigned
+        self._grow = grow
         self._pools: dict[str, Pool] = {}
         self._one_at_a_time = asyncio.Semaphore(1)
         self._ending: set[asyncio.Task[None]] = set()
@@ -191,11 +193,13 @@ class Pools:
             planning.Warm(name, now - entry.state.started_at, entry.state.recipe == pool.digest)
             for name, entry in pool.ready.items()
         )
+        assigned = self._assigned(pool.spec.key)
         return planning.Observed(
             spec=pool.spec,
             warm=warm,
             starting=len(pool.starting),
-            assigned=self._assigned(pool.spec.key),
+            assigned=assigned,
+            room=self._grow(pool.spec, planning.wanted(pool.spec, assigned)),
             now=now,
             surplus_since=pool.surplus_since,
             retry_at=pool.retry_at,
