@@ -1,14 +1,17 @@
-"""What is measured: this gateway, Kernel Gateway, and jupyter_client with no gateway at all."""
+"""What is measured: this gateway, and jupyter_client with no gateway at all; peers.py has the others."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,16 +97,28 @@ class HttpTarget:
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
         self.http = httpx.AsyncClient(timeout=30)
+        self.missing: str | None = None  # why it is not measured
+        self._mark = f"LLMSAFESPACE_BENCH_{uuid.uuid4().hex}"  # in the environment of all that it starts
 
-    def _spawn(self, command: Sequence[str], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def _spawn(
+        self, command: Sequence[str], env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]:
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            env={**os.environ, **(env or {}), self._mark: "1"},
         )
         return self.process
+
+    async def start(self) -> None:
+        """Start and wait until it answers; after `end_hard` again."""
+        raise NotImplementedError
+
+    async def settled(self) -> None:
+        """Wait until nothing of an earlier measurement goes on."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -135,79 +150,115 @@ class HttpTarget:
         assert self.process is not None
         return psutil.Process(self.process.pid)
 
+    async def end_hard(self) -> None:
+        """End the gateway and all that it has started, whatever state they are in, also if it died before."""
+        if self.process is None:
+            return
+        self.process.kill()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if self._mark in process.environ():
+                    process.kill()
+        await asyncio.to_thread(self.process.wait)
+        self.process = None
+
     async def stop(self) -> None:
         """End the gateway."""
         await self.http.aclose()
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(30)
+                await asyncio.to_thread(self.process.wait, 30)
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-
-class KernelGateway(HttpTarget):
-    """Jupyter Kernel Gateway as it comes."""
-
-    name = "kernel gateway"
-
-    async def start(self) -> None:
-        """Start and wait until it answers."""
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "kernel_gateway", f"--port={port}", "--ip=127.0.0.1"]
-        process = self._spawn([*command, f"--KernelGatewayApp.auth_token={self.key}", "--log-level=ERROR"])
-        for _ in range(600):
-            try:
-                await self.http.get(f"{self.url}/api", headers=self.headers)
-                return
-            except httpx.HTTPError:
-                assert process.poll() is None, "Kernel Gateway ended at its start"
-                await asyncio.sleep(0.05)
+                await self.end_hard()
 
 
 class ThisGateway(HttpTarget):
-    """This project's gateway, with a warm pool of `warm` sandboxes."""
+    """A gateway of this project, with a warm pool of `warm` sandboxes.
+
+    `checkout` is the folder of its sources with a virtual environment in .venv; None: these sources.
+    """
 
     name = "llmsafespace"
 
-    def __init__(self, data_dir: Path, warm: int = 3) -> None:
+    def __init__(self, data_dir: Path, warm: int = 3, checkout: Path | None = None, name: str = "") -> None:
         super().__init__()
         self.data_dir = data_dir
         self.warm = warm
+        self.name = name or self.name
+        self._checkout = checkout
+        self._port = 0
+
+    def sibling(self, data_dir: Path, warm: int) -> ThisGateway:
+        """Another gateway of the same sources."""
+        return ThisGateway(data_dir, warm, self._checkout, self.name)
 
     async def start(self) -> None:
-        """Start and wait until the pool is full."""
+        """Start and wait until the pool is full; the same port and data as before."""
+        await self.serve()
+        await self.settled()
+
+    async def serve(self) -> None:
+        """Start and wait until it serves."""
         pool = {"name": "bench", "runtime": "python", "minSize": self.warm, "maxSize": self.warm}
         config = self.data_dir / "config.json"
         settings = {"warm_pools": [pool], "rate_limit": 1e6, "rate_burst": 1_000_000}
         settings["quotas"] = {"sandboxes": 1000, "cpu": 1000, "memory": 2**50}  # type: ignore[assignment]
         config.write_text(json.dumps({"GatewayApp": settings}))
-        command = [sys.executable, "-m", "llmsafespace_gateway", "--port", "0"]
-        process = self._spawn([*command, "--data-dir", str(self.data_dir), "--config", str(config)])
+        python = sys.executable if self._checkout is None else str(self._checkout / ".venv/bin/python")
+        command = [python, "-m", "llmsafespace_gateway", "--port", str(self._port)]
+        command += ["--data-dir", str(self.data_dir), "--config", str(config)]
+        process = self._spawn(command, cwd=self._checkout)
         assert process.stdout is not None
         loop = asyncio.get_running_loop()
+        self.url = ""
         while not self.url or self.key == "benchmark":
             line = await loop.run_in_executor(None, process.stdout.readline)
-            assert line, "the gateway ended at its start"
-            if found := re.search(r"serves on (http://\S+)", line):
-                self.url = found[1]
+            assert line, f"{self.name} ended at its start"
+            if found := re.search(r"serves on (http://\S+:(\d+))", line):
+                self.url, self._port = found[1], int(found[2])
             if found := re.search(r"(lsp_\w+)", line):
                 self.key = found[1]
-        loop.run_in_executor(None, process.stdout.read)
-        await self.settled()
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+
+    def agents(self) -> list[psutil.Process]:
+        """The agents of this gateway's own sandboxes: each is the first process of its sandbox."""
+        found = []
+        for path in self.data_dir.glob("sandboxes/*/first"):
+            with contextlib.suppress(psutil.NoSuchProcess, OSError, ValueError, IndexError):
+                found.append(psutil.Process(int(path.read_text().split()[0])))
+        return found
+
+    def agents_and_kernels(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
+        """The agents, and the processes below them."""
+        agents = self.agents()
+        return agents, [child for agent in agents for child in agent.children(recursive=True)]
+
+    async def end_hard(self) -> None:
+        """End the gateway, and with it every sandbox, which would otherwise live on."""
+        await super().end_hard()
+        for agent in self.agents():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                agent.kill()
+        while self.agents():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """End the gateway and its sandboxes."""
+        await super().stop()
+        await self.end_hard()
 
     async def settled(self, limit: float = 300.0) -> None:
         """Wait until the warm pool is full again."""
         deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
+        while self.warm and time.monotonic() < deadline:
             answer = await self.http.get(f"{self.url}/api/v1/warmpools/bench/status", headers=self.headers)
             if answer.status_code == 200 and answer.json()["availablePods"] >= self.warm:
                 await asyncio.sleep(0.3)
                 return
             await asyncio.sleep(0.05)
-        raise TimeoutError("the warm pool did not fill up")
+        if self.warm:
+            raise TimeoutError("the warm pool did not fill up")
 
     async def sandbox(self, **body: Any) -> dict[str, Any]:
         """`POST /api/v1/sandboxes`."""
@@ -223,7 +274,7 @@ class ThisGateway(HttpTarget):
         await self.http.delete(f"{self.url}/api/v1/sandboxes/{sandbox_id}", headers=self.headers)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.socket() as probe:

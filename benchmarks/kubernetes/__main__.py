@@ -1,6 +1,7 @@
 """How the operator and the gateway hold out, and how long a person waits.
 
-Needs KUBECONFIG of a cluster that this machine alone uses. Everything is made, and removed afterwards.
+Needs KUBECONFIG of a cluster that this machine alone uses. Everything is made, and removed afterwards;
+only the definitions of the custom resources, where the cluster lacks them, stay.
 
 Starts: real pods of the runtime image, warm and cold ones in turn: from the request to the first result.
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.kubernetes import crds
 from benchmarks.kubernetes.fake_nodes import fake_nodes, needed
 from benchmarks.kubernetes.installation import Installation, installed
 from benchmarks.kubernetes.meters import flat
@@ -60,6 +62,8 @@ async def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
         client = await KubeClient.connect(user_agent="llmsafespace-bench")
         stack.push_async_callback(client.close)
+        if await crds.ensure(client):
+            await asyncio.sleep(2)  # until the server serves them
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         if chosen.starts:
             print(f"{chosen.starts} real pods, warm and cold …", file=sys.stderr)
