@@ -15,6 +15,7 @@ from tests.cluster.support import Kubectl, eventually, eventually_async
 from tests.cluster.support_processes import Installation
 from tests.cluster.support_sandboxes import Sandboxes
 from tests.conftest import Gateway
+from tests.drill import Drill
 
 WISH: dict[str, Any] = {
     "runtime": "python:3.11",
@@ -202,6 +203,22 @@ async def test_a_stream_goes_on_over_restarts_and_handover_with_every_line_once(
         is_every_line_once(execution, result, listener.events)
         assert (await sandbox.run_code("n")).text == result.text
     await asyncio.to_thread(eventually, lambda: objects.gone(sandbox.id))
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(300, marks=pytest.mark.heavy)])
+async def test_no_client_notices_a_rolling_restart(
+    gateways: list[Gateway], objects: Sandboxes, service: Service, key: str, rounds: int
+) -> None:
+    """Both replicas in turn, under clients that create, run and terminate, over old and young connections."""
+
+    def roll() -> None:
+        for gateway in gateways:
+            assert gateway.stop() == 0
+            gateway.start()
+
+    drill = Drill(service.url, key, **WISH)
+    await drill.during([roll] * rounds)
+    assert drill.failures == []
 
 
 async def hand_over(installation: Installation, objects: Sandboxes, url: str, key: str) -> None:
