@@ -39,6 +39,9 @@ class Listener(Protocol):
     def on_gap(self, missed: int, resume: int) -> None:
         """`missed` messages were lost to the sandbox's quota; the next has number `resume`."""
 
+    def on_refused(self, execution: str, error: SandboxError) -> None:
+        """The sandbox does not carry out this request (its msg_id; empty where it does not say)."""
+
     def on_lost(self, error: SandboxError) -> None:
         """The channel is closed for good."""
 
@@ -267,11 +270,15 @@ class Channel:
         raise ConnectionResetError("the gateway closed the connection")
 
     def _take_text(self, data: str) -> None:
-        gap = msgspec.json.decode(data).get("gap")
+        document = msgspec.json.decode(data, type=dict[str, Any])
+        gap, error = document.get("gap"), document.get("error")
         if isinstance(gap, dict):
             missed, resume = int(gap.get("missed", 0)), int(gap.get("resume", 0))
             self._listener.on_gap(missed, resume)
             self.cursor = max(self.cursor or 0, resume - 1)
+        elif isinstance(error, dict):
+            refused = error_for(400, document)
+            self._listener.on_refused(str(refused.details.get("execution", "")), refused)
 
 
 def _refusal(error: BaseException) -> SandboxError | None:

@@ -102,6 +102,13 @@ class KernelStream:
         for pending in self._pending.values():
             pending.put_gap(missed, resume)
 
+    def on_refused(self, execution: str, error: SandboxError) -> None:
+        """Tell who waits for it; where the sandbox does not say whom, the only one that has not begun."""
+        waiting = [each for each in self._pending.values() if each.started_at is None]
+        pending = self._pending.get(execution) or (waiting[0] if len(waiting) == 1 else None)
+        if pending is not None:
+            pending.fail(error)
+
     def on_lost(self, error: SandboxError) -> None:
         """No execution hears anything more."""
         for pending in list(self._pending.values()):

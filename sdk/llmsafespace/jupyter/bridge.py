@@ -142,6 +142,21 @@ class Bridge:
         content = json.dumps({"name": "stderr", "text": text}).encode()
         self._outgoing.put_nowait(Message("iopub", [header, b"{}", b"{}", content]))
 
+    def on_refused(self, execution: str, error: SandboxError) -> None:
+        """Answer a request that the sandbox does not carry out as a kernel does: an error, then idle."""
+        frame = self._unanswered.pop(execution, None)
+        if frame is None:
+            log.warning("the sandbox refused a message: %s", error)
+            return
+        parent = bytes(messages.unpack(frame).parts[0])
+        content = {"status": "error", "ename": error.code, "evalue": error.message, "traceback": []}
+        said = [("iopub", "error", content), ("shell", "execute_reply", content)]
+        said.append(("iopub", "status", {"execution_state": "idle"}))
+        for channel, kind, document in said:
+            header = json.dumps(messages.header(kind, messages.new_id())).encode()
+            parts = [header, parent, b"{}", json.dumps(document).encode()]
+            self._outgoing.put_nowait(Message(channel, parts))
+
     def on_lost(self, error: SandboxError) -> None:
         """The sandbox is gone, or we may not speak to it any more."""
         log.error("the sandbox is lost: %s", error)

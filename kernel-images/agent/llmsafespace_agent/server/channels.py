@@ -97,7 +97,11 @@ class ChannelsStream:
                 raise invalid(f"one stream serves at most {_MAX_ALIASES} sessions; open another")
             self._sessions.add(session)
         if channel == "shell" and head.msg_type == "execute_request":
-            self._execute(parts, head)
+            try:
+                self._execute(parts, head)
+            except AgentError as error:  # the client's call waits for this execution: say which one
+                details = {**error.details, "execution": head.msg_id}
+                raise AgentError(error.code, error.message, details) from error
         else:
             self._context.request(channel, parts, head, self._principal)
 
@@ -152,8 +156,11 @@ class ChannelsStream:
 
 
 def checked_options(metadata: bytes) -> Options:
-    """The options of an execution. Raises AgentError or msgspec.DecodeError for bad ones."""
-    options = messages.options_of(metadata)
+    """The options of an execution. Raises AgentError for bad ones."""
+    try:
+        options = messages.options_of(metadata)
+    except msgspec.DecodeError as error:
+        raise invalid(f"metadata.llmsafespace: {error}") from error
     validation.environment(options.env)
     validation.duration(options.timeout, "timeout")
     return options
