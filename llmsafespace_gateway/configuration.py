@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_POSITIVE = ("rate_limit", "head_timeout", "keep_alive_timeout", "stalled_timeout")
+_POSITIVE = ("rate_limit", "audit_days", "head_timeout", "keep_alive_timeout", "stalled_timeout")
 _NOT_NEGATIVE = ("drain_timeout", "drain_delay", "max_connections", "max_connections_per_address")
 _JUPYTER = "jupyter_config"  # shared by all Jupyter applications, whose sections are not ours to judge
 
@@ -148,6 +148,8 @@ def check(app: GatewayApp) -> None:
             raise wrong(f"invalid {name} {value}: write a number {least}")
     if app.rate_burst < 1:
         raise wrong(f"invalid rate_burst {app.rate_burst}: write a number of at least 1")
+    if app.audit_entries < 1:
+        raise wrong(f"invalid audit_entries {app.audit_entries}: write a number of at least 1")
     if not 0 <= app.port <= 65535:
         raise wrong(f"invalid --port {app.port}: a port is a number from 0 to 65535")
     _check_together(app)

@@ -11,6 +11,8 @@ import threading
 import time
 from typing import Any
 
+_KINDS = 1000
+_TELL_EVERY = 1.0  # seconds
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -33,6 +35,43 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class Flood(logging.Filter):
+    """Lets so many lines of a kind pass: what code or strangers can cause must not fill the disk.
+
+    A kind is a logger's message before its values are put in. How many lines were left out is said once the
+    kind is within its bounds again, or has been beyond them for a while. Errors of our own and critical lines
+    count like others: a fault that repeats is as long.
+    """
+
+    def __init__(self, rate: float = 200.0, burst: int = 2000, clock: Any = time.monotonic) -> None:
+        super().__init__()
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._kinds: dict[tuple[str, str], list[float]] = {}  # tokens, at, left out, told at
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        now = self._clock()
+        kind = (record.name, str(record.msg))
+        if len(self._kinds) > _KINDS:
+            self._kinds.clear()
+        state = self._kinds.setdefault(kind, [float(self._burst), now, 0, now])
+        tokens = min(float(self._burst), state[0] + (now - state[1]) * self._rate)
+        passes = bool(tokens >= 1)
+        state[0], state[1] = tokens - passes, now
+        if not passes:
+            state[2] += 1
+            if now - state[3] < _TELL_EVERY:
+                return False
+            passes = True
+        if state[2]:
+            fields = getattr(record, "fields", None)
+            left_out = {"left_out": int(state[2])}
+            record.fields = fields | left_out if isinstance(fields, dict) else left_out
+            state[2] = 0
+        state[3] = now
+        return passes
+
+
 def _moment(seconds: float) -> str:
     thousandths = int(seconds % 1 * 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{thousandths:03d}Z"
@@ -50,6 +89,7 @@ def configure(level: int | str, application: logging.Logger) -> None:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(Flood())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

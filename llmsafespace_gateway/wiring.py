@@ -112,6 +112,8 @@ async def _build(app: GatewayApp) -> Services:
             rate=app.rate_limit,
             burst=app.rate_burst,
             quota=app.quotas,
+            audit_days=app.audit_days,
+            audit_entries=app.audit_entries,
             anonymous=local_principal() if app.embedded else None,
         )
         await users.ensure_tenant(store, DEFAULT_TENANT)
@@ -208,14 +210,7 @@ async def _kubernetes(app: GatewayApp, metrics: Metrics, parts: AsyncExitStack) 
 
 def _audited(access: Access) -> Any:
     def record(decision: Decision) -> None:
-        access.audit(
-            None,
-            "egress",
-            decision.key,
-            "allowed" if decision.allowed else "denied",
-            host=decision.host,
-            port=decision.port,
-            reason=decision.reason,
-        )
+        outcome = "allowed" if decision.allowed else "denied"
+        access.egress(decision.key, decision.host, decision.port, outcome, decision.reason)
 
     return record

@@ -16,6 +16,8 @@ from llmsafespace_gateway.store.rows import AuditRow
 log = logging.getLogger(__name__)
 
 BATCH = 500
+FORGET_AT_ONCE = 2000
+FORGET_EVERY = 600.0  # seconds
 MAX_WAITING = 20_000
 MAX_TEXT = 256
 # What people put into a sandbox is theirs: not even a careless caller gets it into the log.
@@ -94,6 +96,24 @@ class AuditLog:
         if self._lost:
             log.error("%d audit entries were lost while the store could not be written", self._lost)
             self._lost = 0
+
+
+class Retention:
+    """Old entries go, and the oldest where there are too many; a little at a time, now and then."""
+
+    def __init__(self, store: Store, age: float, most: int) -> None:
+        self._store = store
+        self._age = age
+        self._most = most
+        self._next = 0.0
+
+    async def apply(self) -> None:
+        """Delete some of what is too old or too much, where it is time to; raises the store's error."""
+        if time.monotonic() < self._next:
+            return
+        gone = await audit.forget(self._store, time.time() - self._age, self._most, FORGET_AT_ONCE)
+        # As long as there is more, at the next call: the store is everybody's.
+        self._next = time.monotonic() + (0.0 if gone else FORGET_EVERY)
 
 
 def harmless(details: Mapping[str, Any]) -> dict[str, Any]:

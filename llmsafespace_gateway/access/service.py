@@ -12,11 +12,12 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from llmsafespace_gateway.access.administration import Administration
-from llmsafespace_gateway.access.audit import AuditLog
+from llmsafespace_gateway.access.audit import AuditLog, Retention
 from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
+from llmsafespace_gateway.access.egress_log import EgressLog
 from llmsafespace_gateway.access.executions import ExecutionLog
-from llmsafespace_gateway.access.principal import SANDBOXES_READ, Principal
+from llmsafespace_gateway.access.principal import ADMIN, SANDBOXES_READ, Principal
 from llmsafespace_gateway.access.quotas import (
     HasOwner,
     HasPool,
@@ -30,7 +31,7 @@ from llmsafespace_gateway.access.rates import Buckets, RateLimits
 from llmsafespace_gateway.access.watches import GrantWatches
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, grants, kernels, sandboxes, sessions, users
-from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow, UserRow
+from llmsafespace_gateway.store.rows import AuditRow, KernelRow, SandboxRow, SessionRow, UserRow
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ POLL = 0.5  # seconds between looks at what other processes revoked
 class Access(Administration):
     """Identity, rights, quotas, rate limits and audit of one gateway process.
 
-    `rate` and `burst` limit each key's requests; `quota` (see Quota) is the default of every tenant.
-    With `anonymous` a request without a key is that principal: only for a private unix socket.
+    `rate` and `burst` limit each key's requests; `quota` (see Quota) is the default of every tenant. The
+    audit log keeps `audit_entries` for `audit_days`. With `anonymous` a request without a key is that
+    principal: only for a private unix socket.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Access(Administration):
         burst: int = 400,
         quota: Mapping[str, Any] | None = None,
         anonymous: Principal | None = None,
+        audit_days: float = 90.0,
+        audit_entries: int = 1_000_000,
     ) -> None:
         super().__init__(store, AuditLog(store), Authenticator(store))
         self._limits = RateLimits(rate, burst)
@@ -61,6 +65,8 @@ class Access(Administration):
         self._grant_watches = GrantWatches(store)
         self._anonymous = anonymous
         self._refusals = Buckets(1.0, REFUSALS_AT_ONCE)
+        self._egress = EgressLog(self._audit.add_for)
+        self._retention = Retention(store, audit_days * 86400, audit_entries)
         self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -78,6 +84,7 @@ class Access(Administration):
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
+        self._egress.flush()
         for flush in (self._authenticator.flush, self._audit.flush):
             try:
                 await flush()
@@ -277,6 +284,21 @@ class Access(Administration):
         else:
             super().audit(principal, action, target, outcome, **details)
 
+    async def audit_log(self, principal: Principal, **wanted: Any) -> list[AuditRow]:
+        """See Administration.audit_log. What the egress proxy decided in this minute is in it, too."""
+        self.require(principal, ADMIN)
+        self._egress.flush()
+        return await super().audit_log(principal, **wanted)
+
+    def egress(self, sandbox_id: str, host: str, port: int, outcome: str, reason: str) -> None:
+        """Note a decision of the egress proxy: its owner's and tenant's, and counted (see EgressLog)."""
+
+        def who() -> tuple[str | None, str | None, str | None]:
+            holder = self._quotas.holder(sandbox_id)
+            return (*holder, None) if holder is not None else (None, None, None)
+
+        self._egress.note(who, sandbox_id, host, port, outcome, reason)
+
     def refused(self, principal: Principal, action: str, target: str, code: str) -> None:
         """Note a refusal. Those that a key gets again and again are one entry a second, for each action."""
         now = time.monotonic()
@@ -318,7 +340,9 @@ class Access(Administration):
             try:
                 await self._authenticator.poll()
                 await self._grant_watches.poll()
+                self._egress.flush_past()
                 await self._audit.flush()
+                await self._retention.apply()
                 failing = False
             except Exception:
                 self._authenticator.distrust()

@@ -1,4 +1,4 @@
-"""Queries on the audit log, which is only ever added to."""
+"""Queries on the audit log, which is only ever added to; what is old goes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import secrets
 import time
 from collections.abc import Sequence
 
+from sqlalchemy import delete, select
 from sqlalchemy import insert as insert_into
-from sqlalchemy import select
 
 from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import page, values
 from llmsafespace_gateway.store.rows import AuditRow
 from llmsafespace_gateway.store.schema import audit
+
+_AT_ONCE = 500  # values of one statement
 
 
 def new_id() -> str:
@@ -49,3 +51,21 @@ async def entries(
         filters.append(audit.c.at < until)
     scope = select(audit).where(audit.c.tenant == tenant)
     return await page(store, AuditRow, scope, audit, filters=filters, limit=limit, after=after, order="id")
+
+
+async def forget(store: Store, before: float, most: int, batch: int) -> int:
+    """Delete up to `batch` entries from before a moment, or beyond the newest `most`; how many went.
+
+    Ids grow with time, so that the oldest are first in the index of the primary key.
+    """
+    oldest = select(audit.c.id, audit.c.at).order_by(audit.c.id).limit(batch)
+    kept = select(audit.c.id).order_by(audit.c.id.desc()).offset(most).limit(1)
+    async with store.write() as connection:
+        beyond = (await connection.execute(kept)).scalar_one_or_none()
+        rows = (await connection.execute(oldest)).mappings().all()
+        gone = [
+            row["id"] for row in rows if row["at"] < before or (beyond is not None and row["id"] <= beyond)
+        ]
+        for start in range(0, len(gone), _AT_ONCE):
+            await connection.execute(delete(audit).where(audit.c.id.in_(gone[start : start + _AT_ONCE])))
+    return len(gone)
