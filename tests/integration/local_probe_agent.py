@@ -109,6 +109,8 @@ async def main() -> None:
     global CLOCK
     config = json.loads(sys.stdin.buffer.read())
     CLOCK = config["clock"]
+    if any(script["name"] == "hang" for script in config.get("preloadScripts", [])):
+        METHODS["ready"] = lambda _: time.sleep(300)
     if config.get("env", {}).get("PYTHON_FAIL"):
         sys.exit("it was told to fail")
     listening = socket.socket(fileno=config["listen"]["fd"])

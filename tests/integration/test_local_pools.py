@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmsafespace_gateway.backends.base import Resources
+from llmsafespace_gateway.backends.local.starts import Starts
 from llmsafespace_gateway.errors import ApiError
 
 _spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
@@ -218,3 +219,45 @@ async def test_two_tenants_pools_of_one_name_are_two() -> None:
         assert taken.start.kind == "cold"
         await backend.delete_pool(theirs)
         assert (await backend.pool_status(mine)).available == 1
+
+
+async def test_a_pool_that_hangs_holds_up_nobody() -> None:
+    """Its preload script never returns: other pools fill, people start, and it has one sandbox on the way."""
+    bad = support.pool("bad", min_size=6, runtime="other", preload_scripts=(("hang", "while True: pass"),))
+    async with support.fresh(pools=[bad, support.pool("good", min_size=3)]) as backend:
+        await support.available(backend, support.pool("good"), 3)
+        status = await backend.pool_status(bad)
+        assert (status.available, status.pending) == (0, 1)
+        cold = await backend.claim(support.spec("sb-cold", use_warm_pool=False))
+        assert cold.start.kind == "cold"
+        assert (await backend.claim(support.spec("sb-warm"))).start.kind == "warm"
+        await support.available(backend, support.pool("good"), 3)
+
+
+async def test_a_burst_is_served_and_the_pool_is_full_again() -> None:
+    """Thirty at once on a pool of five; who waits for a turn gets a warm one that comes meanwhile."""
+    async with support.fresh(pools=[support.pool(min_size=5)]) as backend:
+        await support.available(backend, "warm", 5)
+        small = Resources(cpu=0.5, memory=64 * MIB, storage=16 * MIB)
+        wanted = [support.spec(f"sb-{n}", resources=small) for n in range(30)]
+        claims = await asyncio.gather(*map(backend.claim, wanted))
+        kinds = [claim.start.kind for claim in claims]
+        assert len(kinds) == 30
+        assert kinds.count("warm") >= 5
+        assert len(await backend.living()) == 30
+        await support.available(backend, "warm", 5)
+        assert backend._starts._free == Starts()._free
+
+
+async def test_a_claim_that_is_given_up_while_it_waits_gives_its_turn_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with support.fresh() as backend:
+        monkeypatch.setattr(backend, "_starts", Starts(1))
+        async with backend._starts.turn():
+            waiting = asyncio.create_task(backend._claim(support.spec("sb-a")))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert (await backend.claim(support.spec("sb-b"))).start.kind == "cold"

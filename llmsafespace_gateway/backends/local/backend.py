@@ -38,6 +38,7 @@ from llmsafespace_gateway.backends.local.pools import Pools, Taken
 from llmsafespace_gateway.backends.local.profiles import PROFILES
 from llmsafespace_gateway.backends.local.records import Bound, Claimed, State
 from llmsafespace_gateway.backends.local.registry import Entry, Registry
+from llmsafespace_gateway.backends.local.starts import Starts
 from llmsafespace_gateway.backends.progress import tell
 from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
 from llmsafespace_gateway.egress.proxy import EgressProxy
@@ -109,11 +110,13 @@ class LocalBackend:
             )
         self._lifeline = os.pipe()
         self._registry = Registry(self._host, self._egress, self._sandbox_ended)
+        self._starts = Starts()
         self._pools = Pools(
             self._start_warm,
             self._end_warm,
             self._assigned,
             lambda pool, wanted: self.on_growth(pool, wanted),
+            self._starts,
         )
         await self._registry.start()
         self._filling = asyncio.create_task(self._fill(), name="configured warm pools")
@@ -130,12 +133,15 @@ class LocalBackend:
             os.close(descriptor)
 
     async def _fill(self) -> None:
-        for pool in self._configured:
-            try:
-                await self.apply_pool(pool)
-            except ApiError as error:
-                log.error("warm pool %s cannot be kept: %s", pool.name, error.message)
-                self._unfilled[pool.key] = _not_ready("RuntimeUnavailable", error.message)
+        await asyncio.gather(*(self._fill_one(pool) for pool in self._configured))
+
+    async def _fill_one(self, pool: WarmPoolSpec) -> None:
+        """Each by itself: a runtime that takes long, or fails, holds up no other pool."""
+        try:
+            await self.apply_pool(pool)
+        except (ApiError, OSError) as error:
+            log.error("warm pool %s cannot be kept: %s", pool.name, error)
+            self._unfilled[pool.key] = _not_ready("RuntimeUnavailable", str(error))
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -155,20 +161,20 @@ class LocalBackend:
     async def _claim(self, spec: SandboxSpec) -> Claim:
         runtime, warnings = await self._runtimes.resolve(spec.runtime)
         while True:
-            taken = await self._unfilled_pool(spec, runtime) or self._pools.take(spec, runtime.id)
-            pool = taken.pool
-            start = Start(
-                kind="cold" if taken.entry is None else "warm",
-                reason=taken.reason,
-                warnings=warnings,
-                pool=pool.name if pool is not None else None,
-                pool_owner=pool.said_owner if pool is not None else None,
-            )
+            taken = await self._take(spec, runtime)
             if taken.entry is None:
-                return await self._claim_cold(spec, runtime, start, pool)
+                async with self._starts.turn() as waited:
+                    if waited:  # a warm one may have come meanwhile
+                        taken = await self._take(spec, runtime)
+                    if taken.entry is None:
+                        return await self._claim_cold(spec, runtime, _start_of(taken, warnings), taken.pool)
+            claimed = _claimed(spec, _start_of(taken, warnings))
             async with self._undone(taken.entry):
-                if await self._registry.claim(taken.entry, _claimed(spec, start)):
+                if await self._registry.claim(taken.entry, claimed):
                     return _as_claim(taken.entry)
+
+    async def _take(self, spec: SandboxSpec, runtime: PreparedRuntime) -> Taken:
+        return await self._unfilled_pool(spec, runtime) or self._pools.take(spec, runtime.id)
 
     async def _unfilled_pool(self, spec: SandboxSpec, runtime: PreparedRuntime) -> Taken | None:
         """What a request gets that names a configured pool which nothing was started for yet."""
@@ -395,6 +401,17 @@ class LocalBackend:
 def _not_ready(reason: str, message: str) -> Condition:
     return Condition(
         type="Ready", status="False", reason=reason, message=message, last_transition_time=time.time()
+    )
+
+
+def _start_of(taken: Taken, warnings: tuple[str, ...]) -> Start:
+    pool = taken.pool
+    return Start(
+        kind="cold" if taken.entry is None else "warm",
+        reason=taken.reason,
+        warnings=warnings,
+        pool=pool.name if pool is not None else None,
+        pool_owner=pool.said_owner if pool is not None else None,
     )
 
 

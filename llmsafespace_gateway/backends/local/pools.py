@@ -1,4 +1,8 @@
-"""Warm pools at work: they start sandboxes ahead, one at a time, and hand them out."""
+"""Warm pools at work: they start sandboxes ahead and hand them out.
+
+Each pool is filled by itself. One that has not yet started a sandbox, or has just failed to, tries one at a
+time and waits longer after each failure; others hear nothing of that (see starts.py for what they share).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from llmsafespace_gateway.backends.base import Condition, SandboxSpec, WarmPoolS
 from llmsafespace_gateway.backends.local import pool as planning
 from llmsafespace_gateway.backends.local.plans import Recipe
 from llmsafespace_gateway.backends.local.registry import Entry
+from llmsafespace_gateway.backends.local.starts import Starts
 from llmsafespace_gateway.errors import ApiError
 
 log = logging.getLogger("llmsafespace.pools")
@@ -30,6 +35,7 @@ class Pool:
         self.ready: dict[str, Entry] = {}
         self.starting: set[asyncio.Task[None]] = set()
         self.failures = 0
+        self.proven = False  # its last start went well
         self.retry_at = 0.0
         self.surplus_since: float | None = None
         self.last_scale_time: float | None = None
@@ -67,13 +73,14 @@ class Pools:
         end: Callable[[Entry], Awaitable[None]],
         assigned: Callable[[str], int],
         grow: Callable[[WarmPoolSpec, int], int],
+        starts: Starts,
     ) -> None:
         self._start = start
         self._end = end
         self._assigned = assigned
         self._grow = grow
         self._pools: dict[str, Pool] = {}
-        self._one_at_a_time = asyncio.Semaphore(1)
+        self._starts = starts
         self._ending: set[asyncio.Task[None]] = set()
 
     def apply(self, spec: WarmPoolSpec, recipe: Recipe) -> None:
@@ -84,7 +91,7 @@ class Pools:
             pool.keeping = asyncio.create_task(self._keep(pool), name=f"pool {spec.name}")
             return
         pool.spec, pool.recipe, pool.digest = spec, recipe, recipe.digest
-        pool.failures, pool.retry_at = 0, 0.0
+        pool.failures, pool.retry_at, pool.proven = 0, 0.0, False
         pool.wake.set()
 
     async def delete(self, key: str) -> None:
@@ -181,7 +188,8 @@ class Pools:
             pool.surplus_since = actions.surplus_since
             for name in actions.end:
                 self._end_later(pool.ready.pop(name))
-            for _ in range(actions.start):
+            at_once = actions.start if pool.proven else min(actions.start, int(not pool.starting))
+            for _ in range(at_once):
                 self._start_later(pool)
             if actions.start or actions.end:
                 pool.last_scale_time = time.time()
@@ -231,16 +239,17 @@ class Pools:
         task.add_done_callback(started)
 
     async def _start_one(self, pool: Pool) -> None:
-        async with self._one_at_a_time:
+        async with self._starts.turn(pool=True):
             try:
                 entry, problems = await self._start(pool.recipe, pool.spec.key)
             except (ApiError, OSError) as error:
                 pool.failures += 1
+                pool.proven = False
                 pool.retry_at = time.time() + planning.backoff(pool.failures)
                 pool.say("False", "StartFailed", str(error))
                 log.warning("pool %s: %s", pool.spec.name, error)
                 return
-        pool.failures, pool.retry_at = 0, 0.0
+        pool.failures, pool.retry_at, pool.proven = 0, 0.0, True
         pool.ready[entry.state.name] = entry
         if problems:
             pool.say("True", "PreloadFailed", "; ".join(problems)[:2000])
