@@ -46,7 +46,7 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_TIMEOUT = 2.0
+SHUTDOWN_TIMEOUT = 0.5  # for an agent to say that it tells its clients; one that is starved is not waited for
 WRITE_BACK = 2.0
 RETENTION = 30 * 86400.0  # how long ended sandboxes still answer
 _CHUNK = 256 * 1024

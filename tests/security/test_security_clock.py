@@ -37,13 +37,23 @@ def create(person: Person, made: list[str], **wanted: Any) -> str:
     return str(box)
 
 
-def freeze(gateway: Any, box: str) -> None:
-    """Stop the sandbox's agent, as no code in it can; it is the first process of the sandbox."""
+def freeze(gateway: Any, box: str) -> int:
+    """Stop the sandbox's agent, as no code in it can; it is the first process of the sandbox. Its number."""
     for claim in Path(gateway.data_dir, "sandboxes").glob("*/claim.json"):
         if json.loads(claim.read_text())["sandbox_id"] == box:
-            os.kill(int(claim.with_name("first").read_text().split()[0]), signal.SIGSTOP)
-            return
+            first = int(claim.with_name("first").read_text().split()[0])
+            os.kill(first, signal.SIGSTOP)
+            return first
     raise AssertionError(f"no sandbox {box}")
+
+
+def lives_in(path: Path, space: str) -> bool:
+    """Whether a process (a folder of /proc) is in a pid namespace, and is no corpse."""
+    try:
+        state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+        return os.readlink(path / "ns/pid") == space and state not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -75,6 +85,21 @@ def test_an_execution_whose_agent_is_frozen_ends_as_timeout(
     ended = person.client.made("GET", base)
     assert ended["end"] == "timeout", ended
     assert "time limit" in ended["endMessage"]
+
+
+def test_an_end_does_not_wait_for_a_frozen_agent(gateway: Any, person: Person, made: list[str]) -> None:
+    box = create(person, made)
+    start = "subprocess.Popen(['sleep', '1000'], start_new_session=True)"
+    code = f"import subprocess\n[{start} for _ in range(20)]"
+    person.client.output(box, code)
+    first = freeze(gateway, box)
+    space = os.readlink(f"/proc/{first}/ns/pid")
+    began = time.monotonic()
+    assert person.client.delete(f"/api/v1/sandboxes/{box}").status_code == 204
+    assert time.monotonic() - began < 5.0
+    left = [path for path in Path("/proc").glob("[0-9]*") if lives_in(path, space)]
+    assert left == []
+    assert person.client.made("GET", f"/api/v1/sandboxes/{box}")["end"] == "terminated"
 
 
 def test_a_lifetime_ends_although_the_agent_is_frozen(gateway: Any, person: Person, made: list[str]) -> None:
