@@ -117,6 +117,25 @@ def test_a_fork_bomb_ends_at_its_timeout(person: Person, box: str, neighbour: st
     ends_honestly(person, box, answer, "timeout")
 
 
+def test_as_many_processes_as_there_may_be(person: Person, box: str, neighbour: str) -> None:
+    """A command that finds no room is told so, and runs when there is some."""
+    code = """
+import subprocess, time
+held = []
+try:
+    while True: held.append(subprocess.Popen(["sleep", "1000"]))
+except OSError as error:
+    print("refused", error.errno)
+"""
+    assert meanwhile(person, box, neighbour, code, timeout=60)["stdout"] == "refused 11\n"
+    asked = {"content": "true", "type": "command"}
+    answer = person.client.post(f"/api/v1/sandboxes/{box}/execute", json=asked, timeout=DEADLINE)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "quota_exceeded"), answer.text
+    assert "processes" in answer.json()["error"]["message"]
+    person.client.output(box, "for each in held: each.kill()\nfor each in held: each.wait()")
+    assert person.client.run(box, "true", type="command")["end"] == "ok"
+
+
 # Every thread of the agent is attacked, as far as it can be, and a hundred processes take its processor time.
 ATTACK = """
 import ctypes, os, resource

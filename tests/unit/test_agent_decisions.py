@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server import disk, messages, validation
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.server.command import end_of
@@ -143,9 +144,9 @@ def test_memory_figures(
 def test_what_processes_share_counts_no_more_than_all_that_is_charged(tmp_path: Path) -> None:
     (tmp_path / "memory.usage_in_bytes").write_text("1000")
     limits = SandboxLimits(memory_bytes=2000, cgroup=str(tmp_path))
-    assert Watchdog(limits, list).at_most(3000) == 1000
-    assert Watchdog(limits, list).at_most(500) == 500
-    assert Watchdog(SandboxLimits(memory_bytes=2000), list).at_most(3000) == 3000
+    assert Watchdog(limits, Inside(), list).at_most(3000) == 1000
+    assert Watchdog(limits, Inside(), list).at_most(500) == 500
+    assert Watchdog(SandboxLimits(memory_bytes=2000), Inside(), list).at_most(3000) == 3000
 
 
 @pytest.mark.parametrize(

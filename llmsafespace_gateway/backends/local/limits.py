@@ -17,6 +17,7 @@ from llmsafespace_gateway.backends.base import Resources
 
 PROCESSES = 512  # processes and threads of one sandbox
 OPEN_FILES = 4096
+NICE = 10  # of code, below its agent, where no cgroup gives it a share of the processor
 SLACK = 32 * 1024**2  # page tables, sockets and the like, charged to a cgroup but nobody's data
 _ASK = 5.0  # seconds for the user's service manager
 _PERIOD = 100_000  # microseconds

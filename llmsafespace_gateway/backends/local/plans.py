@@ -99,6 +99,7 @@ def agent_config(host: Host, recipe: Recipe, name: str, token: str, egress: bool
             memory_bytes=recipe.resources.memory,
             processes=limits.PROCESSES if isolated else None,
             cgroup=root.CGROUP if isolated and host.hierarchy.memory else None,
+            nice=limits.NICE if "cpu" not in host.hierarchy.folders else 0,
         ),
         package_manager=list(runtime.package_manager if isolated else runtime.host.package_manager),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from typing import Any
@@ -80,3 +81,17 @@ async def test_wrong_words_for_the_end_are_refused(agent: Any) -> None:
 async def test_bad_configurations_are_named(launch: Any, wrong: Any) -> None:
     agent = await launch(**wrong)
     assert await agent.exited() == 2
+
+
+async def test_code_gives_way_to_its_agent_where_it_is_told_to(launch: Any) -> None:
+    agent = await launch(limits={"nice": 3})
+    rpc = await agent.rpc()
+    await agent.bind(rpc)
+    wanted = min(19, os.getpriority(os.PRIO_PROCESS, agent.process.pid) + 3)
+    session = await agent.session()
+    execution = session.execute(f"import os; assert os.nice(0) == {wanted}, os.nice(0)")
+    assert end_of(await session.finish(execution)) == "ok"
+    await rpc("commands.start", id="c", command=f"sleep 0.2; nice > nice; test $(nice) = {wanted}")
+    while (command := await rpc("commands.get", id="c")).running:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    assert command.end == "ok", (agent.workspace / "nice").read_text()

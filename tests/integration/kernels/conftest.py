@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.factory import Kernels
 from llmsafespace_agent.kernels.process import KernelProcess, request
-from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind, Listen, Script
 
 _SET_CHILD_SUBREAPER = 36
@@ -145,11 +145,11 @@ def subreaper() -> Iterator[None]:
 
 
 @pytest_asyncio.fixture
-async def reaper(subreaper: None) -> AsyncIterator[Reaper]:
-    collector = Reaper()
-    collector.start(asyncio.get_running_loop())
-    yield collector
-    collector.stop()
+async def inside(subreaper: None) -> AsyncIterator[Inside]:
+    made = Inside()
+    made.start(asyncio.get_running_loop())
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -186,12 +186,12 @@ def configure(tmp_path: Path) -> Callable[..., AgentConfig]:
 
 
 @pytest_asyncio.fixture
-async def start(reaper: Reaper, configure: Callable[..., AgentConfig]) -> AsyncIterator[Callable[..., Any]]:
+async def start(inside: Inside, configure: Callable[..., AgentConfig]) -> AsyncIterator[Callable[..., Any]]:
     """`await start(...)` is a Kernels of `configure(...)`; everything is ended afterwards."""
     made: list[Kernels] = []
 
     async def begin(*languages: str, **options: Any) -> Kernels:
-        kernels = Kernels(configure(*languages, **options), reaper)
+        kernels = Kernels(configure(*languages, **options), inside)
         made.append(kernels)
         await kernels.start()
         return kernels

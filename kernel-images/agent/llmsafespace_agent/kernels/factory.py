@@ -8,8 +8,8 @@ import shutil
 from collections import deque
 from contextlib import suppress
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.process import KernelProcess
-from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.kernels.starting import (
     KernelStartError,
     Parked,
@@ -32,10 +32,10 @@ class Kernels:
     `problems` tells of preload packages and scripts that failed, and of templates that had to be given up.
     """
 
-    def __init__(self, config: AgentConfig, reaper: Reaper) -> None:
+    def __init__(self, config: AgentConfig, inside: Inside) -> None:
         self.problems: list[str] = []
         self._config = config
-        self._starter = Starter(config, reaper)
+        self._starter = Starter(config, inside)
         self._kinds = {kind.language: kind for kind in reversed(config.kernels)}
         self._templates: dict[tuple[str, ...], asyncio.Task[Template]] = {}
         self._parked: dict[str, deque[Parked]] = {language: deque() for language in self._kinds}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import uuid
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.channels import Channels
 from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, header_of
 
@@ -33,7 +33,10 @@ class KernelProcess:
     `start_kind` tells how the kernel came to be: parked, fork or exec.
     """
 
-    def __init__(self, language: str, folder: Path, *, interrupt_mode: str = "signal") -> None:
+    def __init__(
+        self, inside: Inside, language: str, folder: Path, *, interrupt_mode: str = "signal"
+    ) -> None:
+        self._inside = inside
         self.language = language
         self.pid = 0
         self.start_kind = "exec"
@@ -151,9 +154,7 @@ class KernelProcess:
         self._kept.clear()
 
     def _signal_group(self, number: signal.Signals) -> None:
-        if self.pid > 1:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+        self._inside.signal_group(self.pid, number)
 
     async def first_exchange(self, msg_type: str, content: dict[str, object]) -> None:
         """Send a request and wait for its reply and its idle; nothing of this is seen by `on_message`.

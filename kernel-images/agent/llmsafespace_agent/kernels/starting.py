@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmsafespace_agent.inside.inside import NOWHERE, Inside, Streams
 from llmsafespace_agent.kernels.channels import Channels, connection_info
 from llmsafespace_agent.kernels.link import Link, LinkClosed
 from llmsafespace_agent.kernels.process import KernelProcess
-from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind
 
 LAUNCHER = Path(__file__).with_name("launcher") / "launch.py"
@@ -25,11 +24,11 @@ class KernelStartError(RuntimeError):
 
 
 class Starter:
-    """What all ways of starting share: the folder for sockets, the ZMQ context, the reaper."""
+    """What all ways of starting share: the folder for sockets, and the way inside."""
 
-    def __init__(self, config: AgentConfig, reaper: Reaper) -> None:
+    def __init__(self, config: AgentConfig, inside: Inside) -> None:
         self.config = config
-        self.reaper = reaper
+        self.inside = inside
         self.root = Path(config.run_dir) / "kernels"
         self._count = 0
 
@@ -57,7 +56,7 @@ class Starter:
         folder.mkdir(mode=0o700)
         connection_file = folder / "kernel.json"
         connection_file.write_text(json.dumps(connection_info(folder)))
-        kernel = KernelProcess(kind.language, folder, interrupt_mode=kind.interrupt_mode)
+        kernel = KernelProcess(self.inside, kind.language, folder, interrupt_mode=kind.interrupt_mode)
         kernel.start_kind = start_kind
         return kernel, connection_file
 
@@ -68,26 +67,17 @@ class Starter:
     def launched(self, kernel: KernelProcess, pid: int) -> None:
         """The kernel has a process: watch it."""
         kernel.pid = pid
-        self.reaper.watch(pid, kernel.died)
+        self.inside.watch(pid, kernel.died)
 
     def spawn(self, argv: list[str], env: dict[str, str], log: Path, descriptor: int | None = None) -> int:
         """Start a process in a session of its own, its output in `log`. Raises KernelStartError."""
         try:
             with log.open("ab") as output:
-                process = subprocess.Popen(
-                    argv,
-                    env=env,
-                    cwd=self.config.workspace,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    pass_fds=() if descriptor is None else (descriptor,),
-                )
+                streams = Streams(NOWHERE, output.fileno(), output.fileno())
+                passed = () if descriptor is None else (descriptor,)
+                return self.inside.spawn(argv, env, self.config.workspace, streams, passed=passed)
         except OSError as error:
             raise KernelStartError(f"{argv[0]} cannot be started: {error}") from error
-        process.returncode = 0  # the reaper waits for it, not Popen
-        return process.pid
 
     def launcher_argv(self, kind: KernelKind, mode: str, descriptor: int) -> list[str]:
         """The command of our launcher in the runtime's interpreter."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from contextlib import suppress
 
 from llmsafespace_agent.kernels.link import Link, LinkClosed
 from llmsafespace_agent.kernels.starting import KernelStartError, Parked, Starter, log_tail, park
@@ -34,7 +31,7 @@ class Template:
             env = self._starter.environment(self._kind, {})
             self._pid = self._starter.spawn(argv, env, log, theirs.fileno())
         self._link = link
-        self._starter.reaper.watch(self._pid, self._died)
+        self._starter.inside.watch(self._pid, self._died)
         try:
             async with asyncio.timeout(_PRELOAD_TIMEOUT):
                 await link.send(self._starter.orders(self._kind))
@@ -81,5 +78,4 @@ class Template:
         """End the process; its children live on."""
         self._drop_link()
         if self._pid:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+            self._starter.inside.kill(self._pid)

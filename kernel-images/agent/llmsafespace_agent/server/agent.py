@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
-from llmsafespace_agent.kernels.reaper import Reaper
-from llmsafespace_agent.server import disk, network, processes
+from llmsafespace_agent.server import disk, network
 from llmsafespace_agent.server.beneath import Beneath
 from llmsafespace_agent.server.binding import Binding
 from llmsafespace_agent.server.command import Command
@@ -38,7 +37,7 @@ _LONGEST_WAIT = 600.0
 class Agent:
     """One sandbox. `run` returns the exit code that says how it ended."""
 
-    def __init__(self, config: AgentConfig, kernels: Kernels, reaper: Reaper) -> None:
+    def __init__(self, config: AgentConfig, kernels: Kernels, inside: Inside) -> None:
         journals = Path(config.run_dir) / "journal"
         journals.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config = config
@@ -47,16 +46,19 @@ class Agent:
         self.executions = Executions()
         self.gate = Gate()
         self._kernels = kernels
+        self._inside = inside
         quotas = (config.journal_memory, config.journal_disk)
         self.contexts = Contexts(kernels, self.executions, self.gate, self, journals, quotas)
         self.binding = Binding(self)
         self.commands = Commands(
-            reaper, journals, config.workspace, self._environment, config.package_manager, self.deadlines
+            inside, journals, config.workspace, self._environment, config.package_manager, self.deadlines
         )
         self.files = Files(Beneath(config.workspace))
         self.limits = LifeLimits(config.max_lifetime, self._idle_since, self._expire)
         self.methods = methods_of(self)
-        self._watchdog = Watchdog(config.limits, self._suspects, lambda reason: self.end("oom", reason))
+        self._watchdog = Watchdog(
+            config.limits, inside, self._suspects, lambda reason: self.end("oom", reason)
+        )
         self._forwarder = Forwarder(config.egress) if config.egress is not None else None
         self._connections = Connections(self, config.listen, bytes.fromhex(config.token))
         self._problems = list(self._watchdog.problems)
@@ -166,14 +168,12 @@ class Agent:
         return self._active_monotonic
 
     def _usage(self) -> Usage:
-        living = [os.getpid(), *processes.descendants(os.getpid())]
-        uses = [processes.use(pid) for pid in living]
-        collected = os.times()
+        total = self._inside.total()
         return Usage(
-            cpu_seconds=sum(one.cpu for one in uses) + collected.children_user + collected.children_system,
-            memory_bytes=self._watchdog.used(sum(one.memory for one in uses)),
+            cpu_seconds=total.cpu,
+            memory_bytes=self._watchdog.used(total.memory),
             disk_bytes=disk.used(self.config.workspace),
-            processes=len(living),
+            processes=total.processes,
         )
 
     # -- what its parts need ---------------------------------------------------------------------
@@ -219,6 +219,6 @@ class Agent:
             self._forwarder.close()
         self.commands.close()
         await self._kernels.close()
-        processes.kill_descendants(os.getpid())  # what code has detached from its kernel or command
+        self._inside.kill_all()  # what code has detached from its kernel or command
         for context in self.contexts:
             context.removed()

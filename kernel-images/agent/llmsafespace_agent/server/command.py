@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import errno
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 
-from llmsafespace_agent.kernels.reaper import Reaper
-from llmsafespace_agent.server import processes
+from llmsafespace_agent.inside.inside import NOWHERE, Inside, Streams
 from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid
 from llmsafespace_agent.server.journal import Journal
@@ -28,15 +27,21 @@ class Command:
     """A process of its own session. `on_end` callbacks are called once, when `info().end` is known."""
 
     def __init__(
-        self, command_id: str, line: str, digest: bytes, journal: Journal, deadlines: Deadlines
+        self,
+        inside: Inside,
+        command_id: str,
+        line: str,
+        digest: bytes,
+        journal: Journal,
+        deadlines: Deadlines,
     ) -> None:
         self.id = command_id
+        self._inside = inside
         self._deadlines = deadlines
         self.digest = digest
         self.journal = journal
         self.on_end: list[Callable[[], None]] = []
         self._line = line
-        self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._started = time.time()
         self._completed: float | None = None
@@ -74,50 +79,35 @@ class Command:
         )
 
     def start(
-        self,
-        reaper: Reaper,
-        argv: list[str],
-        cwd: str,
-        env: dict[str, str],
-        *,
-        stdin: bool,
-        timeout: float | None,
+        self, argv: list[str], cwd: str, env: dict[str, str], *, stdin: bool, timeout: float | None
     ) -> None:
         """Start the process. Raises AgentError when it cannot be."""
         if timeout is not None:
             self._deadlines.set(self, timeout + _KILLED_BY)
+        made: list[int] = []  # reading and writing end of stdout, stderr, stdin
         try:
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            for _ in range(3 if stdin else 2):
+                made += os.pipe()
+            streams = Streams(made[4] if stdin else NOWHERE, made[1], made[3])
+            self._pid = self._inside.spawn(argv, env, cwd, streams, dies_first=True)
         except (OSError, ValueError) as error:
             self._deadlines.clear(self)
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise invalid(f"{argv[0][:200]!r} cannot be run: {reason}") from error
-        self._process = process
-        self._pid = process.pid
-        processes.raise_oom_score(process.pid)
+            for handle in made:
+                os.close(handle)
+            raise _cannot_run(argv[0], error) from error
+        for handle in (made[1], made[3], *made[4:5]):
+            os.close(handle)
         loop = asyncio.get_running_loop()
-        for pipe, name in ((process.stdout, "stdout"), (process.stderr, "stderr")):
-            if pipe is not None:
-                handle = os.dup(pipe.fileno())
-                pipe.close()
-                os.set_blocking(handle, False)
-                self._outputs[handle] = (name, codecs.getincrementaldecoder("utf-8")("replace"))
-                loop.add_reader(handle, self._readable, handle)
-        if process.stdin is not None:
-            self._stdin = os.dup(process.stdin.fileno())
-            process.stdin.close()
+        for handle, name in ((made[0], "stdout"), (made[2], "stderr")):
+            os.set_blocking(handle, False)
+            self._outputs[handle] = (name, codecs.getincrementaldecoder("utf-8")("replace"))
+            loop.add_reader(handle, self._readable, handle)
+        if stdin:
+            self._stdin = made[5]
             os.set_blocking(self._stdin, False)
         if timeout is not None:
             self._timer = loop.call_later(timeout, self.stop, "timeout")
-        reaper.watch(process.pid, self._exited)
+        self._inside.watch(self._pid, self._exited)
 
     # -- what can be done to it ------------------------------------------------------------------
 
@@ -125,14 +115,14 @@ class Command:
         """Ask it to end, kill it soon after; its end will be `end`."""
         if self.running:
             self._stop = self._stop or end
-            processes.signal_tree(self._pid, signal.SIGTERM)
+            self._inside.signal_tree(self._pid, signal.SIGTERM)
             self._timer = asyncio.get_running_loop().call_later(_TERM_GRACE, self.kill, end)
 
     def kill(self, end: str) -> None:
         """Kill it now; its end will be `end`."""
         if self.running:
             self._stop = self._stop or end
-            processes.signal_tree(self._pid, signal.SIGKILL)
+            self._inside.signal_tree(self._pid, signal.SIGKILL)
 
     def ran_over_memory(self) -> None:
         """It uses more than the sandbox has."""
@@ -143,7 +133,7 @@ class Command:
         if self.running:
             if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
                 self._stop = self._stop or "interrupted"
-            processes.signal_tree(self._pid, number)
+            self._inside.signal_tree(self._pid, number)
 
     def write(self, data: bytes, eof: bool) -> None:
         """To its standard input. Raises AgentError when that is closed, or when it does not read."""
@@ -237,8 +227,6 @@ class Command:
 
     def _exited(self, returncode: int) -> None:
         self._deadlines.clear(self)
-        if self._process is not None:
-            self._process.returncode = returncode  # the reaper has collected it
         for handle in tuple(self._outputs):
             self._drain(handle)
         self._close_stdin()
@@ -250,6 +238,18 @@ class Command:
         callbacks, self.on_end = self.on_end, []
         for callback in callbacks:
             callback()
+
+
+def _cannot_run(program: str, error: OSError | ValueError) -> AgentError:
+    """What to tell who asked for it."""
+    if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):
+        return AgentError(
+            "quota_exceeded",
+            f"{program[:200]!r} cannot be run: the sandbox has as many processes as it may, or no memory"
+            " left; end something in it and try again",
+        )
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return invalid(f"{program[:200]!r} cannot be run: {reason}")
 
 
 def end_of(stop: str | None, returncode: int) -> str:

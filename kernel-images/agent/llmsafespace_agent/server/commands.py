@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmsafespace_agent.kernels.reaper import Reaper
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server import validation
 from llmsafespace_agent.server.command import Command
 from llmsafespace_agent.server.deadlines import Deadlines
@@ -37,14 +37,14 @@ class Commands:
 
     def __init__(
         self,
-        reaper: Reaper,
+        inside: Inside,
         folder: Path,
         workspace: str,
         environment: Callable[[], dict[str, str]],
         manager: list[str],
         deadlines: Deadlines,
     ) -> None:
-        self._reaper = reaper
+        self._inside = inside
         self._folder = folder
         self._workspace = workspace
         self._environment = environment
@@ -79,7 +79,7 @@ class Commands:
         command = self._make(request.id, line, _digest(request))
         wants_stdin = request.stdin is not None or request.keep_stdin
         try:
-            command.start(self._reaper, argv, cwd, env, stdin=wants_stdin, timeout=timeout)
+            command.start(argv, cwd, env, stdin=wants_stdin, timeout=timeout)
         except AgentError:
             command.journal.close()
             raise
@@ -132,7 +132,9 @@ class Commands:
         while len(self._commands) >= KEPT:
             oldest = next(command for command in self if not command.running)
             self._commands.pop(oldest.id).close()
-        return Command(command_id, line, digest, Journal(self._folder, _MEMORY, _DISK), self._deadlines)
+        return Command(
+            self._inside, command_id, line, digest, Journal(self._folder, _MEMORY, _DISK), self._deadlines
+        )
 
 
 def argv_of(request: CommandStart) -> tuple[list[str], str]:

@@ -9,8 +9,8 @@ import sys
 
 import msgspec
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.factory import Kernels
-from llmsafespace_agent.kernels.reaper import Reaper
 from llmsafespace_agent.wire.configuration import RUNTIME_FILE, AgentConfig, ImageRuntime, host_and_port
 
 FAILED = 1
@@ -76,9 +76,9 @@ def of_image(config: AgentConfig, runtime_file: str) -> AgentConfig:
 
 async def _serve(config: AgentConfig, pending: int | None) -> int:
     loop = asyncio.get_running_loop()
-    reaper = Reaper()
-    reaper.start(loop)
-    kernels = Kernels(config, reaper)
+    inside = Inside(config.limits.nice)
+    inside.start(loop)
+    kernels = Kernels(config, inside)
     try:
         await kernels.start()
     except OSError as error:
@@ -87,7 +87,7 @@ async def _serve(config: AgentConfig, pending: int | None) -> int:
     await asyncio.sleep(0)  # the launch happens in this turn; what follows may take its time
     from llmsafespace_agent.server.agent import Agent
 
-    agent = Agent(config, kernels, reaper)
+    agent = Agent(config, kernels, inside)
     if os.getpid() != 1:
         # As the first process of a pid namespace it is beyond every signal that code in it can send, as long
         # as it handles none. Who runs the sandbox ends it by a request, or by SIGKILL from outside.

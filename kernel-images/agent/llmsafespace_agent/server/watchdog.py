@@ -13,7 +13,8 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from llmsafespace_agent.server import memory, processes
+from llmsafespace_agent.inside import memory
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.wire.configuration import SandboxLimits
 
@@ -42,9 +43,11 @@ class Watchdog:
     def __init__(
         self,
         limits: SandboxLimits,
+        inside: Inside,
         suspects: Callable[[], Iterable[Suspect]],
         give_up: Callable[[str], None] = lambda reason: None,
     ) -> None:
+        self._inside = inside
         self._limit = limits.memory_bytes
         self._group = MemoryGroup.at(limits.cgroup)
         self._suspects = suspects
@@ -126,8 +129,7 @@ class Watchdog:
         if memory.system_v() > limit // 10:
             memory.remove_system_v()  # what is attached stays until its processes are gone
         suspects = [
-            (sum(held.get(pid, 0) for pid in (one.pid, *processes.descendants(one.pid))), one)
-            for one in self._suspects()
+            (sum(held.get(pid, 0) for pid in self._inside.family(one.pid)), one) for one in self._suspects()
         ]
         if suspects:
             max(suspects, key=lambda pair: pair[0])[1].kill()
@@ -141,13 +143,12 @@ class Watchdog:
             known = self._group.anonymous()
             if known is not None:
                 return known
-        bound = self.at_most(processes.tree_memory(os.getpid()))  # too much, because forked processes share
+        bound = self.at_most(self._inside.most_memory())  # too much, because forked processes share
         if bound < (self._limit or 0):
             return bound
         if now < self._exact_after:
             return self._last
-        living = (os.getpid(), *processes.descendants(os.getpid()))
-        exact = self.at_most(sum(map(processes.exact_memory, living)))
+        exact = self.at_most(self._inside.exact_memory())
         self._exact_after = now + (0.0 if exact >= _NEAR * (self._limit or 0) else _SELDOM)
         return exact
 
@@ -157,7 +158,7 @@ class Watchdog:
         return charged is None or charged >= _NEAR * (self._limit or 0)
 
     def _end_the_largest(self) -> None:
-        suspects = [(processes.tree_memory(one.pid), one) for one in self._suspects()]
+        suspects = [(self._inside.memory(one.pid), one) for one in self._suspects()]
         if suspects:
             max(suspects, key=lambda pair: pair[0])[1].kill()
 

@@ -64,11 +64,13 @@ class SandboxLimits(Fixed, frozen=True):
     """What the agent's watchdog enforces; `cgroup` is a readable cgroup folder that tells of OOM kills.
 
     It is the memory cgroup itself, or (version 1) the folder in which all controllers are mounted.
+    `nice` is how far the code gives way to its agent, where they share the processor with nothing in between.
     """
 
     memory_bytes: int | None = None
     processes: int | None = None
     cgroup: str | None = None
+    nice: int = 0
 
 
 class ImageRuntime(Message):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from llmsafespace_agent.kernels.reaper import Reaper
+from llmsafespace_agent.inside.reaper import Reaper
 
 
 @pytest.mark.parametrize(("code", "expected"), [("exit(3)", 3), ("import os; os.kill(os.getpid(), 15)", -15)])

@@ -23,7 +23,7 @@ import ctypes
 import os
 from typing import NamedTuple
 
-from llmsafespace_agent.server import processes
+from llmsafespace_agent.inside import processes
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _UNIX_SOCKET = 208 * 1024  # what may wait in one: net.core.wmem_default
