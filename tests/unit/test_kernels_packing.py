@@ -120,6 +120,13 @@ _values = st.recursive(
 )
 
 
+@pytest.mark.parametrize("name", ODD)
+def test_odd_values_in_long_messages_come_out_as_before(packing: Any, name: str) -> None:
+    for rest in ("x" * 100_000, [1] * 100_000):
+        document = {"rest": rest, "odd": ODD[name]}
+        assert outcome(packing.pack, document) == outcome(json_packer, document)
+
+
 @given(st.dictionaries(st.text(max_size=5), _values, max_size=4))
 def test_any_document_comes_out_as_before(packing: Any, document: dict[str, Any]) -> None:
     assert outcome(packing.pack, document) == outcome(json_packer, document)

@@ -225,3 +225,21 @@ kernel.finish_metadata = lying
     assert reply(got).metadata["kept"] == 1
     assert "llmsafespace" not in reply(got).metadata
     assert end_of(got) == "error"
+
+
+def faults(pid: int) -> int:
+    """Minor page faults of a process so far."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[7])
+
+
+async def test_bulk_output_reuses_its_memory(agent: Any) -> None:
+    """A message of 1 MiB costs each process hundreds of page faults when the allocator gives it back."""
+    session = await agent.session()
+    pid = int(text(await session.run("import os; print(os.getpid())")))
+    code = "for i in range(60): display({'text/plain': 'd' * 1048576}, raw=True)"
+    await session.run(code)
+    kernel, own = faults(pid), faults(agent.process.pid)
+    await session.run(code)
+    print("page faults a message:", (faults(pid) - kernel) / 60, (faults(agent.process.pid) - own) / 60)
+    assert (faults(pid) - kernel) / 60 < 200
+    assert (faults(agent.process.pid) - own) / 60 < 200

@@ -20,10 +20,16 @@ SUBPROTOCOLS = pytest.mark.parametrize(
 DISPLAYS = "for i in range({n}): display({{'text/plain': 'd' * {size}}}, raw=True)"
 
 
+async def state_of(api: Any, kernel: str) -> str:
+    return str((await api.request("GET", f"/api/kernels/{kernel}")).json()["execution_state"])
+
+
 async def ended(api: Any, kernel: str) -> None:
-    """Wait until the kernel is idle again, as seen by somebody else."""
-    async with asyncio.timeout(90), api.channels(kernel, V1) as other:
-        await other.run("1")
+    """Wait until the kernel has begun and is idle again."""
+    async with asyncio.timeout(90):
+        for state in ("busy", "idle"):
+            while (await state_of(api, kernel)) != state:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 @SUBPROTOCOLS

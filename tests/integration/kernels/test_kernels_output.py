@@ -149,7 +149,7 @@ async def until_it_waits(client: Any) -> None:
         "print('x' * 400_000_000)",
         "for i in range(1000): display({'text/plain': 'x' * 1_000_000}, raw=True)",
         "import os\nos.system('yes | head -c 1000000000')",
-        "import threading\ndef say():\n    for _ in range(100_000): print('x' * 9999)\n"
+        "import threading\ndef say():\n    for _ in range(20_000): print('x' * 9999)\n"
         "one = threading.Thread(target=say)\none.start(); one.join()",
     ],
     ids=["lines", "one string", "displays", "a command", "a thread"],
@@ -177,7 +177,9 @@ async def test_print_waits_for_the_agent_and_can_be_interrupted(
     deaf(client, False)
     outcome = await client.end()
     assert outcome.reply["status"] == "error" or "system" in code
-    assert (await client.run("print(kept)")).reply["status"] == "ok"
+    while (again := await client.run("print(kept)")).reply["status"] == "aborted":  # noqa: ASYNC110
+        await asyncio.sleep(0.05)  # what comes right after an error is
+    assert again.reply["status"] == "ok"
     if "thread" not in code:
         assert sum(tap.size.values()) < 900_000_000, "the interrupt came too late"
 

@@ -9,6 +9,9 @@ from typing import Any
 from jupyter_client.jsonutil import json_default
 from jupyter_client.session import json_packer
 
+_LONG = 16 * 1024  # bytes
+_FEW = 200  # values
+
 try:
     import orjson
 except ImportError:
@@ -28,9 +31,34 @@ def pack(document: Any) -> bytes:
     if _dumps is not None:
         with contextlib.suppress(Exception):
             packed = _dumps(document, default=json_default, option=_OPTIONS)
-    if packed is None or (b"null" in packed and _has_strange_number(document)):
+    if packed is None or _is_doubtful(document, packed):
         packed = json_packer(document)
     return packed
+
+
+def _is_doubtful(document: Any, packed: bytes) -> bool:
+    """Whether a `null` may be a number. In a long text the search for it costs more than the packing."""
+    if len(packed) > _LONG and _is_plain(document):
+        return False
+    return b"null" in packed and _has_strange_number(document)
+
+
+def _is_plain(document: Any) -> bool:
+    """Whether a look at few values shows that none is a number with a fraction."""
+    waiting = [document]
+    looked = 0
+    while waiting:
+        value = waiting.pop()
+        looked += 1
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+        elif isinstance(value, float):
+            return False
+        if looked + len(waiting) > _FEW:
+            return False
+    return True
 
 
 def _has_strange_number(value: Any) -> bool:
