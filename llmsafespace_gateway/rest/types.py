@@ -328,7 +328,7 @@ class ExecutionAnswer(Answer, kw_only=True):
     """An execution and everything it put out. `end` null means that it is queued or running.
 
     `exitCode` is 0 for ok and 1 for other ends of code; a command's own, -N after signal N.
-    `truncated` true: output beyond the limit is left out here; the events endpoint has all of it.
+    `truncated` true: output beyond 20 MiB of JSON is left out here; the events endpoint has all of it.
     `missed` counts messages that the journal had already dropped.
     """
 

@@ -64,7 +64,7 @@ class InputRequest(Event, tag="input_request", kw_only=True, frozen=True):
 
 
 class Missed(Event, tag="gap", kw_only=True, frozen=True):
-    """`missed` messages were lost (too large, or beyond the journal's quota); the next has number `resume`."""
+    """`missed` messages were lost: too large, or beyond the journal's quota; `resume` is the next one."""
 
     missed: int
     resume: int

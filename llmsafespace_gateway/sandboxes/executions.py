@@ -35,7 +35,9 @@ from llmsafespace_gateway.sandboxes.events import (
 )
 
 ENDS = frozenset({"ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired"})
-COLLECT_LIMIT = 32 * 1024 * 1024
+COLLECT_LIMIT = (
+    20 * 1024 * 1024
+)  # bytes of JSON; while it is encoded, an answer is in memory twice and a half
 _AHEAD = 1024 * 1024  # bytes of frames that wait decoded for a slow reader; then the socket waits
 _MAX_TEXT = 2000
 _SEQ = struct.Struct(">Q")

@@ -20,6 +20,7 @@ from tests.integration.rest_support import Client
 MIB = 1024 * 1024
 GATEWAY_MAY_GROW = 64_000_000
 PRINT = "for i in range({n} * 8): print('x' * 131071)"
+WIDE = "for i in range({n} * 8): print('\\U0001f600' * 32767 + '\\0')"
 DISPLAY = "for i in range({n}): display({{'text/plain': 'd' * 1048576}}, raw=True)"
 
 
@@ -106,7 +107,7 @@ def raw_post(client: Client, path: str, accept: str, code: str) -> socket.socket
     return made
 
 
-@pytest.mark.parametrize("code", [PRINT, DISPLAY], ids=["text", "displays"])
+@pytest.mark.parametrize("code", [PRINT, DISPLAY, WIDE], ids=["text", "displays", "no ascii"])
 @pytest.mark.parametrize("door", ["application/x-ndjson", "text/event-stream", "application/json", "stream"])
 def test_a_reader_that_has_stopped_costs_the_gateway_little(
     client: Client, gateway: Any, door: str, code: str

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import zmq
+from ipykernel.control import CONTROL_THREAD_NAME
 from ipykernel.iostream import IOPubThread
 from zmq.backend import Socket as BackendSocket
 from zmq.eventloop.zmqstream import ZMQStream
@@ -124,11 +125,16 @@ class IOPub(IOPubThread):
                 if self.closed:
                     deque(taken, 0)
                     return
-                if self._sent - self._acknowledged < limit or self._has_room(limit) or self._stopped:
+                if self._sent - self._acknowledged < limit or self._has_room(limit) or self._must_not_wait:
                     deque(itertools.chain(map(self._send_part, msg, marks), taken), 0)
                     self._sent += size
                     return
             self._wait()
+
+    @property
+    def _must_not_wait(self) -> bool:
+        """At the end nobody may read any more, and the control thread serves interrupts and debuggers."""
+        return bool(self._stopped) or threading.current_thread().name == CONTROL_THREAD_NAME
 
     @property
     def full(self) -> bool:
