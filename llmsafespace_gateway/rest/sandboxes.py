@@ -75,6 +75,8 @@ async def _made(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> Sandb
 
 
 async def _create(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> SandboxRow:
+    if call.sandboxes.under_way(owner, wanted):  # repeated: the first request holds the quota for it
+        return await call.sandboxes.create(owner, wanted)
     with call.access.reserve(call.principal, wanted.resources) as room:
         try:
             row = await call.sandboxes.create(owner, wanted)

@@ -103,7 +103,7 @@ class Sandboxes:
         key = request.idempotency_key or request.kernel_id
         if key is None:
             return await self._create(owner, request)
-        mark = f"{owner.user_id}\n{key}"
+        mark = _mark(owner, key)
         task = self._creating.get(mark)
         if task is None:
             task = asyncio.ensure_future(self._create_once(owner, request))
@@ -111,6 +111,11 @@ class Sandboxes:
             task.add_done_callback(lambda _: self._creating.pop(mark, None))
         row = await asyncio.shield(task)
         return _same_wish(row, request)
+
+    def under_way(self, owner: Owner, request: CreateSandbox) -> bool:
+        """True when this wish is being carried out here: `create` joins it, and makes nothing further."""
+        key = request.idempotency_key or request.kernel_id
+        return key is not None and _mark(owner, key) in self._creating
 
     async def existing(self, owner: Owner, request: CreateSandbox) -> SandboxRow | None:
         """What a repeated wish made the first time; None for a new one, or one without a key of its own.
@@ -410,6 +415,10 @@ async def _file_written(stream: FrameStream) -> FileInfo:
         return written(body)
     except (TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
         raise unreachable() from error
+
+
+def _mark(owner: Owner, key: str) -> str:
+    return f"{owner.user_id}\n{key}"
 
 
 def _same_wish(row: SandboxRow, request: CreateSandbox) -> SandboxRow:

@@ -261,7 +261,16 @@ def test_a_repeated_request_is_answered_even_when_the_quota_is_used_up(data_root
     try:
         client = Client(small.url, small.admin_key)
         headers = {"Idempotency-Key": "once"}
-        first = client.post("/sandboxes", json={"runtime": "python"}, headers=headers)
+
+        def create() -> Any:
+            return Client(small.url, small.admin_key).post(
+                "/sandboxes", json={"runtime": "python"}, headers=headers
+            )
+
+        with ThreadPoolExecutor() as pool:  # repeated while the first is still under way
+            first, other = (each.result() for each in [pool.submit(create), pool.submit(create)])
+        assert (first.status_code, other.status_code) == (201, 201), (first.text, other.text)
+        assert first.json()["id"] == other.json()["id"]
         again = client.post("/sandboxes", json={"runtime": "python"}, headers=headers)
         assert (first.status_code, again.status_code) == (201, 201), again.text
         assert first.json()["id"] == again.json()["id"]
