@@ -21,6 +21,7 @@ RAW = "jupyter_client"
 Values = dict[str, Any]
 Cell = dict[str, Any]
 LIMIT = 600.0  # seconds for one target's part of a row
+_AGAIN = 300.0  # and for its start after a failure
 T = TypeVar("T", bound=HttpTarget)
 
 
@@ -75,7 +76,7 @@ class Bench:
     async def _again(self, target: HttpTarget) -> None:
         print(f"[{target.name} is started again]", end=" ", flush=True, file=sys.stderr)
         try:
-            async with asyncio.timeout(self.limit):
+            async with asyncio.timeout(_AGAIN):
                 await target.end_hard()
                 await target.start()
         except Exception as error:

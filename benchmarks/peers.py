@@ -70,6 +70,7 @@ class EnterpriseGateway(JupyterPeer):
     """
 
     name = "enterprise gateway"
+    env = {"EG_UNAUTHORIZED_USERS": "nobody-is-root"}  # it starts no kernel for root otherwise
 
     def __init__(self, folder: Path, orjson: bool) -> None:
         super().__init__()
