@@ -98,6 +98,9 @@ class GatewayApp(JupyterApp):
     drain_delay = Float(
         0.0, help="Seconds between /readyz saying so and the end of listening, at SIGTERM."
     ).tag(config=True)
+    slow_callback = Float(
+        0.0, help="Log what holds the event loop for more seconds of processor time; 0: do not watch."
+    ).tag(config=True)
     trusted_proxies = CommaSeparated(
         help="Networks of reverse proxies whose X-Forwarded-For and -Proto are believed, as 10.0.0.0/8."
     ).tag(config=True)

@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _POSITIVE = ("rate_limit", "audit_days", "head_timeout", "keep_alive_timeout", "stalled_timeout")
-_NOT_NEGATIVE = ("drain_timeout", "drain_delay", "max_connections", "max_connections_per_address")
+_NOT_NEGATIVE = (
+    "drain_timeout",
+    "drain_delay",
+    "max_connections",
+    "max_connections_per_address",
+    "slow_callback",
+)
 _JUPYTER = "jupyter_config"  # shared by all Jupyter applications, whose sections are not ours to judge
 
 

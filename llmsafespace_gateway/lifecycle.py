@@ -18,6 +18,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 from llmsafespace_gateway import descriptors, wiring
+from llmsafespace_gateway.loop_watch import LoopWatch
 from llmsafespace_gateway.serving import Server, TrustedProxies, listen_tcp, listen_unix, starting
 from llmsafespace_gateway.serving.limits import serving_limits
 
@@ -53,16 +54,20 @@ async def serve(app: GatewayApp) -> None:
     server = _listening(app)
     parent = asyncio.create_task(_standard_input_ended(signals.stop)) if app.embedded else None
     services: wiring.Services | None = None
+    watch: LoopWatch | None = None
     try:
         services = await _unless(signals.stop, wiring.build(app))
         if services is not None:
             server.serve(services.application())
+            watch = LoopWatch(app.slow_callback) if app.slow_callback > 0 else None
             app.announce(services)
             await signals.stop.wait()
             await _drain(app, services, server, signals)
     finally:
         if parent is not None:
             parent.cancel()
+        if watch is not None:
+            watch.stop()
         await server.close()
         if services is not None:
             await services.close(end_sandboxes=app.embedded)

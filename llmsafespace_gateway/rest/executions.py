@@ -20,6 +20,7 @@ from llmsafespace_agent.wire.requests import (
     OpenCommand,
     OpenExecution,
 )
+from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import runs
 from llmsafespace_gateway.rest.conversions import working_directory
@@ -35,12 +36,13 @@ from llmsafespace_gateway.rest.types import (
 from llmsafespace_gateway.rest.types_processes import ContextCreateBody, ContextList
 from llmsafespace_gateway.rest.validation import invalid
 from llmsafespace_gateway.sandboxes.events import End, Event, Failure
-from llmsafespace_gateway.sandboxes.executions import collect, moment
+from llmsafespace_gateway.sandboxes.executions import Collected, collect, moment
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 
 _LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
 _AFTER = Query("after", "the sequence number after which to go on", "integer", 0, 0)
 _encode = msgspec.json.Encoder().encode
+_RESULT = 300  # bytes of a result, about
 _MAX_SOURCE = 8 * 1024 * 1024
 _BLANKS = bytes.maketrans(b"\r\n", b"  ")
 _LINE_ENDS = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
@@ -62,7 +64,11 @@ async def answer_run(call: RestHandler, run: runs.Run) -> ExecutionAnswer | None
     async with contextlib.aclosing(source):
         collected = await call.while_connected(collect(source))
     call.metrics.executions.labels(collected.end.end).inc()
-    return runs.answer(run.kind, collected)
+    return await _answer(run, collected)
+
+
+async def _answer(run: runs.Run, collected: Collected) -> ExecutionAnswer:
+    return await bulk.run(len(collected.results) * _RESULT, runs.answer, run.kind, collected)
 
 
 async def stream_run(call: RestHandler, run: runs.Run, kind: str) -> None:
@@ -171,7 +177,7 @@ async def get_execution(call: RestHandler) -> ExecutionAnswer:
         return ExecutionAnswer(**{name: getattr(known, name) for name in known.__struct_fields__})
     run = await runs.begin(call.sandboxes, row.id, _followed(call, info, 0))
     async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
-        return runs.answer(run.kind, await call.while_connected(collect(source)))
+        return await _answer(run, await call.while_connected(collect(source)))
 
 
 async def execution_events(call: RestHandler) -> None:

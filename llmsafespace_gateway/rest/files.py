@@ -19,6 +19,7 @@ from llmsafespace_agent.wire.requests import (
     OpenFileRead,
     OpenFileWrite,
 )
+from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import ranges
 from llmsafespace_gateway.rest.conversions import WORKSPACE, file_answer, url_path, workspace_path
@@ -29,6 +30,7 @@ from llmsafespace_gateway.sandboxes.agent_client import unreachable, written
 
 _TIMEOUT = 60.0
 _PIECE = 256 * 1024
+_ENTRY = 150  # bytes of a file's description, about
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -42,7 +44,12 @@ async def list_files(call: RestHandler) -> FileListAnswer:
         path=workspace_path(call.query("path"), "query.path"), depth=call.query("depth"), limit=limit + 1
     )
     found: list[FileInfo] = await call.sandboxes.rpc(row.id, "files.list", wanted)
-    return FileListAnswer(items=[file_answer(info) for info in found[:limit]], truncated=len(found) > limit)
+    items = await bulk.run(len(found) * _ENTRY, _answers, found[:limit])
+    return FileListAnswer(items=items, truncated=len(found) > limit)
+
+
+def _answers(found: list[FileInfo]) -> list[FileAnswer]:
+    return [file_answer(info) for info in found]
 
 
 async def stat_file(call: RestHandler) -> FileAnswer:

@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
+from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import ACTION as EXECUTION
 from llmsafespace_gateway.access.http import REFUSALS, identify
 from llmsafespace_gateway.errors import ApiError
@@ -137,6 +137,11 @@ class RestHandler(Answers):
     def headers_written(self) -> bool:
         """Whether the answer has begun, so that its head cannot change any more."""
         return bool(self._headers_written)
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of the body that was sent."""
+        return len(self._body)
 
     def query(self, name: str) -> Any:
         """A query value that the route declares."""
@@ -285,7 +290,7 @@ class RestHandler(Answers):
         if self._too_large:
             raise self._over(route)
         if route.request is not None:
-            self.body = self._decoded(route)
+            self.body = await bulk.run(len(self._body), self._decoded, route)
         elif self._body and not route.upload:
             raise ApiError("invalid_request", "body: this request takes none")
         try:
@@ -293,7 +298,7 @@ class RestHandler(Answers):
         except (ApiError, ConnectionError) as error:
             raise await self._honest(error) from error
         if not self._finished and not self._headers_written:
-            self._answer(route, answer)
+            await self._answer(route, answer)
 
     async def _honest(self, error: ApiError | ConnectionError) -> Exception:
         """An agent that went away in the middle may have ended with its sandbox: then that is the answer."""
@@ -302,7 +307,7 @@ class RestHandler(Answers):
             return error
         return await self.sandboxes.explained(sandbox_id, error)
 
-    def _answer(self, route: Route, answer: Any) -> None:
+    async def _answer(self, route: Route, answer: Any) -> None:
         if answer is None:
             self.set_status(self._status_code if self._status_code != 200 else 204)
             self.clear_header("Content-Type")
@@ -311,7 +316,7 @@ class RestHandler(Answers):
         if self._status_code == 200:
             self.set_status(route.status)
         self.set_header("Content-Type", JSON)
-        self.finish(msgspec.json.encode(answer))
+        self.finish(await bulk.encode(answer))
 
     get = head = post = put = patch = delete = options = _serve
 

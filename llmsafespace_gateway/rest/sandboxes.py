@@ -7,6 +7,7 @@ import re
 import msgspec
 
 from llmsafespace_agent.wire.requests import Empty, Limits, Status
+from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import conversions
 from llmsafespace_gateway.rest.creation import answered
@@ -25,6 +26,7 @@ from llmsafespace_gateway.rest.types import (
 from llmsafespace_gateway.rest.validation import invalid
 from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
+from llmsafespace_gateway.sandboxes.rows import request_digest
 from llmsafespace_gateway.store import kernels, sandboxes
 from llmsafespace_gateway.store.rows import SandboxRow
 
@@ -61,7 +63,7 @@ async def create_sandbox(call: RestHandler) -> SandboxAnswer | None:
     key = call.request.headers.get("Idempotency-Key")
     if key is not None and _KEY.fullmatch(key) is None:
         raise invalid("header.Idempotency-Key", "expected 1 to 200 printable ASCII characters, no spaces")
-    wanted = conversions.create_request(body, key)
+    wanted = await bulk.run(call.body_size, _wanted, body, key)
     owner = Owner(call.principal.user_id, call.principal.tenant)
     return await answered(call, _made(call, owner, wanted))
 
@@ -72,6 +74,11 @@ async def _made(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> Sandb
     if not call.headers_written:
         call.set_header("Location", f"/api/v1/sandboxes/{row.id}")
     return conversions.sandbox_answer(row, await call.default_kernel(row.id))
+
+
+def _wanted(body: SandboxCreate, key: str | None) -> CreateSandbox:
+    wanted = conversions.create_request(body, key)
+    return msgspec.structs.replace(wanted, digest=request_digest(wanted)) if key is not None else wanted
 
 
 async def _create(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> SandboxRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 from functools import cache
 from importlib.metadata import version
@@ -89,7 +90,7 @@ def prepare(routes: tuple[Route, ...]) -> None:
 
 async def metrics(call: RestHandler) -> None:
     """GET /metrics: counts only, nothing of any tenant's."""
-    living = await sandboxes.running(call.store)
+    living = await sandboxes.running_since(call.store, call.backend.name)
     call.metrics.sandboxes.set(len(living))
     sums: collections.Counter[tuple[str, str]] = collections.Counter()
     for pool in await every_pool(call.store, call.backend):
@@ -104,7 +105,9 @@ async def metrics(call: RestHandler) -> None:
     call.metrics.pool.clear()
     for labels, count in sums.items():
         call.metrics.pool.labels(*labels).set(count)
-    _send(call, METRICS, call.metrics.text())
+    _send(
+        call, METRICS, await asyncio.to_thread(call.metrics.text)
+    )  # of every route and status: it takes long
 
 
 async def system(call: RestHandler) -> SystemAnswer:

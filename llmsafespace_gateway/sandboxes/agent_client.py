@@ -9,6 +9,7 @@ import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.requests import METHODS, Answer, Error, FileInfo, Opened, Request
+from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import STATUS, ApiError
 
 CALL_TIMEOUT = 60.0
@@ -65,6 +66,7 @@ class AgentClient:
     def __init__(self, stream: FrameStream) -> None:
         self._stream = stream
         self._pending: dict[int, asyncio.Future[Answer]] = {}
+        self._decoding: set[asyncio.Task[None]] = set()
         self._next = 0
         stream.on_close = self._ended
         stream.receive(self._received)
@@ -104,15 +106,28 @@ class AgentClient:
         if got.error is not None:
             raise as_api_error(got.error)
         try:
-            return msgspec.json.decode(got.result or b"{}", type=METHODS[method][1])
+            return await bulk.decode(got.result or b"{}", METHODS[method][1])
         except msgspec.DecodeError as error:
             raise unreachable(f"the sandbox's agent gave a broken answer to {method}") from error
 
     def _received(self, kind: int, body: bytes) -> None:
+        if kind == FrameKind.JSON and len(body) > bulk.LARGE:
+            task = asyncio.ensure_future(self._decoded(body))
+            self._decoding.add(task)
+            task.add_done_callback(self._decoding.discard)
+            return
         try:
-            answer = _answers.decode(body) if kind == FrameKind.JSON else None
+            self._answered(_answers.decode(body) if kind == FrameKind.JSON else None)
         except msgspec.DecodeError:
-            answer = None
+            self._answered(None)
+
+    async def _decoded(self, body: bytes) -> None:
+        try:
+            self._answered(await asyncio.to_thread(_answers.decode, body))
+        except msgspec.DecodeError:
+            self._answered(None)
+
+    def _answered(self, answer: Answer | None) -> None:
         if answer is None:
             self._stream.abort()
             return

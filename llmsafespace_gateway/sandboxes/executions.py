@@ -346,6 +346,7 @@ class _Collector:
         self._left = limit
         self._text: dict[type[Event], list[str]] = {Stdout: [], Stderr: []}
         self._results: list[Result] = []
+        self._shown: dict[str, list[Result]] = {}  # those with a display id
         self._error: ErrorEvent | None = None
         self._truncated = False
         self._clear_later = False
@@ -357,14 +358,15 @@ class _Collector:
         elif isinstance(event, Display):
             self._apply_clear()
             if self._fits(_size(event.data)):
-                self._results.append(
-                    Result(
-                        data=event.data,
-                        metadata=event.metadata,
-                        is_main_result=event.is_main_result,
-                        display_id=event.display_id,
-                    )
+                result = Result(
+                    data=event.data,
+                    metadata=event.metadata,
+                    is_main_result=event.is_main_result,
+                    display_id=event.display_id,
                 )
+                self._results.append(result)
+                if event.display_id is not None:
+                    self._shown.setdefault(event.display_id, []).append(result)
         elif isinstance(event, Update):
             self._update(event)
         elif isinstance(event, Clear):
@@ -404,17 +406,17 @@ class _Collector:
         self._error = event
 
     def _update(self, event: Update) -> None:
-        for result in self._results:
-            if event.display_id is not None and result.display_id == event.display_id:
-                if not self._fits(_size(event.data) - _size(result.data)):
-                    return
-                result.data, result.metadata = event.data, event.metadata
+        for result in self._shown.get(event.display_id, ()) if event.display_id is not None else ():
+            if not self._fits(_size(event.data) - _size(result.data)):
+                return
+            result.data, result.metadata = event.data, event.metadata
 
     def _apply_clear(self) -> None:
         if self._clear_later:
             self._clear_later = False
             self._left += sum(_size(result.data) for result in self._results)
             self._results = []
+            self._shown = {}
 
     def _fits(self, size: int) -> bool:
         if size > self._left:

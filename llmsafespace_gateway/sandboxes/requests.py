@@ -40,3 +40,4 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     kernel_id: str | None = None
     path: str = ""
     idempotency_key: str | None = None
+    digest: str | None = None  # of rows.request_digest, where it was made already

@@ -15,7 +15,10 @@ from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 
 def request_digest(request: CreateSandbox) -> str:
     """Two wishes under one Idempotency-Key must have the same."""
+    if request.digest is not None:
+        return request.digest
     wish = msgspec.structs.asdict(request)
+    del wish["digest"]
     if wish["warm_pool"] is None:  # as gateways say it that know no such field and share the store
         del wish["warm_pool"]
     return hashlib.sha256(msgspec.msgpack.encode(wish, order="sorted")).hexdigest()
