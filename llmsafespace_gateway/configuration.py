@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import logging
 import math
 import os
 from argparse import ArgumentError
@@ -38,6 +39,7 @@ _NOT_NEGATIVE = (
     "max_connections_per_address",
     "slow_callback",
 )
+_OLD_NAMES = {"pools": "warm_pools"}  # in configurations that were taken without a word until now
 _JUPYTER = "jupyter_config"  # shared by all Jupyter applications, whose sections are not ours to judge
 
 
@@ -69,6 +71,7 @@ def wrong(message: str) -> ApiError:
 
 def load(app: GatewayApp, argv: Any) -> None:
     """Command line, then configuration file. Raises ApiError where JupyterApp would warn and go on."""
+    app.log.addFilter(_told_by_us)
     try:
         _plain(JupyterApp.parse_command_line)(app, argv)
         if app.extra_args:
@@ -80,7 +83,25 @@ def load(app: GatewayApp, argv: Any) -> None:
         app.update_config(stated)
     except (TraitError, ArgumentError, ConfigError) as error:
         raise wrong(f"invalid configuration: {error}") from error
+    finally:
+        app.log.removeFilter(_told_by_us)
+    _take_old_names(app)
     _refuse_unknown(app.config.get("GatewayApp", {}), app.traits(config=True), "GatewayApp")
+
+
+def _told_by_us(record: logging.LogRecord) -> bool:
+    """False for traitlets' warning of an option that `_refuse_unknown` refuses."""
+    return "not recognized by" not in record.getMessage()
+
+
+def _take_old_names(app: GatewayApp) -> None:
+    section = app.config.get("GatewayApp", {})
+    for old, new in _OLD_NAMES.items():
+        if old in section:
+            value = section.pop(old)
+            app.log.warning("GatewayApp.%s is called %s; change the configuration", old, new)
+            if new not in section:
+                setattr(app, new, value)
 
 
 def _plain(method: Any) -> Any:

@@ -24,6 +24,7 @@ import pytest
 from tests import deployments
 
 START_LIMIT = 600.0  # seconds; the first start on a machine prepares a runtime
+HELD = 0.1  # seconds of processor time for which nothing may hold the shared gateway's event loop
 POOL = {"name": "default", "runtime": "python", "minSize": 2, "maxSize": 4}
 
 
@@ -174,9 +175,11 @@ def gateway(data_root: Path, pytestconfig: pytest.Config) -> Iterator[Any]:
         return
     folder = data_root / "shared"
     folder.mkdir()
-    made = make_gateway(folder)
+    made = make_gateway(folder, slow_callback=HELD)
     yield made
     made.end_all()
+    held = [line for line in made.output if '"the event loop was held"' in line]
+    assert not held, "requests held the gateway's event loop:\n" + "".join(held[:20])
 
 
 @pytest.fixture

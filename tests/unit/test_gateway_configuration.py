@@ -76,6 +76,11 @@ def test_a_process_says_it_in_one_line(tmp_path: Path, options: list[str], words
     assert "Traceback" not in line
 
 
+def test_an_option_that_nobody_knows_is_one_line_too(tmp_path: Path) -> None:
+    path = config(tmp_path, {"GatewayApp": {"quota": {}}})
+    assert "GatewayApp.quota; did you mean quotas?" in process(tmp_path, "--config", path)
+
+
 def test_machines_read_it_as_json(tmp_path: Path) -> None:
     line = process(tmp_path, "--backend", "kubernetes")
     assert json.loads(line)["level"] == "critical"
