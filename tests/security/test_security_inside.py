@@ -296,6 +296,25 @@ print(json.dumps([knock(door, data) for door in doors
     assert person.client.output(box, "print('here')") == "here\n"
 
 
+def test_every_process_is_held_alike(person: Person, box: str) -> None:
+    """Agent, template, kernel and command: no capability, no way to get one, and the filter."""
+    code = """
+import subprocess
+command = subprocess.Popen(["sleep", "60"])
+found = {}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    fields = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
+    wanted = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+    found[pid] = [int(fields[name], 16) for name in wanted]
+command.kill()
+print(json.dumps(found))
+"""
+    found = seen(person, box, code)
+    assert "1" in found
+    assert len(found) >= 4
+    assert set(map(tuple, found.values())) == {(0, 0, 0, 0, 0, 1, 2)}
+
+
 # -- the network -------------------------------------------------------------------------------------------
 
 

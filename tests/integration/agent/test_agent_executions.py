@@ -368,3 +368,41 @@ async def test_installation_holds_executions_back(launch: Any) -> None:
     got, _ = await agent.execution(uuid.uuid4().hex, code="print(open('installed').read())")
     assert text(got) == "left right\n"
     assert Path(agent.workspace, "installed").exists()
+
+
+FORGED = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+kernel = get_ipython().kernel
+parent = kernel.get_parent("shell")
+content = {"status": "ok", "execution_count": 1, "user_expressions": {}, "payload": []}
+kernel.session.send(
+    kernel.shell_stream, "execute_reply", content, parent=parent, ident=kernel._parent_ident["shell"]
+)
+while True: pass
+"""
+
+
+async def test_a_forged_reply_does_not_end_the_time_limit(agent: Any) -> None:
+    """Code can say in its kernel's name that it is done; it is killed at its limit all the same."""
+    got, info = await agent.execution(uuid.uuid4().hex, code=FORGED, timeout=0.5)
+    assert reply(got).content["status"] == "ok"
+    assert info["end"] == "timeout"
+    rpc = await agent.rpc()
+    (context,) = await rpc("contexts.list")
+    assert context.state == "dead"
+
+
+async def test_an_interrupt_from_the_queue_does_not_end_the_time_limit(agent: Any) -> None:
+    """One that was interrupted before it began, and ignores that, is killed at its limit."""
+    first, second = uuid.uuid4().hex, uuid.uuid4().hex
+    waiting = asyncio.ensure_future(agent.execution(first, code="import time; time.sleep(1)"))
+    await asyncio.sleep(0.3)
+    deaf = asyncio.ensure_future(agent.execution(second, code=DEAF, timeout=4))
+    rpc = await agent.rpc()
+    while not [one for one in await rpc("executions.list") if one.id == second]:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await rpc("executions.interrupt", id=second)
+    await waiting
+    _, info = await deaf
+    assert info["end"] in ("timeout", "interrupted")

@@ -204,6 +204,7 @@ class Tracker:
 
     def _overdue(self, execution: Execution) -> None:
         if not execution.ended:
+            execution.end, execution.message = "timeout", timeout_text(execution)  # whatever it replied
             self._voice.kill_kernel(
                 "An execution ran over its time limit and did not react to the interrupt, "
                 "so its kernel was killed; restart the context."
