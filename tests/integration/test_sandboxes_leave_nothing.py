@@ -453,3 +453,22 @@ async def test_a_data_dir_that_was_emptied_ends_its_sandboxes(house: House) -> N
 
         await support.eventually(ended)
         assert await house.backend.living() == []
+
+
+async def test_a_small_share_is_kept_from_the_first_row_on(house: House) -> None:
+    """The bind is ours; afterwards no code has more than its owner asked for, after a restart neither."""
+    tiny = Resources(cpu=0.01, memory=128 * support.MIB, storage=64 * support.MIB)
+    async with house.open():
+        folders = house.backend._host.hierarchy.folders
+        if "cpu" not in folders:
+            pytest.skip("no cpu cgroup here")
+        row = await house.sandboxes.create(ADA, wanted(resources=tiny))
+        name = house.backend._registry.get(row.id).state.name
+        version = house.backend._host.hierarchy.version
+        control = Path(folders["cpu"]) / f"llmsafespace-{name}"
+        control /= "cpu.max" if version == 2 else "cpu.cfs_quota_us"
+        assert control.read_text().split()[0] == "1000"
+        control.write_text("200000")
+    async with house.open():
+        assert control.read_text().split()[0] == "1000"
+        await house.clear()

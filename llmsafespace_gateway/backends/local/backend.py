@@ -255,7 +255,7 @@ class LocalBackend:
         self._entry(claim.sandbox_id)
 
     async def stored(self, claim: Claim, spec: SandboxSpec, bind: BindRequest) -> None:
-        """See SandboxBackend. Without room on the disk a lost store could not be made up for, no more."""
+        """See SandboxBackend. Raises OSError when the limit on its processor cannot be set."""
         entry = self._entry(claim.sandbox_id)
         bound = Bound(
             runtime=spec.runtime,
@@ -268,10 +268,7 @@ class LocalBackend:
             metadata=bind.labels,
             since=time.time(),
         )
-        try:
-            self._registry.bind(entry, bound)
-        except OSError as error:
-            log.warning("sandbox %s could not be written down: %s", claim.sandbox_id, error)
+        self._registry.bind(entry, bound)
 
     async def hold_end(self, sandbox_id: str) -> None:
         """See SandboxBackend."""

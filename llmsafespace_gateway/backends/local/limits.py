@@ -217,14 +217,19 @@ def oom_file(hierarchy: Hierarchy, name: str) -> str | None:
     return f"{folder}/memory.events" if hierarchy.version == 2 else f"{folder}/memory.oom_control"
 
 
-def settle_cpu(hierarchy: Hierarchy, name: str, cpu: float) -> None:
-    """Give a sandbox that is claimed now its share of the processor, and no more. Raises OSError."""
+def settle_cpu(hierarchy: Hierarchy, name: str, cpu: float, *, bound: bool) -> None:
+    """Give a sandbox that is claimed now its share of the processor. Raises OSError.
+
+    No more than that once it is `bound`: a bind is ours, not its owner's, and would take minutes of a small
+    share.
+    """
     if "cpu" not in hierarchy.folders:
         return
     folder = f"{hierarchy.folders['cpu']}/{name}"
-    values = [("cpu.cfs_quota_us", str(_quota(cpu))), ("cpu.shares", str(shares(cpu)))]
+    quota = _quota(cpu if bound else max(cpu, _START_CORES))
+    values = [("cpu.cfs_quota_us", str(quota)), ("cpu.shares", str(shares(cpu)))]
     if hierarchy.version == 2:
-        values = [("cpu.max", f"{_quota(cpu)} {_PERIOD}"), ("cpu.weight", str(weight(cpu)))]
+        values = [("cpu.max", f"{quota} {_PERIOD}"), ("cpu.weight", str(weight(cpu)))]
     try:
         for file, value in values:
             with open(f"{folder}/{file}", "w") as control:

@@ -128,6 +128,8 @@ class Registry:
             await launch.end(folder, "lost")
             return
         entry = self.add(found.state, found.claimed, found.bound)
+        with contextlib.suppress(OSError):  # where it died in the middle of its claim
+            self._settle_cpu(entry, bound=True)
         try:
             await self._open_egress(entry)
         except (OSError, ValueError, ApiError) as error:
@@ -206,9 +208,16 @@ class Registry:
         return list(self._by_id.values())
 
     def bind(self, entry: Entry, bound: Bound) -> None:
-        """Write down that the store knows of a sandbox, and what it knows. Raises OSError."""
+        """It is its owner's from now on: no more processor than they asked for, and a note of what that was.
+
+        Raises OSError when its share of the processor cannot be set.
+        """
+        self._settle_cpu(entry, bound=True)
         entry.bound = bound
-        records.write(entry.folder / "bound.json", bound)
+        try:
+            records.write(entry.folder / "bound.json", bound)
+        except OSError as error:  # a full disk: a lost store could not be made up for, no more
+            log.warning("sandbox %s could not be written down: %s", entry.egress_key, error)
 
     async def claim(self, entry: Entry, claimed: Claimed) -> bool:
         """Make a warm sandbox somebody's, durably; False when it has just ended.
@@ -228,11 +237,17 @@ class Registry:
         return True
 
     async def settle(self, entry: Entry) -> None:
-        """Give a claimed sandbox its way out and its full share of the processor."""
-        limits.settle_cpu(
-            self._host.hierarchy, plans.cgroup_name(entry.state.name), entry.state.resources.cpu
-        )
+        """Give a claimed sandbox its way out and its share of the processor. Raises OSError or ValueError."""
+        self._settle_cpu(entry, bound=False)
         await self._open_egress(entry)
+
+    def _settle_cpu(self, entry: Entry, *, bound: bool) -> None:
+        limits.settle_cpu(
+            self._host.hierarchy,
+            plans.cgroup_name(entry.state.name),
+            entry.state.resources.cpu,
+            bound=bound,
+        )
 
     async def _open_egress(self, entry: Entry) -> None:
         if self._egress is not None and entry.claimed is not None and self._host.bwrap is not None:
