@@ -178,7 +178,9 @@ class Administration:
         if role not in ROLES:
             raise ApiError("invalid_request", f"a role is one of {', '.join(sorted(ROLES))}", {"role": role})
         user = await self._user(principal, user_id)
-        await users.set_role(self._store, user.tenant, user.id, role)
+        # The operator may leave another tenant without one: it manages that tenant's users itself.
+        own = user.tenant == principal.tenant
+        await users.set_role(self._store, user.tenant, user.id, role, keep_admin=own)
         self._authenticator.forget_user(user.id)
         self.audit(principal, "users.set_role", user.id, "ok", role=role)
         return await self._user(principal, user_id)

@@ -195,6 +195,11 @@ class Access(Administration):
         grant = await grants.level(self._store, row.id, principal.user_id)
         return sandbox_level(principal, row.tenant, row.owner, grant)
 
+    async def level_on(self, principal: Principal, sandbox_id: str) -> str | None:
+        """`level` on the sandbox of this id; None where there is none that the principal may see."""
+        row = await sandboxes.of_tenant(self._store, principal.tenant, sandbox_id)
+        return None if row is None else await self.level(principal, row)
+
     async def list_sandboxes(
         self,
         principal: Principal,

@@ -16,7 +16,7 @@ from tornado.web import Application, RequestHandler
 from llmsafespace_gateway.egress.connection import Limits
 from llmsafespace_gateway.egress.rules import Network, index_rules
 from llmsafespace_gateway.egress.service import EgressService
-from llmsafespace_gateway.logs import JsonFormatter
+from llmsafespace_gateway.logs import Flood, JsonFormatter
 from llmsafespace_operator.resources.settings import SettingsError, read_key
 
 log = logging.getLogger("llmsafespace.egress")
@@ -130,6 +130,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
+    handler.addFilter(Flood())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         asyncio.run(serve(options))

@@ -122,7 +122,7 @@ class JupyterHandler(AuthenticatedHandler):
         who = getattr(self, "principal", None) or getattr(self, "identified", None)
         if error.code in REFUSALS and who is not None:
             kind = f"{self.request.method} {type(self).__name__}"
-            self.access.refused(who, kind, str(next(iter(self.path_args or ()), "")), error.code)
+            self.access.refused(who, kind, "", error.code)
         self.set_status(error.status)
         if not self._reads_body:  # a path that is no UTF-8: tornado closes the connection
             self.set_header("Connection", "close")

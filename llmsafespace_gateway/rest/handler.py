@@ -16,7 +16,7 @@ from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import ACTION as EXECUTION
 from llmsafespace_gateway.access.http import REFUSALS, identify
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest.answers import Answers, as_error
+from llmsafespace_gateway.rest.answers import Answers
 from llmsafespace_gateway.rest.routing import JSON, PREFIX, Route, Router
 from llmsafespace_gateway.rest.validation import decode
 from llmsafespace_gateway.store import kernels
@@ -244,6 +244,7 @@ class RestHandler(Answers):
         try:
             await self._check(connection)
         except Exception as error:
+            await self._audit_refusal(error)
             if self._announced() > MAX_DISCARDED:
                 raise
             connection.set_body_timeout(BODY_TIMEOUT)
@@ -296,7 +297,9 @@ class RestHandler(Answers):
         try:
             answer = await route.handle(self)
         except (ApiError, ConnectionError) as error:
-            raise await self._honest(error) from error
+            honest = await self._honest(error)
+            await self._audit_refusal(honest)
+            raise honest from error
         if not self._finished and not self._headers_written:
             await self._answer(route, answer)
 
@@ -355,21 +358,22 @@ class RestHandler(Answers):
     def _over(self, route: Route) -> ApiError:
         return ApiError("payload_too_large", f"body: at most {route.max_body} bytes can be sent here")
 
-    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Answer an exception, and write a refusal down unless that was done."""
-        self._audit_refusal(as_error(status_code, kwargs.get("exc_info")))
-        super().send_error(status_code, **kwargs)
-
-    def _audit_refusal(self, error: ApiError) -> None:
-        """Nobody is asked for who presents no valid key: those are in the log."""
+    async def _audit_refusal(self, error: Exception) -> None:
+        """Write a refusal down, unless that was done. Who presents no valid key is in the log only."""
         who, route = self._principal or getattr(self, "identified", None), self.route
-        if self._audited or who is None or route is None:
+        if self._audited or who is None or route is None or not isinstance(error, ApiError):
             return
-        target = self.path_values.get("sandbox_id") or next(iter(self.path_values.values()), "")
+        if route.action != EXECUTION and error.code not in REFUSALS:
+            return
+        self._audited = True
+        target = self.path_values.get("sandbox_id", "")
+        # An id that is not theirs to see is not told back to the admins of their tenant.
+        if target and await self.access.level_on(who, target) is None:
+            target = ""
         if route.action == EXECUTION:
-            execution = str(getattr(self.body, "execution_id", "") or getattr(self.body, "id", "") or "")
+            execution = str(getattr(self.body, "execution_id", None) or "")
             self.access.executions.note(who, target, execution, "rest", error.code)
-        elif error.code in REFUSALS:
+        else:
             self.access.refused(who, route.action or f"{route.method} {route.path}", target, error.code)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

@@ -93,11 +93,11 @@ async def of_tenant(
     return await page(store, UserRow, wanted, users, limit=limit, after=after)
 
 
-async def set_role(store: Store, tenant_id: str, user_id: str, role: str) -> bool:
+async def set_role(store: Store, tenant_id: str, user_id: str, role: str, *, keep_admin: bool = True) -> bool:
     """Change the role of a tenant's user; False when there is no such user.
 
-    Raises ApiError(conflict) when that would leave the tenant without an admin: of two who demote each other
-    at once, one stays.
+    With `keep_admin` raises ApiError(conflict) when that would leave the tenant without an admin: of two who
+    demote each other at once, one stays.
     """
     this = and_(users.c.id == user_id, users.c.tenant == tenant_id)
     admins = select(users.c.id).where(users.c.tenant == tenant_id, users.c.role == "admin")
@@ -105,7 +105,7 @@ async def set_role(store: Store, tenant_id: str, user_id: str, role: str) -> boo
         # The tenant's row is what two of these wait for each other at, on PostgreSQL; SQLite has one writer.
         tenant_row = select(tenant_table.c.id).where(tenant_table.c.id == tenant_id)
         await connection.execute(tenant_row.with_for_update())
-        if role != "admin":
+        if keep_admin and role != "admin":
             there = [row[0] for row in await connection.execute(admins)]
             if there == [user_id]:
                 raise ApiError(

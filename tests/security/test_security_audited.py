@@ -179,3 +179,26 @@ def test_the_default_limit_lets_a_thousand_cells_pass() -> None:
     limits = RateLimits(app.rate_limit, app.rate_burst)
     for _ in range(1000):
         limits.execution("k")
+
+
+CONNECTS = """
+import os, socket
+from urllib.parse import urlsplit
+proxy = urlsplit(os.environ["HTTPS_PROXY"])
+for number in range(300):
+    with socket.create_connection((proxy.hostname, proxy.port), 5) as connection:
+        connection.sendall(f"CONNECT evil.example:{1 + number} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+        assert b" 403 " in connection.recv(100)
+print("refused")
+"""
+
+
+def test_refused_connections_are_counted_and_not_listed(world: World, tenant_admin: Any) -> None:
+    """Code that tries as hard as it can leaves an entry a minute, with how often it tried."""
+    mine, box = world.tenant.owner.client, world.tenant.sandbox
+    assert mine.output(box, CONNECTS) == "refused\n"
+    items = tenant_admin.made("GET", f"/api/v1/audit?action=egress&target={box}&limit=1000")["items"]
+    seen = [row for row in items if row["details"].get("host") == "evil.example"]
+    assert 1 <= len(seen) <= 3  # a minute may end meanwhile
+    assert sum(row["details"]["count"] for row in seen) == 300
+    assert {(row["outcome"], row["userId"]) for row in seen} == {("denied", world.tenant.owner.id)}
