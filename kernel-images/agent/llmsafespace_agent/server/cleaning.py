@@ -48,7 +48,7 @@ def _clean_metadata(part: bytes) -> bytes:
     if part == _EMPTY:
         return part
     try:
-        found = _metadata.decode(part)
+        found = _metadata.decode(part.decode())  # some clients ignore bytes that are no UTF-8
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _EMPTY  # another decoder might read it differently
     if _OURS not in found:
