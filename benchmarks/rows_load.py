@@ -115,17 +115,19 @@ async def over_sdk(target: ThisGateway, sandbox: dict[str, Any], code: str) -> A
     """The synchronous SDK, whose caller takes one piece and then no more."""
     from llmsafespace import Sandbox
 
-    over = threading.Event()
+    begun, over = threading.Event(), threading.Event()
 
     def read() -> None:
         with contextlib.suppress(Exception):  # it is cut off in the end
             box = Sandbox.connect(sandbox["id"], api_url=target.url, api_key=target.key)
             for _ in box.stream_code(code):
+                begun.set()
                 over.wait()
                 return
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
+    assert await asyncio.to_thread(begun.wait, 60), "the SDK got no output"
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.wire.configuration import SandboxLimits
 
 _PERIOD = 0.1
-_SHORTEST = 0.01
+_SHORTEST, _LONGEST = 0.01, 0.25  # between counts of everything
 _RATE = 6 * 1024**3  # bytes a second that the fastest allocators take
 _SHARE, _SHARE_WHEN_NEAR = 0.1, 0.5  # of a processor, that counting may take
 _HELPLESS = 20  # polls over the limit with nothing left to kill, after which the sandbox ends
@@ -108,7 +108,7 @@ class Watchdog:
         if self._limit is not None and self._near():
             if self._ledger is not None:
                 self._count_all(self._ledger, self._limit)
-                period = max(_SHORTEST, min(_PERIOD, (self._limit - self._last) / _RATE))
+                period = max(_SHORTEST, min(_LONGEST, (self._limit - self._last) / _RATE))
             else:
                 self._last = self._memory(began)
                 if self._last >= self._limit:
