@@ -205,7 +205,13 @@ async def test_a_stream_goes_on_over_restarts_and_handover_with_every_line_once(
     await asyncio.to_thread(eventually, lambda: objects.gone(sandbox.id))
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(300, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(3, marks=pytest.mark.timeout(600)),
+        pytest.param(300, marks=[pytest.mark.heavy, pytest.mark.timeout(8 * 3600)]),
+    ],
+)
 async def test_no_client_notices_a_rolling_restart(
     gateways: list[Gateway], objects: Sandboxes, service: Service, key: str, rounds: int
 ) -> None:

@@ -8,7 +8,9 @@ from tests.conftest import Gateway
 from tests.drill import Drill
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    "rounds", [4, pytest.param(100, marks=[pytest.mark.heavy, pytest.mark.timeout(3600)])]
+)
 async def test_no_client_notices_restarts(own_gateway: Gateway, rounds: int) -> None:
     def restart() -> None:
         assert own_gateway.stop() == 0
