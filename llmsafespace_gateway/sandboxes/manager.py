@@ -290,7 +290,10 @@ class Sandboxes:
         )
         self._making.add(sandbox_id)
         try:
-            claim = await self._backend.claim(spec)
+            try:
+                claim = await self._backend.claim(spec)
+            except ApiError as error:
+                raise specs.blamed(error, request.env) from error
             return await self._make_personal(owner, request, spec, claim)
         except BaseException:
             undoing = asyncio.ensure_future(self._undo(sandbox_id))

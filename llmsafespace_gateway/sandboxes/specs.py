@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from llmsafespace_agent.wire.early_env import early
 from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
@@ -22,6 +23,8 @@ MAX_PACKAGES = 200
 MAX_PACKAGE = 500
 MAX_PATH = 4096
 MAX_FILE_NAME = 255  # bytes
+_BREAKING = ("PYTHON", "LD_")
+_NO_KERNEL = "no kernel can be started"  # the agent's words
 _ZONE = re.compile(r"[A-Za-z0-9_+\-/]{1,64}")
 _HASH_SEED = re.compile(r"random|[0-9]{1,10}")
 
@@ -121,3 +124,14 @@ def _check_times(request: CreateSandbox) -> None:
     ):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise _Wrong(field, f"expected seconds above 0, got {value}")
+
+
+def blamed(error: ApiError, env: Mapping[str, str]) -> ApiError:
+    """A start that failed, or the variables that broke it: those that the interpreter itself reads."""
+    names = sorted(name for name in early(env) if name.startswith(_BREAKING))
+    if not names or error.code != "service_unavailable" or _NO_KERNEL not in error.message:
+        return error
+    message = (
+        f"env: no kernel starts with {', '.join(names)[:200]}; leave out what breaks it ({error.message})"
+    )
+    return ApiError("invalid_request", message, {"field": "env"})

@@ -158,3 +158,19 @@ def test_what_is_refused_is_named(body: dict[str, Any], field: str, value: str) 
     assert refused.status == 400
     assert refused.message.startswith(f"body.{field}")
     assert value in refused.message
+
+
+@pytest.mark.parametrize(
+    ("env", "message", "code"),
+    [
+        ({"PYTHONHOME": "/x"}, "not ready: no kernel can be started: it died", "invalid_request"),
+        ({"LD_PRELOAD": "/x"}, "not ready: no kernel can be started: it died", "invalid_request"),
+        ({"OMP_NUM_THREADS": "1"}, "not ready: no kernel can be started: it died", "service_unavailable"),
+        ({"PYTHONHOME": "/x"}, "the sandbox's keeper did not start in time", "service_unavailable"),
+        ({}, "not ready: no kernel can be started: it died", "service_unavailable"),
+    ],
+)
+def test_variables_that_break_an_interpreter_are_named(env: dict[str, str], message: str, code: str) -> None:
+    error = specs.blamed(ApiError("service_unavailable", message), env)
+    assert error.code == code
+    assert code == "service_unavailable" or all(name in error.message for name in env)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -202,10 +202,7 @@ class LocalBackend:
             env=early(spec.env),
         )
         claimed = _claimed(spec, start)
-        try:
-            entry, _ = await self._start(recipe, None, claimed)
-        except ApiError as error:
-            raise _blamed(error, recipe.env) from error
+        entry, _ = await self._start(recipe, None, claimed)
         async with self._undone(entry):
             await self._registry.settle(entry)
         return _as_claim(entry)
@@ -429,15 +426,6 @@ def _check(spec: SandboxSpec) -> None:
         to_rules(spec.egress)
     except ValueError as error:
         raise ApiError("invalid_request", f"egress: {error}", {"field": "egress"}) from error
-
-
-def _blamed(error: ApiError, env: Mapping[str, str]) -> ApiError:
-    """A start that failed, with what may have broken it: variables that the interpreter itself reads."""
-    if not env:
-        return error
-    names = ", ".join(sorted(env))[:200]
-    message = f"env: the sandbox does not start with {names}; leave out what breaks it ({error.message})"
-    return ApiError("invalid_request", message, {"field": "env"})
 
 
 def _as_stranger(entry: Entry, claimed: Claimed, bound: Bound) -> Stranger:
