@@ -241,5 +241,5 @@ async def test_bulk_output_reuses_its_memory(agent: Any) -> None:
     kernel, own = faults(pid), faults(agent.process.pid)
     await session.run(code)
     print("page faults a message:", (faults(pid) - kernel) / 60, (faults(agent.process.pid) - own) / 60)
-    assert (faults(pid) - kernel) / 60 < 200
-    assert (faults(agent.process.pid) - own) / 60 < 200
+    assert (faults(pid) - kernel) / 60 < 30
+    assert (faults(agent.process.pid) - own) / 60 < 30
