@@ -115,6 +115,7 @@ REST = [
     rest("POST", "/grants", "sandbox", WRITE, body={"sandboxId": "{sandbox_id}", "userId": "{user_id}"}),
     rest("DELETE", "/grants/{grant_id}", "thing", WRITE),
     rest("GET", "/audit", "caller", ADMIN),
+    rest("GET", "/system", "caller", ADMIN),
 ]  # fmt: skip
 PUBLIC = {("GET", "/openapi.json"), ("GET", "/docs")}
 
