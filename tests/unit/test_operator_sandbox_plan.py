@@ -538,6 +538,30 @@ def test_a_pod_that_no_node_takes_is_given_up_soon_and_nothing_is_left() -> None
     assert not world.pods
 
 
+@pytest.mark.parametrize(
+    ("reason", "limit"),
+    [
+        ("PodRefused", SETTINGS.schedule_timeout),  # a ResourceQuota of the cluster that is full
+        ("ColdStartLimit", SETTINGS.start_timeout),
+        ("RuntimeUnavailable", SETTINGS.start_timeout),
+    ],
+)
+def test_room_is_not_waited_for_as_long_as_what_is_under_way(reason: str, limit: float) -> None:
+    world = gateway_made(warm=False)
+    obstacle = status.Obstacle(reason, "why")
+    seen = observed(world)
+    for action in (each for stage in plans.blocked(seen, obstacle).stages for each in stage):
+        world.apply(seen, action)
+    world.now += timedelta(seconds=limit - 1)
+    assert plans.blocked(observed(world), obstacle).again == pytest.approx(1)
+    world.now += timedelta(seconds=1)
+    seen = observed(world)
+    for action in (each for stage in plans.blocked(seen, obstacle).stages for each in stage):
+        world.apply(seen, action)
+    assert world.sandbox is not None
+    assert world.sandbox.status.end == "failed"
+
+
 def test_what_the_kubelet_says_in_events_only_is_passed_on() -> None:
     world = gateway_made(warm=False)
     settle(world, helpful=False)
