@@ -154,6 +154,7 @@ class Operator:
             *((each.objects, each.controller) for each in self._unserved),
         ]
         await self._count()
+        self._sandboxes.begin()
         controllers = [self._runtimes.images_controller, *(controller for _, controller in every)]
         try:
             for controller in controllers:

@@ -16,6 +16,7 @@ from llmsafespace_operator.resources.types import (
     WarmPod,
     WarmPodSpec,
 )
+from llmsafespace_operator.sandbox.turns import Turns
 
 
 def spare(name: str, node: str = "a", cpu: str = "1", memory: str = "1Gi") -> Spare:
@@ -70,6 +71,17 @@ def test_one_node_and_no_pod_too_many(pods: list[tuple[str, str]], cpu: str) -> 
     sizes = sorted(number(one.resources.cpu) for one in chosen)
     assert not chosen or sum(sizes) >= number(cpu) / 2
     assert sum(sizes[1:]) < number(cpu)  # without the smallest it would not do
+
+
+def test_who_leads_again_remembers_nobody() -> None:
+    """Whoever waited may have gone while another process led, and nobody would ever say so."""
+    waiting, turns = Waiting(), Turns(1)
+    waiting.add(("n", "x"))
+    assert turns.take(("n", "x"))
+    waiting.clear()
+    turns.clear()
+    assert not waiting
+    assert turns.take(("n", "y"))
 
 
 def test_pools_wait_until_nobody_does() -> None:

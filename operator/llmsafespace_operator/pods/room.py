@@ -49,6 +49,10 @@ class Waiting:
         if self._since.pop(key, None) is not None and not self._since:
             self.on_over()
 
+    def clear(self) -> None:
+        """Nobody is known to wait: another process led meanwhile."""
+        self._since.clear()
+
     def take_turn(self, key: Key) -> bool:
         """Whether warm pods may be deleted for it now: not while the last ones may still be going."""
         now = time.monotonic()

@@ -77,6 +77,11 @@ class SandboxReconciler:
         self._caches.profiles.on_change(self._environment_changed)
         self._caches.warm_pools.on_change(self._pool_changed)
 
+    def begin(self) -> None:
+        """This process leads from now on: what it remembers of an earlier time is over, or is found again."""
+        self._turns.clear()
+        self._waiting.clear()
+
     async def reconcile(self, key: Key) -> float | None:
         """One round; returns when to look again. Raises KubeError, after which it is tried again."""
         namespace, name = key

@@ -34,5 +34,10 @@ class Turns:
         self._taken.discard(key)
         return list(islice(self._waiting, self._room()))
 
+    def clear(self) -> None:
+        """Nobody is known to have one, or to wait: another process led meanwhile."""
+        self._taken.clear()
+        self._waiting.clear()
+
     def _room(self) -> int:
         return max(0, self._limit - len(self._taken))
