@@ -110,10 +110,19 @@ class Pools:
             "spec": {**pool_body(spec), "allowedNamespaces": self._allowed(spec)},
         }
         try:
-            return await self._cluster.client.create(WARMPOOL, body, namespace)
+            made = await self._cluster.client.create(WARMPOOL, body, namespace)
         except AlreadyExists:
             body["metadata"] = {**body["metadata"], "name": object_name(spec)}
-            return await self._cluster.client.create(WARMPOOL, body, namespace)
+            made = await self._cluster.client.create(WARMPOOL, body, namespace)
+        if made.spec.published == spec.published:
+            return made
+        # CRDs of an earlier version drop what they do not know, and its code would run in anybody's sandbox.
+        await self._cluster.client.delete(WARMPOOL, made.metadata.name, namespace, uid=made.metadata.uid)
+        raise ApiError(
+            "service_unavailable",
+            "the cluster's CRDs are older than this gateway: an administrator applies those of its chart "
+            "(kubectl apply --server-side -f deploy/helm/llmsafespace/crds/)",
+        )
 
     def _allowed(self, spec: WarmPoolSpec) -> list[str]:
         """The namespaces of the tenants that it serves."""
