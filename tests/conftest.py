@@ -25,6 +25,7 @@ from tests import deployments
 
 START_LIMIT = 600.0  # seconds; the first start on a machine prepares a runtime
 HELD = 0.1  # seconds of processor time for which nothing may hold the shared gateway's event loop
+_SERVES_JSON = r'"message":\s*"serving".*"http://[^:]+:(\d+)"'  # one whose sandboxes are pods logs JSON only
 POOL = {"name": "default", "runtime": "python", "minSize": 2, "maxSize": 4}
 
 
@@ -78,11 +79,12 @@ class Gateway:
         assert process.stdout is not None
         for line in process.stdout:
             self.output.append(line)
-            if found := re.search(r"serves on http://[^:]+:(\d+)", line):
+            found = re.search(r"serves on http://[^:]+:(\d+)", line) or re.search(_SERVES_JSON, line)
+            if found:
                 self.port = int(found[1])
             if found := re.search(r"(lsp_\w+)", line):
                 self.admin_key = self.admin_key or found[1]
-            if line.startswith("Try it"):
+            if line.startswith("Try it") or re.search(_SERVES_JSON, line):
                 serving.set()
 
     def serves(self) -> bool:
