@@ -10,7 +10,7 @@ import msgspec
 from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_agent.wire.requests import Open, OpenRpc
 from llmsafespace_gateway.backends.base import SandboxBackend
-from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, AgentClient, opened
+from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, AgentClient, opened, unreachable
 
 IDLE_AFTER = 30.0
 
@@ -60,7 +60,13 @@ class Agents:
         if task is None or (task.done() and _unusable(task)):
             task = asyncio.ensure_future(self._connect(sandbox_id))
             self._clients[sandbox_id] = task
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and (caller is None or not caller.cancelling()):
+                raise unreachable() from None  # it was forgotten: the sandbox ends, and nobody cancelled us
+            raise
 
     async def _connect(self, sandbox_id: str) -> AgentClient:
         return AgentClient(await self.open(sandbox_id, OpenRpc()))
