@@ -178,12 +178,14 @@ def test_version_2_cgroup() -> None:
 
 def test_a_claimed_sandbox_gets_its_own_share_of_the_processor_and_no_more(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    limits.settle_cpu(limits.Hierarchy(2, {"cpu": str(tmp_path)}), "x", 0.5)
+    limits.settle_cpu(limits.Hierarchy(2, {"cpu": str(tmp_path)}), "x", 0.5, bound=False)
+    assert (tmp_path / "x" / "cpu.max").read_text() == "200000 100000"  # a bind is not its owner's
+    limits.settle_cpu(limits.Hierarchy(2, {"cpu": str(tmp_path)}), "x", 0.5, bound=True)
     assert (tmp_path / "x" / "cpu.max").read_text() == "50000 100000"
     assert (tmp_path / "x" / "cpu.weight").read_text() == "50"
-    limits.settle_cpu(limits.Hierarchy(1, {"cpu": str(tmp_path)}), "x", 0.5)
+    limits.settle_cpu(limits.Hierarchy(1, {"cpu": str(tmp_path)}), "x", 0.5, bound=True)
     assert (tmp_path / "x" / "cpu.cfs_quota_us").read_text() == "50000"
-    limits.settle_cpu(limits.Hierarchy(1, {"cpu": str(tmp_path)}), "gone", 0.5)
+    limits.settle_cpu(limits.Hierarchy(1, {"cpu": str(tmp_path)}), "gone", 0.5, bound=True)
 
 
 def test_version_1_cgroups_that_share_a_folder() -> None:
