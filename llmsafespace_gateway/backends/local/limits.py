@@ -217,7 +217,7 @@ def oom_file(hierarchy: Hierarchy, name: str) -> str | None:
     return f"{folder}/memory.events" if hierarchy.version == 2 else f"{folder}/memory.oom_control"
 
 
-def settle_cpu(hierarchy: Hierarchy, name: str, cpu: float, *, bound: bool) -> None:
+def settle_cpu(hierarchy: Hierarchy, name: str, cpu: float, *, bound: bool = True) -> None:
     """Give a sandbox that is claimed now its share of the processor. Raises OSError.
 
     No more than that once it is `bound`: a bind is ours, not its owner's, and would take minutes of a small
