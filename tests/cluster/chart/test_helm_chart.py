@@ -394,6 +394,28 @@ CLUSTER_WIDE = {
 }
 
 
+def named_priorities(objects: list[Object]) -> list[str]:
+    """The PriorityClasses that the operator gives to pods: of sandboxes, and warm ones."""
+    data = [each.get("data", {}) for each in of_kind(objects, "ConfigMap")]
+    [settings] = [json.loads(each["settings.json"]) for each in data if "settings.json" in each]
+    return [settings["priorityClass"], settings["warmPriorityClass"]]
+
+
+@pytest.mark.parametrize("value", [100, 200, 1_000_000_000])
+def test_another_priority_is_another_class(helm: Helm, value: int) -> None:
+    """Its value cannot be changed: an upgrade with another one would be refused."""
+    objects = helm.render(sandboxes={"priorityClasses": {"sandboxes": value}})
+    classes = {each["metadata"]["name"]: each["value"] for each in of_kind(objects, "PriorityClass")}
+    assert classes == {f"one-llmsafespace-sandboxes-{value}": value, "one-llmsafespace-warm-0": 0}
+    assert named_priorities(objects) == list(classes)
+
+
+def test_without_priority_classes_none_is_named(helm: Helm) -> None:
+    objects = helm.render(sandboxes={"priorityClasses": {"create": False}})
+    assert not of_kind(objects, "PriorityClass")
+    assert named_priorities(objects) == ["", ""]
+
+
 def test_every_namespace_of_sandboxes_is_shut(helm: Helm) -> None:
     objects = helm.render(**WITH_EVERYTHING)
     served = {each["metadata"]["name"]: each["metadata"]["labels"] for each in of_kind(objects, "Namespace")}

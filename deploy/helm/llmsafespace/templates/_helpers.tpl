@@ -42,6 +42,15 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- .Values.gateway.adminKey.existingSecret | default (printf "%s-admin-key" (include "llmsafespace.fullname" .)) -}}
 {{- end -}}
 
+{{/* A PriorityClass, or nothing; call with (list $ "warm"). Its value cannot be changed: another has another name. */}}
+{{- define "llmsafespace.priorityClass" -}}
+{{- $root := index . 0 -}}
+{{- $classes := $root.Values.sandboxes.priorityClasses -}}
+{{- if $classes.create -}}
+{{- printf "%s-%s-%d" (include "llmsafespace.fullname" $root) (index . 1) (int (get $classes (index . 1))) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Where people reach the gateway. */}}
 {{- define "llmsafespace.gatewayUrl" -}}
 {{- $gateway := .Values.gateway -}}
