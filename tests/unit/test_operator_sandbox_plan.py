@@ -539,6 +539,31 @@ def test_a_pod_that_no_node_takes_is_given_up_soon_and_nothing_is_left() -> None
 
 
 @pytest.mark.parametrize(
+    ("message", "helps"),
+    [
+        ("0/3 nodes are available: 3 Insufficient cpu.", True),
+        ("0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient memory.", True),
+        ("0/3 nodes are available: 3 Insufficient ephemeral-storage. preemption: not eligible", True),
+        ("0/3 nodes are available: 3 Too many pods.", True),
+        ("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.", False),
+        ("0/3 nodes are available: 3 node(s) had untolerated taint {a: b}.", False),
+        ("0/3 nodes are available: 3 Insufficient example.com/gpu.", False),
+        ("no nodes available to schedule pods", False),
+        ("", False),
+    ],
+)
+def test_warm_pods_go_only_where_room_is_what_is_missing(message: str, helps: bool) -> None:
+    """A taint, a selector or a device is not freed by deleting them."""
+    world = gateway_made(warm=False)
+    settle(world, helpful=False)
+    world.pods[OURS] = without_node(world.pods[OURS], message)
+    found = plan(observed(world))
+    assert any(isinstance(action, plans.GiveWay) for stage in found.stages for action in stage) is helps
+    world.carry_out(observed(world))
+    assert end_condition(world).reason == "Unschedulable"
+
+
+@pytest.mark.parametrize(
     ("reason", "limit"),
     [
         ("PodRefused", SETTINGS.schedule_timeout),  # a ResourceQuota of the cluster that is full

@@ -14,6 +14,8 @@ from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.errors import Unavailable, Unreachable
 from llmsafespace_operator.kube.events import Events
 from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.pods.room import HOLD, Waiting
+from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
 from llmsafespace_operator.resources.kubernetes import Metadata, OwnerReference, Pod, PodCondition, PodStatus
 from llmsafespace_operator.resources.settings import Settings
@@ -39,6 +41,7 @@ from llmsafespace_operator.warmpool.caches import Caches
 from llmsafespace_operator.warmpool.counts import Counts, count
 from llmsafespace_operator.warmpool.members import Members
 from llmsafespace_operator.warmpool.pods import WarmPodReconciler
+from llmsafespace_operator.warmpool.pools import WarmPoolReconciler
 from llmsafespace_operator.warmpool.records import Record, Records
 from llmsafespace_operator.warmpool.status import Known, body, status, urgent, verdict
 from llmsafespace_operator.warmpool.steps import START_LIMIT, Announce, Make, Remove, Wait, next_step
@@ -266,6 +269,48 @@ async def test_a_warm_pod_goes_only_when_the_api_server_says_itself_that_its_pod
     server.live = owned_pod("False")
     await reconciler.reconcile(("pools", "p-1"))
     assert server.deleted == ["p-1"]
+
+
+async def test_a_pool_fills_again_though_somebody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told when to look again, as nothing else may wake it."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    class Server:
+        made = 0
+
+        async def create(self, *_: Any) -> WarmPod:
+            self.made += 1
+            meta = Metadata(name=f"p-{self.made}", namespace="pools", resource_version=str(self.made))
+            return WarmPod(meta, WarmPodSpec(NamedObject("p", "pools")))
+
+        async def patch(self, *_: Any, **__: Any) -> WarmPool:
+            return known_pool
+
+    server, waiting = Server(), Waiting()
+    client = cast(KubeClient, server)
+    caches = Caches(
+        warm_pools=Informer(client, WARMPOOL, ["pools"]),
+        warm_pods=Informer(client, WARMPOD, ["pools"]),
+        pods=Informer(client, POD, ["pools"]),
+        sandboxes=Informer(client, SANDBOX, ["sandboxes"]),
+        profiles=Informer(client, PROFILE, ["pools"]),
+        runtimes=Informer(client, RUNTIME),
+        catalogue=catalogue(environment()),
+    )
+    known_pool = pool(min_size=1)
+    known_pool.metadata.finalizers = [names.WARMPOOL_FINALIZER]
+    known_pool.metadata.resource_version = "1"
+    caches.warm_pools.observe(known_pool)
+    reconciler = WarmPoolReconciler(client, caches, cast(Events, None), Records(), waiting)
+    waiting.add(("sandboxes", "huge"))
+    again = await reconciler.reconcile(("pools", "p"))
+    assert server.made == 0
+    assert again is not None
+    assert again <= HOLD
+    now += HOLD
+    await reconciler.reconcile(("pools", "p"))
+    assert server.made == 1
 
 
 def owned_pod(ready: str) -> Pod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 import msgspec
@@ -18,6 +19,7 @@ _MESSAGES = {
 _LONGEST = 500  # characters of what a sandbox may have written itself
 # Waiting for these is no trouble.
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
+_NO_ROOM = re.compile(r"Insufficient (cpu|memory|ephemeral-storage)\b|Too many pods")  # the scheduler's words
 
 
 class End(msgspec.Struct, frozen=True):
@@ -93,6 +95,12 @@ def is_unschedulable(pod: Pod) -> bool:
     scheduled = _condition(pod, "PodScheduled")
     waits = pod.status.phase == "Pending" and not pod.spec.node_name
     return waits and scheduled is not None and scheduled.status == "False"
+
+
+def lacks_room(pod: Pod) -> bool:
+    """Whether a node would take it if others made room. A taint, a selector or a device is not freed so."""
+    scheduled = _condition(pod, "PodScheduled")
+    return is_unschedulable(pod) and scheduled is not None and _NO_ROOM.search(scheduled.message) is not None
 
 
 def _killed(terminated: ContainerTerminated) -> End:

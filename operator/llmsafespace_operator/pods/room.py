@@ -4,6 +4,8 @@ The scheduler's preemption cannot do this. A pod keeps the priority that it was 
 was claimed would be preempted as readily as one that waits, and what somebody uses must not end. Priorities
 only order the queue (a cold start before a warm pod), and the operator deletes WarmPods under the same
 precondition as everywhere: in the state in which nobody had claimed them.
+
+What never fits must cost others little: a sandbox gets one round of deletions, and holds pools back for HOLD.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from llmsafespace_operator.kube.objects import Key
+from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.quantities import number
 from llmsafespace_operator.resources.types import PoolResources, Resources, WarmPod
 
-PAUSE = 4.0  # seconds for deleted pods to be gone, before more are deleted for the same sandbox
+PAUSE = 4.0  # seconds between looks for what may give way to a sandbox, until something has
+HOLD = 15.0  # seconds in which one sandbox keeps pools from taking the room that is made for it
 
 _LEAST_SHARE = 0.5  # of what is wanted; the rest may be free already. Less is not worth emptying a pool for
 
@@ -30,43 +34,89 @@ class Spare(msgspec.Struct, frozen=True):
     resources: PoolResources
 
 
+class _Wait(msgspec.Struct):
+    """A sandbox that waits. Times are monotonic: until when it holds pools back, when it last had a turn."""
+
+    until: float
+    turn: float = float("-inf")
+    served: bool = False  # warm pods were deleted for it
+
+
 class Waiting:
-    """The sandboxes whose pods no node takes. While there are any, pools make no more warm pods."""
+    """The sandboxes for whose pods no node has room. For a while they keep pools from making warm pods."""
 
     def __init__(self) -> None:
-        self.on_over: Callable[[], None] = lambda: None  # called when the last one waits no more
-        self._since: dict[Key, float] = {}  # when warm pods were last deleted for it
+        self.on_over: Callable[[], None] = lambda: None  # called when nobody holds pools back any more
+        self._waits: dict[Key, _Wait] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._since)
+    def held(self) -> float:
+        """Seconds for which pools make no warm pods, if nobody else comes; 0: they may."""
+        now = time.monotonic()
+        return max((wait.until - now for wait in self._waits.values() if wait.until > now), default=0.0)
 
     def add(self, key: Key) -> None:
-        """It waits."""
-        self._since.setdefault(key, float("-inf"))
+        """It waits. Its time runs from the first call until `discard`, however often it is interrupted."""
+        self._waits.setdefault(key, _Wait(time.monotonic() + HOLD))
+
+    def rest(self, key: Key) -> None:
+        """It starts, and waits for room no more."""
+        wait = self._waits.get(key)
+        if wait is not None:
+            held = self.held()
+            wait.until = float("-inf")
+            self._tell(held)
 
     def discard(self, key: Key) -> None:
-        """It waits no more, or never did."""
-        if self._since.pop(key, None) is not None and not self._since:
-            self.on_over()
+        """It runs, has ended, or never waited."""
+        if key in self._waits:
+            held = self.held()
+            del self._waits[key]
+            self._tell(held)
 
     def clear(self) -> None:
         """Nobody is known to wait: another process led meanwhile."""
-        self._since.clear()
+        self._waits.clear()
 
     def take_turn(self, key: Key) -> bool:
-        """Whether warm pods may be deleted for it now: not while the last ones may still be going."""
+        """Whether warm pods may be deleted for it now: none were so far, and it has not just been tried."""
         now = time.monotonic()
-        if now - self._since.get(key, float("-inf")) < PAUSE:
+        wait = self._waits.get(key)
+        if wait is None or wait.served or now - wait.turn < PAUSE:
             return False
-        self._since[key] = now
+        wait.turn = now
         return True
+
+    def served(self, key: Key) -> None:
+        """A warm pod was deleted for it: after this round it gets no other."""
+        wait = self._waits.get(key)
+        if wait is not None:
+            wait.served = True
+
+    def _tell(self, held_before: float) -> None:
+        if held_before and not self.held():
+            self.on_over()
+
+
+def nodes_for(wanted: Pod, placed: Iterable[Pod]) -> set[str]:
+    """Nodes that could take the pod if they had room, as far as the pods that they took show it.
+
+    Each of these has one that selects no less and tolerates no more than `wanted`. What a RuntimeClass
+    selects and tolerates is in the pods that were made with it.
+    """
+    return {
+        pod.spec.node_name
+        for pod in placed
+        if pod.spec.node_name
+        and wanted.spec.node_selector.items() <= pod.spec.node_selector.items()
+        and all(one in wanted.spec.tolerations for one in pod.spec.tolerations)
+    }
 
 
 def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
     """The fewest warm pods of one node that hold what is wanted, otherwise the most that come near it.
 
-    None when all of a node's hold less than half: they would go for nothing. With them go those that wait for
-    a node themselves, as one of them could take the room that is made.
+    No placed pod is chosen unless one node's pods hold at least half: they would go for nothing. Pending ones
+    always go, as one of them could take the room that is made.
     """
     by_node: dict[str, list[Spare]] = {}
     queued: list[WarmPod] = []

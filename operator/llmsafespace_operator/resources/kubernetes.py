@@ -126,6 +126,8 @@ class PodSpec(Object):
     """What is read of a pod's spec."""
 
     node_name: str = ""
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, Any]] = []
     containers: list[Container] = []
     active_deadline_seconds: int | None = None
 

@@ -19,7 +19,7 @@ from llmsafespace_operator.kube.objects import key_of
 from llmsafespace_operator.pods.build import Recipe
 from llmsafespace_operator.pods.ends import End
 from llmsafespace_operator.pods.made_as import made_as
-from llmsafespace_operator.pods.room import Spare, Waiting, giving_way
+from llmsafespace_operator.pods.room import Spare, Waiting, giving_way, nodes_for
 from llmsafespace_operator.pods.start import NameTaken, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD
@@ -88,7 +88,7 @@ class Actions:
             case plan.Bind(address=address):
                 await self._bind(seen, address)
             case plan.GiveWay():
-                await self._give_way(seen.sandbox)
+                await self._give_way(seen)
             case plan.Assign(warm_pod=warm_pod):
                 await self._assign(warm_pod)
             case plan.LimitPod(pod=pod, deadline=deadline):
@@ -153,26 +153,34 @@ class Actions:
         except (ProofError, ValueError) as error:
             raise Refused(f"its agent was not bound: {error}") from error
 
-    async def _give_way(self, sandbox: Sandbox) -> None:
+    async def _give_way(self, seen: plan.Observed) -> None:
         """One that is claimed meanwhile stays: its resource version is another then."""
-        if not self._waiting.take_turn(key_of(sandbox)):
+        sandbox, key = seen.sandbox, key_of(seen.sandbox)
+        if seen.pod is None or not self._waiting.take_turn(key):
             return
-        for one in giving_way(sandbox.spec.resources, self._spares()):
+        for one in giving_way(sandbox.spec.resources, self._spares(seen.pod)):
             meta = one.metadata
             with contextlib.suppress(Conflict):
-                await self._client.delete(
+                deleted = await self._client.delete(
                     WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
                 )
+                if not deleted:
+                    continue
+                self._waiting.served(key)
                 words = f"gave way to the Sandbox {sandbox.metadata.namespace}/{sandbox.metadata.name}"
                 log.info("the warm pod %s/%s %s", meta.namespace, meta.name, words)
 
-    def _spares(self) -> Iterator[Spare]:
+    def _spares(self, wanted: Pod) -> Iterator[Spare]:
+        """Warm pods that nobody has claimed, on nodes that could take this pod or on none yet."""
+        nodes = nodes_for(wanted, self._caches.pods.items())
         for one in self._caches.warm_pods.items():
             if one.spec.claim is not None or one.metadata.deletion_timestamp is not None:
                 continue
             pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
             resources = made_as(pod).resources if pod is not None else None
-            if pod is not None and resources is not None:
+            if pod is None or resources is None:
+                continue
+            if not pod.spec.node_name or pod.spec.node_name in nodes:
                 yield Spare(one, pod.spec.node_name, resources)
 
     async def _assign(self, warm_pod: WarmPod) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from llmsafespace_operator.pods.ends import End, end_of, is_ready, is_unschedulable, scheduled_at, trouble
+from llmsafespace_operator.pods.ends import End, end_of, is_ready, lacks_room, scheduled_at, trouble
 from llmsafespace_operator.pods.room import PAUSE
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kubernetes import Pod
@@ -269,7 +269,7 @@ def _wait_for(seen: Observed, own: Pod) -> Plan:
     found = blocked(seen, status.Obstacle(names.UNSCHEDULABLE, words))
     first, *others = found.stages
     ended = any(isinstance(action, Write) and action.status.end for action in first)
-    if ended or not is_unschedulable(own):
+    if ended or not lacks_room(own):
         return found
     return Plan(((*first, GiveWay()), *others), min(found.again or 0.0, PAUSE))
 

@@ -94,6 +94,8 @@ class SandboxReconciler:
         found = self._in_turn(key, seen, plan(seen))
         if any(isinstance(action, GiveWay) for stage in found.stages for action in stage):
             self._waiting.add(key)
+        elif is_starting(seen):
+            self._waiting.rest(key)
         else:
             self._waiting.discard(key)
         try:

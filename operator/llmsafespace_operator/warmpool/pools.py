@@ -82,7 +82,8 @@ class WarmPoolReconciler:
         if isinstance(make, makes.Make) and make.revision != record.revision:
             record.changed(make.revision)
         crowded = self._crowded(key_of(pool))
-        may_create = isinstance(make, makes.Make) and not crowded and not self._waiting
+        held = self._waiting.held()
+        may_create = isinstance(make, makes.Make) and not crowded and not held
         actions = plan(self._observed(pool, record, may_create=may_create))
         if record.desired not in (None, actions.desired):
             record.scaled = True
@@ -99,11 +100,11 @@ class WarmPoolReconciler:
             unavailable=make if isinstance(make, str) else "",
             trouble=record.trouble(),
             crowded=crowded,
-            yielding=bool(self._waiting),
+            yielding=held > 0,
             problems=tuple(record.problems or ()),
         )
         report_in = await self._report(pool, record, known)
-        return _again(record, actions, report_in)
+        return _again(record, actions, report_in, held)
 
     def _crowded(self, pool: Key) -> str:
         """Why no node takes one of the pool's pods, in the scheduler's words; empty when none waits."""
@@ -217,10 +218,12 @@ class WarmPoolReconciler:
         self._all_soon()
 
 
-def _again(record: Record, actions: Actions, report_in: float | None) -> float | None:
+def _again(record: Record, actions: Actions, report_in: float | None, held: float) -> float | None:
     """Seconds until something has to be looked at that nothing else will wake it for."""
     now = time.monotonic()
     delays = [] if report_in is None else [report_in]
+    if held:
+        delays.append(held)
     if record.rate():
         delays.append(_PERIOD)
     if record.retry_at > now:
