@@ -563,6 +563,42 @@ def test_warm_pods_go_only_where_room_is_what_is_missing(message: str, helps: bo
     assert end_condition(world).reason == "Unschedulable"
 
 
+def carry_out_blocked(world: World, reason: str) -> plans.Plan:
+    seen = observed(world)
+    found = plans.blocked(seen, status.Obstacle(reason, "why"))
+    for action in (each for stage in found.stages for each in stage):
+        world.apply(seen, action)
+    return found
+
+
+def test_each_obstacle_has_its_own_time() -> None:
+    """One refusal after a long wait for its turn must not fail it at once, nor the look after that."""
+    world = gateway_made(warm=False)
+    carry_out_blocked(world, "ColdStartLimit")
+    world.now += timedelta(seconds=SETTINGS.schedule_timeout + 5)
+    assert carry_out_blocked(world, "PodRefused").again == pytest.approx(SETTINGS.schedule_timeout)
+    world.now += timedelta(seconds=SETTINGS.schedule_timeout - 1)
+    assert carry_out_blocked(world, "PodRefused").again == pytest.approx(1)
+    assert not observed(world).sandbox.status.end
+    world.now += timedelta(seconds=1)
+    carry_out_blocked(world, "PodRefused")
+    assert observed(world).sandbox.status.end == "failed"
+
+
+@pytest.mark.parametrize("reason", ["PodRefused", "NameTaken"])
+def test_to_wait_for_a_turn_between_refusals_gives_no_more_time(reason: str) -> None:
+    world = gateway_made(warm=False)
+    carry_out_blocked(world, reason)
+    limit = SETTINGS.schedule_timeout if reason == "PodRefused" else SETTINGS.start_timeout
+    for _ in range(2):
+        world.now += timedelta(seconds=limit / 2)
+        found = plan(msgspec.structs.replace(observed(world), turn=False))
+        for action in (each for stage in found.stages for each in stage):
+            world.apply(observed(world), action)
+        assert end_condition(world).reason == reason
+    assert observed(world).sandbox.status.end == "failed"
+
+
 @pytest.mark.parametrize(
     ("reason", "limit"),
     [

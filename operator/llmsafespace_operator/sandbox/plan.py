@@ -165,7 +165,7 @@ def finished(seen: Observed, end: End) -> Plan:
 def blocked(seen: Observed, obstacle: status.Obstacle) -> Plan:
     """It cannot go on, which its status tells; after a while it has failed."""
     limit = _limit(seen, obstacle)
-    left = limit - (seen.now - _waits_since(seen)).total_seconds()
+    left = limit - (seen.now - _waits_since(seen, obstacle)).total_seconds()
     if left <= 0:
         words = f"the sandbox did not start within {limit:g} s: {obstacle.message}"
         return finished(seen, End("failed", words, obstacle.reason))
@@ -290,7 +290,8 @@ def _start(seen: Observed) -> Plan:
     if not seen.turn:
         limit = seen.settings.max_cold_starts
         words = f"waits for its turn: {limit} sandboxes are being started, which is the limit"
-        return blocked(seen, status.Obstacle("ColdStartLimit", words))
+        turn = status.Obstacle("ColdStartLimit", words)
+        return blocked(seen, status.refusal(seen.sandbox.status) or turn)
     lifetime = deadline(seen.sandbox.spec.max_lifetime, seen.settings.start_timeout)
     begun = status.Obstacle("PodNotReady", status.STARTING)
     creating = status.waiting(seen.sandbox, seen.runtime, begun, seen.now, own_pod=True)
@@ -308,13 +309,15 @@ def _limit(seen: Observed, obstacle: status.Obstacle) -> float:
     return seen.settings.schedule_timeout if crowded else seen.settings.start_timeout
 
 
-def _waits_since(seen: Observed) -> datetime:
+def _waits_since(seen: Observed, obstacle: status.Obstacle) -> datetime:
     """Since when it waits for what it waits for, so far as anybody was there to see."""
     own = _own_pod(seen)
+    if own is None:
+        return status.waits_since(seen.sandbox.status, obstacle) or seen.now
     times = [
         status.not_ready_since(seen.sandbox.status),
-        own.metadata.creation_timestamp if own is not None else None,
-        scheduled_at(own) if own is not None else None,
+        own.metadata.creation_timestamp,
+        scheduled_at(own),
     ]
     return max((time for time in times if time is not None), default=seen.now)
 

@@ -22,6 +22,7 @@ NOT_ASKED = "no warm pool was asked for"
 
 _LONGEST = 1024  # characters of a message, of which a sandbox may have written some
 _ORDERLY = {"terminated", "expired"}
+_REFUSALS = {"PodRefused", "NameTaken"}  # of a pod, after which its sandbox has to wait for its turn again
 
 
 class Obstacle(msgspec.Struct, frozen=True):
@@ -67,14 +68,18 @@ def cold(sandbox: Sandbox, reason: str, now: datetime) -> SandboxStatus:
 def waiting(
     sandbox: Sandbox, runtime: str, obstacle: Obstacle, now: datetime, *, own_pod: bool
 ) -> SandboxStatus:
-    """It is not ready yet, and why; `own_pod`: its start is cold and the pod has been made."""
+    """It is not ready yet, and why; `own_pod`: its start is cold and the pod has been made.
+
+    While there is no pod, the condition's time is that of its reason: each obstacle may take its own.
+    """
     found = sandbox.status
     if own_pod and not found.start_kind:
         found = cold(sandbox, sandbox.metadata.annotations.get(names.COLD_REASON, NOT_ASKED), now)
     ready = condition(READY, False, obstacle.reason, obstacle.message, now=now)
-    found = msgspec.structs.replace(
-        found, sandbox_id=_id(sandbox), conditions=merged(found.conditions, ready)
-    )
+    conditions = merged(found.conditions, ready)
+    if not own_pod and waits_since(found, obstacle) is None:
+        conditions = [ready if one.type == READY else one for one in conditions]
+    found = msgspec.structs.replace(found, sandbox_id=_id(sandbox), conditions=conditions)
     if not own_pod:
         return found
     meta = sandbox.metadata
@@ -135,6 +140,19 @@ def not_ready_since(found: SandboxStatus) -> datetime | None:
     """When its condition began to say that it is not ready, None when it does not say so."""
     ready = _ready(found)
     return ready.last_transition_time if ready is not None and ready.status == "False" else None
+
+
+def waits_since(found: SandboxStatus, obstacle: Obstacle) -> datetime | None:
+    """When its condition began to tell of this obstacle, None when it does not."""
+    ready = _ready(found)
+    return not_ready_since(found) if ready is not None and ready.reason == obstacle.reason else None
+
+
+def refusal(found: SandboxStatus) -> Obstacle | None:
+    """What its condition says of a pod that was refused. To wait for a turn does not make it untrue."""
+    ready = _ready(found)
+    refused = ready is not None and ready.status == "False" and ready.reason in _REFUSALS
+    return Obstacle(ready.reason, ready.message) if ready is not None and refused else None
 
 
 def _ready(found: SandboxStatus) -> Condition | None:
