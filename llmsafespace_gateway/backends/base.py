@@ -264,7 +264,7 @@ class SandboxBackend(Protocol):
         """Make the claim durable where the backend keeps its own record; runs beside the bind."""
 
     async def set_lifetime(self, sandbox_id: str, seconds: float) -> None:
-        """From now on the sandbox lives at most so many seconds more, also when its agent does not end it.
+        """The sandbox ends at the latest `seconds` from now, also when its agent does not end it.
 
         The agent keeps this limit as well and is to be first; the backend adds a margin for that. A sandbox
         that has just ended is passed over.

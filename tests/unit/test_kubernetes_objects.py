@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -308,10 +308,27 @@ def test_a_refusal_says_what_the_operator_said(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said", "changed"), [(600, "", False), (603, "", False), (60, "", True), (600, "x", True)]
+    ("seconds", "said", "changed"),
+    [
+        (600, None, False),
+        (597, None, False),  # clocks and answers differ
+        (900, None, False),
+        (60, None, True),
+        (60, 60, False),
+        (57, 60, False),
+        (300, 60, False),  # later, though earlier than at first
+        (30, 60, True),
+        (60, 10**6, True),  # somebody else's: later than it may live
+        (600, 10**6, False),
+        (60, "x", True),  # neither does the operator heed it
+        (600, "x", False),
+        (600, "2026-01-01T00:00:00", False),  # without a zone
+    ],
 )
-def test_only_a_lifetime_that_is_another_is_written(seconds: float, said: str, changed: bool) -> None:
-    meta = Metadata(name="sb", annotations={names.ENDS_AT: said} if said else {})
+def test_only_an_earlier_end_is_written(seconds: float, said: float | str | None, changed: bool) -> None:
+    if isinstance(said, int):
+        said = (datetime.now(UTC) + timedelta(seconds=said)).isoformat()
+    meta = Metadata(name="sb", annotations={names.ENDS_AT: str(said)} if said else {})
     spec = types.SandboxSpec("python", max_lifetime=600)
     running = types.SandboxStatus(start_time=datetime.now(UTC))
     assert objects.is_shortened(types.Sandbox(meta, spec, running), seconds) is changed

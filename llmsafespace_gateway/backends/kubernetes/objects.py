@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -150,17 +150,15 @@ def is_decided(sandbox: types.Sandbox) -> bool:
 
 
 def is_shortened(sandbox: types.Sandbox, seconds: float) -> bool:
-    """Whether it is to end earlier, or later, than it says: seconds from now, give or take a few."""
-    began = sandbox.status.start_time
-    if began is None:
+    """Whether `seconds` from now is earlier than the end it has, by more than clocks and answers differ."""
+    ends = grants.ends_at(sandbox)
+    if ends is None:
         return False  # it is being made: its spec says the same
-    said = sandbox.metadata.annotations.get(names.ENDS_AT)
-    ends = began + timedelta(seconds=sandbox.spec.max_lifetime)
-    return said is not None or abs((ends - datetime.now(UTC)).total_seconds() - seconds) > _ABOUT
+    return (ends - datetime.now(UTC)).total_seconds() - seconds > _ABOUT
 
 
 def is_there(sandbox: types.Sandbox) -> bool:
-    """Whether it has a pod that it can be used in, as far as the cluster says."""
+    """Whether its pod exists and it has not ended."""
     return end_of(sandbox) is None and bool(warm_pod_of(sandbox) or sandbox.status.pod_ip)
 
 

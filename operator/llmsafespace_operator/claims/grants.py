@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_operator.claims.egress_token import EgressGrant, granted
-from llmsafespace_operator.resources.types import EgressRule, SandboxProfile, SandboxSpec
+from llmsafespace_operator.resources import names
+from llmsafespace_operator.resources.types import EgressRule, Sandbox, SandboxProfile, SandboxSpec
 
 IDLE_TIMEOUT = 600.0  # seconds, of a Sandbox that names none: as in the REST API
 _SLACK = 600.0  # seconds that a token outlives its sandbox's longest life, for clocks and slow starts
@@ -19,6 +22,18 @@ def limits_of(spec: SandboxSpec) -> Limits:
         idle_timeout=IDLE_TIMEOUT if spec.idle_timeout is None else float(spec.idle_timeout),
         max_lifetime=float(spec.max_lifetime),
     )
+
+
+def ends_at(sandbox: Sandbox) -> datetime | None:
+    """When its life is over, None when nobody knows when it began. A gateway may have shortened it."""
+    if sandbox.status.start_time is None:
+        return None
+    ends = sandbox.status.start_time + timedelta(seconds=sandbox.spec.max_lifetime)
+    with contextlib.suppress(
+        KeyError, ValueError, TypeError
+    ):  # not a time, or one without a zone: of somebody else
+        ends = min(ends, datetime.fromisoformat(sandbox.metadata.annotations[names.ENDS_AT]))
+    return ends
 
 
 def egress_grant(

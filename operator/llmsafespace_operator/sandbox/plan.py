@@ -5,11 +5,11 @@ However far an operator came before it was killed, the same function goes on fro
 
 from __future__ import annotations
 
-import contextlib
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
+from llmsafespace_operator.claims import grants
 from llmsafespace_operator.pods.ends import End, end_of, is_ready, lacks_room, scheduled_at, trouble
 from llmsafespace_operator.pods.room import PAUSE
 from llmsafespace_operator.resources import names
@@ -247,16 +247,9 @@ def _run(seen: Observed) -> Plan:
 
 
 def _lifetime_left(seen: Observed) -> float | None:
-    """Seconds of its life, None when nobody knows when it began. A gateway may have shortened it."""
-    sandbox = seen.sandbox
-    if sandbox.status.start_time is None:
-        return None
-    ends = sandbox.status.start_time + timedelta(seconds=sandbox.spec.max_lifetime)
-    with contextlib.suppress(
-        KeyError, ValueError, TypeError
-    ):  # not a time, or one without a zone: of somebody else
-        ends = min(ends, datetime.fromisoformat(sandbox.metadata.annotations[names.ENDS_AT]))
-    return (ends - seen.now).total_seconds()
+    """Seconds of its life, None when nobody knows when it began."""
+    ends = grants.ends_at(seen.sandbox)
+    return None if ends is None else (ends - seen.now).total_seconds()
 
 
 def _wait_for(seen: Observed, own: Pod) -> Plan:
