@@ -18,6 +18,8 @@ import psutil
 from benchmarks.targets import HttpTarget, ThisGateway
 
 RAW = "jupyter_client"
+# A program that displays `n` pieces of `size` bytes.
+DISPLAYS = "from IPython.display import display_png\nfor _ in range({n}): display_png('x' * {size}, raw=True)"
 Values = dict[str, Any]
 Cell = dict[str, Any]
 LIMIT = 600.0  # seconds for one target's part of a row

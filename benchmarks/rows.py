@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.measuring import RAW, Bench, Values, percentile, timed
+from benchmarks.measuring import DISPLAYS, RAW, Bench, Values, percentile, timed
 from benchmarks.rows_load import LOAD_ROWS
 from benchmarks.targets import HttpTarget, Kernel, RawKernel, ThisGateway
 from benchmarks.websocket_kernel import WebsocketKernel
@@ -277,9 +277,6 @@ async def cpu_per_execute(bench: Bench) -> Values:
         return spent
 
     return await bench.each(bench.gateways, gateway)
-
-
-DISPLAYS = "from IPython.display import display_png\nfor _ in range({n}): display_png('x' * {size}, raw=True)"
 
 
 async def throughput(bench: Bench) -> Values:

@@ -16,15 +16,14 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-from benchmarks.measuring import Bench, Peaks, Values, failed, percentile
+from benchmarks.measuring import DISPLAYS, Bench, Peaks, Values, failed, percentile
 from benchmarks.targets import HttpTarget, ThisGateway
 
-STALLED = "from IPython.display import display_png\nfor _ in range({n}): display_png('x' * {size}, raw=True)"
 DURABLE = "v1.durable.llmsafespace.dev"
 
 
 async def flood(bench: Bench) -> Values:
-    """2 GB of output of a default sandbox: MB/s, percent delivered, and RSS at most of each part, MB."""
+    """2 GB of output of a default sandbox: MB/s, percent delivered, and growth of each part's RSS, MB."""
     lines = max(1000, int(20_000 * min(1.0, bench.scale)))
     code = f"for _ in range({lines}): print('x' * 99_999)"
 
@@ -149,7 +148,7 @@ def _durable_request(code: str) -> bytes:
 async def stalled(bench: Bench) -> Values:
     """Growth of the gateway's memory while 400 MiB wait at a stalled reader, MB, for each kind of stream."""
     count = max(40, int(400 * min(1.0, bench.scale)))
-    code = STALLED.format(n=count, size=1024 * 1024)
+    code = DISPLAYS.format(n=count, size=1024 * 1024)
     text = f"for _ in range({count}): print('x' * {1024 * 1024 - 1})"
     seconds = max(2.0, 8.0 * min(1.0, bench.scale))
 

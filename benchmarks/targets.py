@@ -21,6 +21,9 @@ import psutil
 from jupyter_client.manager import AsyncKernelManager
 
 from benchmarks.websocket_kernel import Outcome, WebsocketKernel
+from llmsafespace_gateway.backends.local.keeper.processes import start_time
+
+GONE = 30.0  # seconds in which a process must have gone that was killed
 
 
 class Kernel(Protocol):
@@ -151,7 +154,10 @@ class HttpTarget:
         return psutil.Process(self.process.pid)
 
     async def end_hard(self) -> None:
-        """End the gateway and all that it has started, whatever state they are in, also if it died before."""
+        """End the gateway and all that it has started, whatever state they are in, also if it died before.
+
+        Raises TimeoutError or subprocess.TimeoutExpired when something does not go.
+        """
         if self.process is None:
             return
         self.process.kill()
@@ -159,7 +165,7 @@ class HttpTarget:
             with contextlib.suppress(psutil.Error):
                 if self._mark in process.environ():
                     process.kill()
-        await asyncio.to_thread(self.process.wait)
+        await asyncio.to_thread(self.process.wait, GONE)
         self.process = None
 
     async def stop(self) -> None:
@@ -222,11 +228,15 @@ class ThisGateway(HttpTarget):
         threading.Thread(target=process.stdout.read, daemon=True).start()
 
     def agents(self) -> list[psutil.Process]:
-        """The agents of this gateway's own sandboxes: each is the first process of its sandbox."""
+        """The agents of this gateway's own sandboxes that live: each is the first process of its sandbox."""
         found = []
         for path in self.data_dir.glob("sandboxes/*/first"):
-            with contextlib.suppress(psutil.NoSuchProcess, OSError, ValueError, IndexError):
-                found.append(psutil.Process(int(path.read_text().split()[0])))
+            with contextlib.suppress(psutil.NoSuchProcess, OSError, ValueError):
+                pid, started = path.read_text().split()
+                agent = psutil.Process(int(pid))
+                same = start_time(agent.pid) == started  # otherwise a later process of this number
+                if same and agent.status() != psutil.STATUS_ZOMBIE:
+                    found.append(agent)
         return found
 
     def agents_and_kernels(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
@@ -240,7 +250,11 @@ class ThisGateway(HttpTarget):
         for agent in self.agents():
             with contextlib.suppress(psutil.NoSuchProcess):
                 agent.kill()
-        while self.agents():  # noqa: ASYNC110
+        deadline = time.monotonic() + GONE
+        while agents := self.agents():
+            if time.monotonic() > deadline:
+                left = ", ".join(str(agent.pid) for agent in agents)
+                raise TimeoutError(f"agents live {GONE:g} s after they were killed: {left}")
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:

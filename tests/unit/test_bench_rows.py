@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import psutil
 import pytest
 
 from benchmarks import __main__ as benchmark
+from benchmarks import targets
 from benchmarks.measuring import Bench, Values
 from benchmarks.peers import EnterpriseGateway, without_orjson
 from benchmarks.table import ratio, shown, table
 from benchmarks.targets import HttpTarget, ThisGateway
+from llmsafespace_gateway.backends.local.keeper.processes import start_time
 
 
 class Server(HttpTarget):
@@ -137,8 +140,6 @@ def test_enterprise_gateway_is_left_out_where_its_python_is_missing(
 
 
 def test_without_orjson_a_kernel_serializes_with_json(tmp_path: Path) -> None:
-    import subprocess
-
     env = {**os.environ, **without_orjson(tmp_path / "shadow")}
     code = "import jupyter_client.session as s; print(getattr(s, 'orjson', None))"
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
@@ -146,13 +147,44 @@ def test_without_orjson_a_kernel_serializes_with_json(tmp_path: Path) -> None:
 
 
 def test_only_the_first_processes_of_its_own_sandboxes_are_a_gateways_agents(tmp_path: Path) -> None:
-    """Neither another gateway's, nor what is gone, nor what was never written whole."""
-    for name, text in {"a": f"{os.getpid()} 1", "b": "4194304 1", "c": "", "d": "x y"}.items():
-        folder = tmp_path / "sandboxes" / name
-        folder.mkdir(parents=True)
-        (folder / "first").write_text(text)
-    assert [agent.pid for agent in ThisGateway(tmp_path).agents()] == [os.getpid()]
+    """Neither another gateway's, nor what is gone, nor what was never written whole, nor a later process."""
+    mine = os.getpid()
+    first(tmp_path / "a", f"{mine} {start_time(mine)}")
+    others = ["4194304 1", "", "x y", f"{mine}", f"{mine} 0", f"{mine} {int(start_time(mine)) - 1}"]
+    for number, text in enumerate(others):
+        first(tmp_path / f"b{number}", text)
+    assert [agent.pid for agent in ThisGateway(tmp_path).agents()] == [mine]
     assert ThisGateway(tmp_path / "other").agents() == []
+
+
+def first(folder: Path, text: str) -> None:
+    """What a keeper writes about the first process of a sandbox."""
+    made = folder.parent / "sandboxes" / folder.name
+    made.mkdir(parents=True)
+    (made / "first").write_text(text)
+
+
+async def test_the_end_of_a_gateway_does_not_wait_for_a_zombie(tmp_path: Path) -> None:
+    """Somebody else has to reap it, and perhaps never does."""
+    with subprocess.Popen(["sleep", "600"]) as sleeper:
+        first(tmp_path / "a", f"{sleeper.pid} {start_time(sleeper.pid)}")
+        async with asyncio.timeout(5):
+            await ThisGateway(tmp_path).stop()
+        assert psutil.Process(sleeper.pid).status() == "zombie"
+        sleeper.wait()
+
+
+async def test_the_end_of_a_gateway_waits_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "GONE", 0.2)
+    with subprocess.Popen(["sleep", "600"]) as sleeper:
+        first(tmp_path / "a", f"{sleeper.pid} {start_time(sleeper.pid)}")
+        monkeypatch.setattr(psutil.Process, "kill", lambda process: None)
+        async with asyncio.timeout(5):
+            with pytest.raises(TimeoutError, match=str(sleeper.pid)):
+                await ThisGateway(tmp_path).stop()
+        sleeper.kill()
 
 
 def test_values_and_ratios() -> None:
