@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation
-from tests.cluster.support_sandboxes import SANDBOX, WARMPOOL, Sandboxes, condition, manifest
+from tests.cluster.support_sandboxes import SANDBOX, WARMPOOL, Sandboxes, condition
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,17 @@ def test_a_cold_start_that_is_refused_does_not_hold_up_the_others(
 ) -> None:
     installation.operator(max_cold_starts=1)
     sandboxes = Sandboxes(installation, kubectl)
-    profile = manifest("SandboxProfile", "nowhere", {"runtimeClassName": "there-is-none"})
-    kubectl.apply(profile, namespace=sandboxes.namespace)
-    sandboxes.apply("refused", useWarmPool=False, profileRef={"name": "nowhere"})
+    limits = {"limits": [{"type": "Container", "max": {"memory": "2Gi"}}]}
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": limits},
+        namespace=sandboxes.namespace,
+    )
+    sandboxes.apply("refused", useWarmPool=False, resources={"memory": "3Gi"})
     eventually(lambda: condition(sandboxes.status("refused"), "Ready")["reason"] == "PodRefused")
     sandboxes.apply("served", useWarmPool=False)
     sandboxes.in_phase("served", "Running")
     kubectl("delete", SANDBOX, "refused", "served", "-n", sandboxes.namespace)
+    kubectl("delete", "limitrange", "small", "-n", sandboxes.namespace)
 
 
 def test_it_says_how_it_is(installation: Installation) -> None:

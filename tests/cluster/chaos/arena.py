@@ -157,7 +157,7 @@ class Arena:
 
     async def _start(self, stack: AsyncExitStack, role: Role, name: str) -> None:
         folder, port = self._installation.folder, free_port()
-        command = self._operator(name, port) if role == "operator" else self._gateway(port)
+        command = self._operator(name, port) if role == "operator" else self._gateway(name, port)
         kubeconfig = folder / f"{name}.kubeconfig"
         victim = Victim(name, f"http://127.0.0.1:{port}", kubeconfig, folder / f"{name}.log", *command)
         road = Road(Faults(), victim.kill, self._ambushes[role])
@@ -173,17 +173,23 @@ class Arena:
         changed = {"identity": name, "http_port": port, "webhook_port": free_port()}
         return ("llmsafespace_operator", "--config", str(self._settings(name, **changed)))
 
-    def _gateway(self, port: int) -> tuple[str, ...]:
+    def _gateway(self, name: str, port: int) -> tuple[str, ...]:
         folder = self._installation.folder
-        (folder / "data").mkdir(exist_ok=True)
+        data = folder / f"{name}.data"  # one that serves has it to itself; the store is everybody's
+        data.mkdir()
         (folder / "first-key").write_text(self._key)
-        values = {"warm_pools": [], "rate_limit": 1e6, "rate_burst": 1_000_000}
+        values = {
+            "warm_pools": [],
+            "rate_limit": 1e6,
+            "rate_burst": 1_000_000,
+            "database_url": f"sqlite:///{folder}/db.sqlite",
+        }
         config = folder / "gateway.json"
         config.write_text(json.dumps({"GatewayApp": values}))
         return (
             *("tests.cluster.chaos.impatient_gateway", ORPHAN_GRACE, "--backend", "kubernetes"),
             *("--kubernetes-settings", str(self._settings("gateways")), "--config", str(config)),
-            *("--port", str(port), "--data-dir", str(folder / "data")),
+            *("--port", str(port), "--data-dir", str(data)),
             *("--first-key-file", str(folder / "first-key")),
         )
 
