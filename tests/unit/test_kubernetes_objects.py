@@ -332,7 +332,12 @@ def test_only_an_earlier_end_is_written(seconds: float, said: float | str | None
     spec = types.SandboxSpec("python", max_lifetime=600)
     running = types.SandboxStatus(start_time=datetime.now(UTC))
     assert objects.is_shortened(types.Sandbox(meta, spec, running), seconds) is changed
-    assert not objects.is_shortened(types.Sandbox(meta, spec), 60)  # it is being made, with this lifetime
+
+
+@pytest.mark.parametrize(("seconds", "changed"), [(600, False), (597, False), (60, True)])
+def test_a_life_is_shortened_before_its_beginning_is_written(seconds: float, changed: bool) -> None:
+    young = types.Sandbox(Metadata(name="sb"), types.SandboxSpec("python", max_lifetime=600))
+    assert objects.is_shortened(young, seconds) is changed
 
 
 def test_each_runtime_is_listed_once_and_as_available_as_it_is() -> None:

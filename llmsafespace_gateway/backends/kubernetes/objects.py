@@ -152,8 +152,8 @@ def is_decided(sandbox: types.Sandbox) -> bool:
 def is_shortened(sandbox: types.Sandbox, seconds: float) -> bool:
     """Whether `seconds` from now is earlier than the end it has, by more than clocks and answers differ."""
     ends = grants.ends_at(sandbox)
-    if ends is None:
-        return False  # it is being made: its spec says the same
+    if ends is None:  # the operator has not written yet when it began: its whole life is before it
+        return sandbox.spec.max_lifetime - seconds > _ABOUT
     return (ends - datetime.now(UTC)).total_seconds() - seconds > _ABOUT
 
 
