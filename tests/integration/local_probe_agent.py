@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 sys.path.insert(0, "/opt/llmsafespace/agent")
@@ -73,9 +74,16 @@ def deadline(params: dict) -> dict:
 
 
 def nonsense(params: dict) -> dict:
-    """Write to the clock what no agent would."""
-    for piece in params["pieces"]:
-        os.write(CLOCK, bytes.fromhex(piece))
+    """Write to the clock what no agent would; the last piece again and again."""
+    pieces = [bytes.fromhex(piece) for piece in params["pieces"]]
+    for piece in pieces:
+        os.write(CLOCK, piece)
+
+    def flood() -> None:
+        while True:
+            os.write(CLOCK, pieces[-1])
+
+    threading.Thread(target=flood, daemon=True).start()
     return {}
 
 

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.local import backend as local_backend
-from llmsafespace_gateway.backends.local import records
+from llmsafespace_gateway.backends.local import launch, records
 
 _spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
 support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
 _spec.loader.exec_module(support)
 
 SOON = 0.5
+LATER = 4.0  # seconds to spare for what must happen before, on a busy machine
+WATCHED = 2.0  # seconds
 
 BUSY = "while True: pass"
 # What code could do to process 1 of its sandbox, or to anything else of its own: made by the test from
@@ -78,6 +81,12 @@ def alive(pids: list[int]) -> list[int]:
     return left
 
 
+def processor_time(pid: int) -> float:
+    """Seconds that a process has run."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 def starve(pid: int) -> None:
     """What an attacker does to process 1: the last to run, on one processor that others keep busy."""
     os.sched_setaffinity(pid, [min(os.sched_getaffinity(0))])
@@ -104,14 +113,11 @@ async def test_a_lifetime_ends_although_the_agent_is_frozen() -> None:
         assert not await backend.living()
 
 
-async def test_a_lifetime_can_become_longer_and_shorter_again() -> None:
+async def test_a_lifetime_can_become_shorter() -> None:
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))
-        for seconds in (SOON, 1000.0):
+        for seconds in (1000.0, 0.0):
             await backend.set_lifetime("sb-a", seconds)
-        await asyncio.sleep(2 * SOON)
-        assert await backend.find("sb-a") is not None
-        await backend.set_lifetime("sb-a", 0.0)
         assert (await end_of(backend))[0] == "expired"
 
 
@@ -126,7 +132,6 @@ async def test_a_lifetime_ends_without_a_gateway() -> None:
 
 
 async def test_a_claim_says_how_long_a_sandbox_may_live() -> None:
-    """Also one that nobody could bind: a gateway that dies between claim and bind leaves nothing for ever."""
     async with support.fresh(pools=[support.pool()]) as backend:
         await support.available(backend, "warm", 1)
         for name in ("sb-warm", "sb-cold"):
@@ -136,10 +141,25 @@ async def test_a_claim_says_how_long_a_sandbox_may_live() -> None:
             assert 0 < until - time.monotonic() - 86400 < 1000
 
 
+async def test_a_gateway_that_dies_after_a_warm_claim_leaves_nothing_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its keeper started without a limit, and no signal told it of the claim's."""
+    monkeypatch.setattr(launch, "TO_BIND", 0.0)
+    async with support.data_folder() as folder:
+        async with support.started(folder, pools=[support.pool()]) as backend:
+            await support.available(backend, "warm", 1)
+            claim = await backend.claim(support.spec("sb-a", limits=Limits(max_lifetime=SOON)))
+            assert claim.start.kind == "warm"
+        await support.eventually(lambda: list((folder / "sandboxes").iterdir()) == [])
+        async with support.started(folder) as backend:
+            assert (await end_of(backend))[0] == "expired"
+
+
 async def test_a_frozen_agents_deadline_ends_the_sandbox_as_timeout() -> None:
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))
-        await support.call(backend, "sb-a", "deadline", seconds=SOON)
+        await support.call(backend, "sb-a", "deadline", seconds=LATER)
         os.kill(first_of(backend, "sb-a"), signal.SIGSTOP)
         end, message = await end_of(backend)
         assert (end, "time limit" in message) == ("timeout", True)
@@ -148,20 +168,25 @@ async def test_a_frozen_agents_deadline_ends_the_sandbox_as_timeout() -> None:
 async def test_a_deadline_that_is_taken_back_in_time_ends_nothing() -> None:
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))
-        for seconds in (SOON, None, SOON, 1000.0):
+        for seconds in (LATER, None, LATER, 1000.0):
             await support.call(backend, "sb-a", "deadline", seconds=seconds)
-        await asyncio.sleep(2 * SOON)
+        await asyncio.sleep(LATER + SOON)
         assert await support.run(backend, "sb-a", "print('here')") == "here"
 
 
 async def test_nonsense_on_the_clocks_pipe_lengthens_no_life_and_keeps_nothing_busy() -> None:
-    """Parts of a moment, the end of time, and more than anybody reads."""
+    """Parts of a moment, the end of time, and more than anybody reads, without an end."""
     pieces = ["ff", "ff" * 7, "ff" * 8, "00" * 8, "01" * 3, "ff" * 60_000]
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))
-        await backend.set_lifetime("sb-a", 4 * SOON)
         await support.call(backend, "sb-a", "nonsense", pieces=pieces)
-        assert (await end_of(backend))[0] in ("expired", "timeout")
+        keeper = records.keeper_of(backend._registry.get("sb-a").folder)
+        assert keeper is not None
+        before = processor_time(keeper)
+        await asyncio.sleep(WATCHED)
+        assert processor_time(keeper) - before < WATCHED / 10
+        await backend.set_lifetime("sb-a", 0.0)
+        assert (await end_of(backend))[0] == "expired"
 
 
 @pytest.mark.parametrize("code", [CROWD, BOMB], ids=["crowd", "bomb"])
@@ -173,11 +198,8 @@ async def test_an_end_leaves_no_process_although_process_1_starves(code: str) ->
         await support.eventually(lambda: len(inside(first)) > 40)
         starve(first)
         living = inside(first)
-        began = time.monotonic()
         assert await backend.destroy("sb-a")
         assert alive(living) == []
-        if os.geteuid() == 0:  # an ordinary user cannot give process 1 its place back, and waits for it
-            assert time.monotonic() - began < 3.0
         assert support.processes_of(backend._data_dir) == []
 
 

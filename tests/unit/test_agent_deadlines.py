@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from llmsafespace_agent.server import deadlines
 from llmsafespace_agent.server.deadlines import Deadlines
+
+NOW = 1000.0  # the faked clock stands still
 
 
 class Pipe:
@@ -27,13 +29,14 @@ class Pipe:
         except BlockingIOError:
             return []
         moments = [int.from_bytes(said[n : n + 8], "little") for n in range(0, len(said), 8)]
-        return [moment and round(moment / 1000 - time.monotonic()) for moment in moments]
+        return [moment and moment / 1000 - NOW for moment in moments]
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     made = Pipe()
     monkeypatch.setattr(deadlines, "_MAY_WAIT", 0.05)
+    monkeypatch.setattr(deadlines, "time", SimpleNamespace(monotonic=lambda: NOW))
     yield made
     os.close(made.reading)
     os.close(made.writing)

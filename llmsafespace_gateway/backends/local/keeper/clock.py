@@ -3,7 +3,8 @@
 Code can slow its agent down, stop it or, at worst, take it over. So two limits are kept here as well:
 
 * The lifetime. The gateway writes when it is over (monotonic seconds, which all processes of a machine
-  share) to the file `until` in the sandbox's folder, and sends SIGHUP. The agent cannot write there.
+  share) to the file `until` in the sandbox's folder, and sends SIGHUP. The agent cannot write there. The
+  file is also read when the gateway is gone: it may have died between a claim and its signal.
 * A running execution's time limit. Before the agent lets something with a limit run, it writes the moment by
   which it will have ended it, grace included, to a pipe: 8 bytes, little-endian, milliseconds of that clock;
   0 when there is none any more. What was said last counts: an agent that cannot take it back (frozen,
@@ -11,6 +12,8 @@ Code can slow its agent down, stop it or, at worst, take it over. So two limits 
 
 Nothing here wakes up before something is due.
 """
+
+# ruff: noqa: SIM105  # contextlib would cost each keeper a few milliseconds and more memory
 
 from __future__ import annotations
 
@@ -42,11 +45,11 @@ class Clock:
         self.look()
 
     def look(self) -> None:
-        """Read again how long the sandbox may live."""
+        """Read again how long the sandbox may live. What was known stays where that cannot be read."""
         try:
             self._live_until = float(read_file(self._until_file))
         except ValueError:
-            self._live_until = None  # nobody's yet
+            pass  # nobody's yet, or too many files are open on this machine
 
     def listen(self) -> bool:
         """Read what the agent has written; False at the end of it. What was said before that goes on."""

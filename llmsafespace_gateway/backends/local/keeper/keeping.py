@@ -227,6 +227,7 @@ class Keeper:
                     poll.unregister(fd)
                     if not os.path.exists(f"{self.folder}/claim.json"):
                         return
+                    self.clock.look()  # the gateway may have claimed it and died before it said so
                 elif fd == self.output:
                     piece = os.read(fd, 65536)
                     if not piece:
