@@ -230,6 +230,7 @@ class Registry:
         except FileNotFoundError:
             return False
         if records.keeper_of(entry.folder) is None:
+            records.remove(entry.folder / "claim.json")  # this id gets another sandbox
             return False
         entry.claimed = claimed
         self._by_id[claimed.sandbox_id] = entry
@@ -329,7 +330,8 @@ class Registry:
             record = EndRecord(sandbox_id=claimed.sandbox_id, end=word or "lost", message=message)
         if record is None:
             log.warning("the record %s of an end cannot be read", path.name)
-        if record is None or record.sandbox_id is None:
+        # A record can name whom a claim was for that came too late: that id is another sandbox's by now.
+        if record is None or record.sandbox_id is None or (entry is not None and claimed is None):
             records.remove(path)
             records.remove(records.reserved(path))
             return record
