@@ -105,3 +105,25 @@ async def test_turns_are_never_lost(who: str) -> None:
         async with line.starts.turn() as waited:
             assert not waited
     assert line.starts._free == 1
+
+
+@pytest.mark.parametrize("granted", [False, True], ids=["before the grant", "after the grant"])
+@pytest.mark.parametrize("pools", [(), ("second",), ("third",), ("second", "third")], ids=str)
+async def test_no_turn_goes_to_those_who_leave_at_the_same_moment(
+    pools: tuple[str, ...], granted: bool
+) -> None:
+    """A waiter that is cancelled stays in its queue until its task runs: nothing may be granted to it."""
+    line = Line(1)
+    await line.join("first")
+    for name in ("second", "third", "fourth"):
+        await line.join(name, pool=name in pools)
+    line.leave["first"].set()
+    if granted:
+        await asyncio.sleep(0)
+    for name in ("second", "third"):
+        line.tasks[name].cancel()
+    await line.settle()
+    assert line.got == ["first", "fourth"]
+    assert all(line.tasks[name].cancelled() for name in ("second", "third"))
+    await line.end()
+    assert line.starts._free == 1

@@ -67,7 +67,8 @@ class Starts:
                 self._free += 1
                 self._grant()
             else:
-                queue.remove(mine)
+                with contextlib.suppress(ValueError):  # a grant has passed it over
+                    queue.remove(mine)
             raise
         return True
 
@@ -75,8 +76,10 @@ class Starts:
         while self._free and (self._people or self._pools):
             overdue = bool(self._pools) and self._overdue(self._pools[0])
             queue = self._pools if overdue or not self._people else self._people
-            self._free -= 1
-            queue.popleft().turn.set_result(None)
+            waiting = queue.popleft()
+            if not waiting.turn.done():  # one that was cancelled is in its queue until its task runs
+                self._free -= 1
+                waiting.turn.set_result(None)
 
     def _overdue(self, waiting: _Waiting) -> bool:
         return asyncio.get_running_loop().time() - waiting.since > PATIENCE
