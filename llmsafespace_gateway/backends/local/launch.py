@@ -32,9 +32,12 @@ SOCKET = "agent.sock"
 START_TIMEOUT = 60.0  # for a keeper's answer
 READY_TIMEOUT = 120.0  # for a parked kernel
 DIAL_TIMEOUT = 10.0
-TO_BIND = READY_TIMEOUT + 120.0  # seconds from the claim to the moment from which a lifetime counts
+_DIAL_AGAIN = 0.05  # seconds after an agent could not be dialled
+TO_BIND = READY_TIMEOUT + 120.0  # seconds that a claim adds to a lifetime: it counts from the bind only
 _BACKLOG = 128
 _FOR_PYTHON = ("LD_LIBRARY_PATH",)  # what the gateway's interpreter may need, its keepers' needs too
+# What asking an agent can raise: it is hostile, and may send no JSON, no UTF-8, or nest too deeply.
+_BROKEN = (ConnectionError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ADDRESS = 100  # bytes of a path that surely fit into a unix socket's address
 
 
@@ -179,7 +182,11 @@ def spawn(python: str, plan: dict[str, Any], inherited: tuple[int, ...]) -> int:
         said = process.communicate(marshal.dumps(plan), START_TIMEOUT)[0].decode("utf-8", "replace")
     except subprocess.TimeoutExpired as error:
         process.kill()
-        process.communicate()
+        for pipe in (process.stdin, process.stdout):  # not read to its end: a detached keeper holds it
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        process.wait()
         raise unavailable("the sandbox's keeper did not start in time") from error
     word, _, rest = said.partition(" ")
     if word != "ok":
@@ -210,10 +217,11 @@ async def ready(folder: Path, token: str) -> Status:
                 raise unavailable("the sandbox ended while it started") from error
             if time.monotonic() > until:
                 raise unavailable("the sandbox's agent did not start in time") from error
+            await asyncio.sleep(_DIAL_AGAIN)  # it may refuse, or hang up, at once
             continue
         try:
             return await asyncio.wait_for(_ask_ready(stream), max(1.0, until - time.monotonic()))
-        except (ConnectionError, TimeoutError, msgspec.DecodeError) as error:
+        except _BROKEN as error:
             raise unavailable("the sandbox's agent failed before a kernel was ready") from error
         finally:
             stream.close()

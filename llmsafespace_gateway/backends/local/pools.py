@@ -243,11 +243,12 @@ class Pools:
             try:
                 entry, problems = await self._start(pool.recipe, pool.spec.key)
             except (ApiError, OSError) as error:
-                pool.failures += 1
-                pool.proven = False
-                pool.retry_at = time.time() + planning.backoff(pool.failures)
-                pool.say("False", "StartFailed", str(error))
                 log.warning("pool %s: %s", pool.spec.name, error)
+                self._failed(pool, str(error))
+                return
+            except Exception as error:  # it must wait before it tries again, whatever went wrong
+                log.exception("pool %s: a start failed", pool.spec.name)
+                self._failed(pool, f"an unexpected error, see the gateway's log: {error}")
                 return
         pool.failures, pool.retry_at, pool.proven = 0, 0.0, True
         pool.ready[entry.state.name] = entry
@@ -255,3 +256,9 @@ class Pools:
             pool.say("True", "PreloadFailed", "; ".join(problems)[:2000])
         else:
             pool.say("True", "Warm")
+
+    def _failed(self, pool: Pool, message: str) -> None:
+        pool.failures += 1
+        pool.proven = False
+        pool.retry_at = time.time() + planning.backoff(pool.failures)
+        pool.say("False", "StartFailed", message)

@@ -27,10 +27,7 @@ def sweep(host: Host, folder: Path) -> EndRecord | None:
     name = folder.name
     ended = host.data_dir / "ended" / f"{name}.json"
     claimed = records.read(folder / "claim.json", Claimed)
-    groups = _cgroups(host, folder)
-    processes.kill_left(files.read_file(str(folder / "first")), groups)
-    for path in groups:
-        processes.remove_cgroup(path)
+    _remove_sandbox(host, folder)
     record = records.read(ended, EndRecord)
     if record is None and claimed is not None:
         message = "the process that kept the sandbox was killed"
@@ -46,15 +43,33 @@ def sweep(host: Host, folder: Path) -> EndRecord | None:
 
 def undo_start(host: Host, folder: Path) -> None:
     """Remove everything of a sandbox that could not be started, its keeper too if that runs already."""
-    until = time.monotonic() + _KEEPER_WITHIN
-    while (pid := records.keeper_of(folder)) is not None and time.monotonic() < until:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(0.02)
+    if not _end_keeper(folder, signal.SIGTERM):
+        _end_keeper(folder, signal.SIGKILL)  # it hangs: what it would have removed is removed here
+        _remove_sandbox(host, folder)
     for name in ("", ".new"):
         records.remove(host.data_dir / "ended" / f"{folder.name}.json{name}")
     if records.keeper_of(folder) is None:
         files.remove_tree(str(folder))
+
+
+def _end_keeper(folder: Path, number: signal.Signals) -> bool:
+    """Send this signal until the keeper is gone; False when it is not within the time for that."""
+    until = time.monotonic() + _KEEPER_WITHIN
+    while (pid := records.keeper_of(folder)) is not None:
+        if time.monotonic() > until:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        time.sleep(0.02)
+    return True
+
+
+def _remove_sandbox(host: Host, folder: Path) -> None:
+    """Kill its processes and remove its cgroups."""
+    groups = _cgroups(host, folder)
+    processes.kill_left(files.read_file(str(folder / "first")), groups)
+    for path in groups:
+        processes.remove_cgroup(path)
 
 
 def _cgroups(host: Host, folder: Path) -> list[str]:

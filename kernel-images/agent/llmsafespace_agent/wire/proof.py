@@ -79,12 +79,15 @@ async def _receive(stream: FrameStream, kind: type[T]) -> T:
         raise ProofError("the peer sent something else than a proof")
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProofError(f"the peer's proof cannot be read: {error}") from error
 
 
 async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, Any]) -> None:
-    """Run the gateway's side and open the stream for `open_`. Raises ProofError, and then closes."""
+    """Run the gateway's side and open the stream for `open_`. Raises ProofError.
+
+    The stream is closed whatever is raised, also when the caller is cancelled.
+    """
     hello = Hello(PROTOCOL, secrets.token_hex(32))
     mark = peer_fingerprint(stream)
     try:
@@ -93,7 +96,7 @@ async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, A
         wanted = _proof(token, "agent", hello.nonce, challenge.nonce, mark)
         if not hmac.compare_digest(wanted.encode(), challenge.proof.encode()):
             raise ProofError("the agent does not hold this sandbox's token")
-    except ProofError:
+    except BaseException:
         stream.abort()
         raise
     answer = Answer(_proof(token, "gateway", hello.nonce, challenge.nonce, mark), open_)
@@ -101,7 +104,7 @@ async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, A
 
 
 async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str) -> dict[str, Any]:
-    """Run the agent's side; returns what the gateway opens. Raises ProofError, and then closes."""
+    """Run the agent's side; returns what the gateway opens. Raises ProofError, and closes as above."""
     try:
         hello = await _receive(stream, Hello)
         if hello.version != PROTOCOL:
@@ -113,7 +116,7 @@ async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str
         wanted = _proof(token, "gateway", hello.nonce, nonce, own_fingerprint)
         if not hmac.compare_digest(wanted.encode(), answer.proof.encode()):
             raise ProofError("the gateway does not hold this sandbox's token")
-    except ProofError:
+    except BaseException:
         stream.abort()
         raise
     return answer.open
