@@ -26,7 +26,7 @@ from llmsafespace_gateway.rest.conversions import WORKSPACE, file_answer, url_pa
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import BYTES, Query, Route
 from llmsafespace_gateway.rest.types import FileAnswer, FileListAnswer, FileMoveBody
-from llmsafespace_gateway.sandboxes.agent_client import unreachable, written
+from llmsafespace_gateway.sandboxes.agent_client import UNREADABLE, unreachable, written
 
 _TIMEOUT = 60.0
 _PIECE = 256 * 1024
@@ -108,7 +108,7 @@ async def _send_file(
         expected = wanted[1] if wanted is not None else info.size
         await call.send(_contents(stream, expected))
         call.finish()
-    except (TimeoutError, ConnectionError, msgspec.DecodeError) as error:
+    except (TimeoutError, ConnectionError, *UNREADABLE) as error:
         raise unreachable() from error
     finally:
         stream.close()
@@ -185,7 +185,7 @@ class FileUpload:
             if kind != FrameKind.JSON:
                 raise unreachable()
             return written(body)
-        except (TimeoutError, ConnectionError, msgspec.DecodeError) as error:
+        except (TimeoutError, ConnectionError, *UNREADABLE) as error:
             raise unreachable() from error
         finally:
             self._stream.close()

@@ -17,6 +17,8 @@ _answers = msgspec.json.Decoder(Answer)
 _written = msgspec.json.Decoder(FileInfo)
 _refused = msgspec.json.Decoder(Error)
 _MAX_MESSAGE = 2000
+# What reading an answer can raise: the agent is hostile, and may send no JSON, no UTF-8, or nest too deeply.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def as_api_error(error: Error) -> ApiError:
@@ -40,7 +42,7 @@ async def opened(stream: FrameStream, timeout: float = CALL_TIMEOUT) -> Opened:
         if kind != FrameKind.JSON:
             raise unreachable()
         answer = msgspec.json.decode(body, type=Opened)
-    except (TimeoutError, ConnectionError, msgspec.DecodeError) as error:
+    except (TimeoutError, ConnectionError, *UNREADABLE) as error:
         stream.abort()
         raise unreachable() from error
     except ApiError:
@@ -53,7 +55,7 @@ async def opened(stream: FrameStream, timeout: float = CALL_TIMEOUT) -> Opened:
 
 
 def written(body: bytes) -> FileInfo:
-    """The agent's answer to an upload. Raises ApiError for its refusal, msgspec.DecodeError for nonsense."""
+    """The agent's answer to an upload. Raises ApiError for its refusal, one of UNREADABLE for nonsense."""
     try:
         return _written.decode(body)
     except msgspec.ValidationError:
@@ -107,7 +109,7 @@ class AgentClient:
             raise as_api_error(got.error)
         try:
             return await bulk.decode(got.result or b"{}", METHODS[method][1])
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise unreachable(f"the sandbox's agent gave a broken answer to {method}") from error
 
     def _received(self, kind: int, body: bytes) -> None:
@@ -118,13 +120,13 @@ class AgentClient:
             return
         try:
             self._answered(_answers.decode(body) if kind == FrameKind.JSON else None)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             self._answered(None)
 
     async def _decoded(self, body: bytes) -> None:
         try:
             self._answered(await asyncio.to_thread(_answers.decode, body))
-        except msgspec.DecodeError:
+        except UNREADABLE:
             self._answered(None)
 
     def _answered(self, answer: Answer | None) -> None:

@@ -27,7 +27,7 @@ async def bind(address: str, port: int, token: str, request: BindRequest) -> Sta
     try:
         async with asyncio.timeout(BIND_TIMEOUT):
             return await _ask(stream, request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BindRefused("the agent's answer cannot be read") from error
     finally:
         stream.close()

@@ -29,7 +29,7 @@ async def problems_of(address: str, token: str) -> list[str]:
             if refusal is not None or answer.error is not None:
                 raise OSError("the agent does not say how it stands")
             told = msgspec.json.decode(answer.result, type=Status).problems
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise OSError("the agent's answer cannot be read") from error
         finally:
             stream.close()
