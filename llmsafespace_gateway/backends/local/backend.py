@@ -191,7 +191,7 @@ class LocalBackend:
     async def _claim_cold(
         self, spec: SandboxSpec, runtime: PreparedRuntime, start: Start, pool: WarmPoolSpec | None
     ) -> Claim:
-        """A sandbox of its own; of a pool that was asked for it has what that preloads."""
+        """Start a sandbox for this request alone, with what `pool`, if the request named one, preloads."""
         tell("Cold", f"a sandbox is started for it: {start.reason}")
         recipe = Recipe(
             runtime=runtime,

@@ -218,10 +218,10 @@ def oom_file(hierarchy: Hierarchy, name: str) -> str | None:
 
 
 def settle_cpu(hierarchy: Hierarchy, name: str, cpu: float, *, bound: bool = True) -> None:
-    """Give a sandbox that is claimed now its share of the processor. Raises OSError.
+    """Give a claimed sandbox its share of the processor. Raises OSError.
 
-    No more than that once it is `bound`: a bind is ours, not its owner's, and would take minutes of a small
-    share.
+    Until it is `bound` it may use at least `_START_CORES`: the bind is our work, not its owner's, and would
+    take minutes with a small share.
     """
     if "cpu" not in hierarchy.folders:
         return

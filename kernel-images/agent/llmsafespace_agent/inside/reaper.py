@@ -50,10 +50,6 @@ class Reaper:
             return
         self._watched[pid] = callback
 
-    def unwatch(self, pid: int) -> None:
-        """Forget the callback of `pid`; the process is still collected."""
-        self._watched.pop(pid, None)
-
     def _collect(self) -> None:
         while True:
             try:

@@ -88,9 +88,11 @@ def _check_ioctl() -> list[Instruction]:
 
 
 def _check_process(index: int) -> list[Instruction]:
-    """A process or thread that is not the agent. 0, the caller itself, cannot be: the agent is its own code.
+    """Any process or thread but number 1, the agent's main thread. 0 means the caller, which is never that.
 
     C libraries pass the number of a thread, not 0: "0 only" would break programs that mean themselves.
+    So the agent's further threads (ZMQ's, its executor's) are not protected, as they have other numbers: code
+    can make them slow. Limits of time hold all the same, by the clock outside (see keeper/clock.py).
     """
     return [_argument(index), (_JEQ, 0, 1, _AGENT), _refuse(errno.EPERM), _PERMIT]
 
