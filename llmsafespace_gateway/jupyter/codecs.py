@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, header_of, pack, unpack
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, header_of, pack, unpack
 from llmsafespace_agent.wire.requests import Error
 from llmsafespace_gateway.sandboxes.relay import Codec, Incoming, WrongFrame
 from llmsafespace_gateway.sandboxes.websocket_frames import BINARY, TEXT
@@ -118,7 +118,7 @@ class LegacyCodec:
             document, *buffers = split_buffers(message)
         try:
             legacy = _legacy.decode(document)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise BadKernelMessage(f"not a kernel message: {error}") from error
         header = bytes(legacy.header)
         channel = legacy.channel or "shell"

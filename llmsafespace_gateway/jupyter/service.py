@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE
 from llmsafespace_gateway.access.principal import (
     ADMIN,
     EXECUTE,
@@ -137,7 +138,7 @@ def permissions(principal: Principal, asked: str) -> dict[str, list[str]]:
     """Of the asked `{resource: [action]}` (JSON), what the caller's key allows. Raises ApiError."""
     try:
         wanted = msgspec.json.decode(asked.encode(), type=dict[str, list[str]]) if asked else {}
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (UnicodeError, *UNREADABLE) as error:
         raise ApiError(
             "invalid_request", 'permissions should be a JSON dict of {"resource": ["action",]}'
         ) from error

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE
 from llmsafespace_agent.wire.requests import (
     FileInfo,
     FileList,
@@ -26,7 +27,7 @@ from llmsafespace_gateway.rest.conversions import WORKSPACE, file_answer, url_pa
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import BYTES, Query, Route
 from llmsafespace_gateway.rest.types import FileAnswer, FileListAnswer, FileMoveBody
-from llmsafespace_gateway.sandboxes.agent_client import UNREADABLE, unreachable, written
+from llmsafespace_gateway.sandboxes.agent_client import unreachable, written
 
 _TIMEOUT = 60.0
 _PIECE = 256 * 1024

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE
 from llmsafespace_agent.wire.requests import METHODS, Answer, Error, FileInfo, Opened, Request
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import STATUS, ApiError
@@ -17,8 +18,6 @@ _answers = msgspec.json.Decoder(Answer)
 _written = msgspec.json.Decoder(FileInfo)
 _refused = msgspec.json.Decoder(Error)
 _MAX_MESSAGE = 2000
-# What reading an answer can raise: the agent is hostile, and may send no JSON, no UTF-8, or nest too deeply.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def as_api_error(error: Error) -> ApiError:

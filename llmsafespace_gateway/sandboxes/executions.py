@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, header_of, unpack
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, header_of, unpack
 from llmsafespace_agent.wire.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.events import (
@@ -174,7 +174,7 @@ async def _decoded(stream: FrameStream, decode: Callable[[int, bytes], list[Even
         while (frame := await frames.next()) is not None:
             try:
                 found = decode(*frame)
-            except (msgspec.DecodeError, BadKernelMessage, UnicodeDecodeError, RecursionError) as error:
+            except (BadKernelMessage, *UNREADABLE) as error:
                 raise broken("output that is not valid") from error
             for event in found:
                 yield event

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from llmsafespace_agent.wire.frames import FrameError, FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, Header, header_of, unpack
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack
 from llmsafespace_agent.wire.requests import Ack, Error, Gap
 from llmsafespace_gateway.sandboxes import notices
 from llmsafespace_gateway.sandboxes.websocket_frames import TEXT, ByteStream, FrameWriter
@@ -199,7 +199,7 @@ class Relay:
             channel, parts = unpack(memoryview(body)[_SEQ:])
             if channel == "iopub" and header_of(parts[0]).msg_type == "status":
                 self._note(_status.decode(parts[3]).execution_state[:32])
-        except (BadKernelMessage, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (BadKernelMessage, *UNREADABLE):
             return  # not ours to judge: it passes through as it is
 
     def _notice_from_agent(self, kind: int, body: bytes) -> None:
@@ -210,7 +210,7 @@ class Relay:
                 self._gap(_gap.decode(body))
             else:
                 self._refused_by_agent(_error.decode(body))
-        except (BadKernelMessage, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (BadKernelMessage, *UNREADABLE) as error:
             self.end(CloseCode.INTERNAL, f"the sandbox broke the protocol: {error}")
 
     def _gap(self, gap: Gap) -> None:

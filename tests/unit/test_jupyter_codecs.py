@@ -110,6 +110,8 @@ def test_durable_keeps_the_sequence_number() -> None:
         "nonsense",
         '{"header": 1, "channel": "nowhere"}',
         '{"header": {}, "channel": 5}',
+        '{"header": {}, "content": ' + "[" * 5000 + "]" * 5000 + "}",
+        b'\0\0\0\1\0\0\0\x08{"header": {"\xff": 1}, "channel": "\xff"}',
         b"",
         b"\0\0",
         struct.pack("!I", 0),

@@ -169,6 +169,24 @@ async def test_durable_frames_keep_their_number_and_acks_follow(bench: Bench) ->
         assert bench.states == ["busy"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b'{"x":' + b"[" * 1900 + b"]" * 1900 + b',"execution_state":"idle"}', b'{"execution_state":"\xff"}'],
+    ids=["nested too deeply", "no UTF-8"],
+)
+async def test_a_status_that_cannot_be_read_passes_through(bench: Bench, content: bytes) -> None:
+    async with await dial(bench, DURABLE) as client:
+        header = b'{"msg_id":"m","msg_type":"status","session":"k"}'
+        bench.agent.send(
+            FrameKind.KERNEL, (1).to_bytes(8, "big"), pack("iopub", [header, b"{}", b"{}", content])
+        )
+        bench.message(2, "iopub", "status", {"execution_state": "busy"})
+        first, second = await client.recv(), await client.recv()
+        assert bytes(unpack(first[8:])[1][3]) == content  # type: ignore[arg-type]
+        assert read(second[8:])[2] == {"execution_state": "busy"}
+        assert bench.states == ["busy"]
+
+
 async def test_replayed_old_numbers_do_not_move_the_cursor_back(bench: Bench) -> None:
     async with await dial(bench, DURABLE) as client:
         bench.message(100, "iopub", "stream", {})

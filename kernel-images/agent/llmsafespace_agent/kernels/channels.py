@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import struct
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ import zmq
 
 from llmsafespace_agent.wire.kernel_messages import CHANNELS
 
+_log = logging.getLogger(__name__)
 DELIMITER = b"<IDS|MSG>"
 PORTS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4}
 _BATCH_MESSAGES = 128
@@ -143,12 +145,17 @@ class Channels:
             socket.send(_ACK + struct.pack(">Q", self._taken), zmq.NOBLOCK)
 
     def _deliver(self, channel: str, frames: list[bytes]) -> None:
+        """Hand a message on. Never raises, or the channel would fall silent: see the module."""
         try:
             start = frames.index(DELIMITER) + 2  # after the signature
         except ValueError:
             return
-        if len(frames) >= start + 4:
+        if len(frames) < start + 4:
+            return
+        try:
             self._receive(channel, frames[start:])
+        except Exception:
+            _log.exception("a message of a kernel on %s was lost", channel)
 
     async def drained(self, timeout: float) -> None:
         """Wait until everything that a dead kernel had sent is delivered.

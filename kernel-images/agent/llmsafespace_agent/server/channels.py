@@ -15,7 +15,13 @@ from llmsafespace_agent.server.messages import Options, Parts
 from llmsafespace_agent.server.principals import session_key
 from llmsafespace_agent.server.reader import Reader
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, Header, header_of, unpack
+from llmsafespace_agent.wire.kernel_messages import (
+    UNREADABLE,
+    BadKernelMessage,
+    Header,
+    header_of,
+    unpack,
+)
 from llmsafespace_agent.wire.requests import Ack, Error, OpenChannels, Opened
 
 if TYPE_CHECKING:
@@ -73,7 +79,7 @@ class ChannelsStream:
                 self._context.advance(self._session, _acks.decode(body).ack)
             else:
                 raise invalid(f"a channels stream takes no frames of kind {kind}")
-        except (BadKernelMessage, msgspec.DecodeError, RecursionError) as error:
+        except (BadKernelMessage, *UNREADABLE) as error:
             self._refuse(invalid(f"not a message for a kernel: {error}"))
         except AgentError as error:
             self._refuse(error)
@@ -159,7 +165,7 @@ def checked_options(metadata: bytes) -> Options:
     """The options of an execution. Raises AgentError for bad ones."""
     try:
         options = messages.options_of(metadata)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise invalid(f"metadata.llmsafespace: {error}") from error
     validation.environment(options.env)
     validation.duration(options.timeout, "timeout")

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE
+
 TOO_LARGE = "llmsafespace_too_large"  # our own kernel's word for a message that it could not send
 MAX_PARTS = 1000  # header, parent, metadata, content and buffers; a reader takes a few more
 STATES = frozenset({"starting", "busy", "idle"})
@@ -49,7 +51,7 @@ def _clean_metadata(part: bytes) -> bytes:
         return part
     try:
         found = _metadata.decode(part.decode())  # some clients ignore bytes that are no UTF-8
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _EMPTY  # another decoder might read it differently
     if _OURS not in found:
         return part
@@ -61,5 +63,5 @@ def too_large(content: bytes) -> TooLarge:
     """What the kernel could not send. Never raises: the kernel may write anything here."""
     try:
         return _too_large.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return TooLarge("a message", 0)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE
 
 AGENT_SESSION = "llmsafespace-agent"
 PROTOCOL_VERSION = "5.4"
 END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 Parts = list[bytes]
+_Count = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what every store can hold
 
 
 class StatusContent(msgspec.Struct):
@@ -25,8 +28,15 @@ class ReplyContent(msgspec.Struct):
     """What an execute_reply's content says about the end."""
 
     status: str = ""
-    execution_count: int | None = None
+    execution_count: _Count | None = None
     ename: str = ""
+
+
+class _Failure(msgspec.Struct):
+    """What stays of a reply that is told as another failure."""
+
+    traceback: list[str] | None = None
+    execution_count: _Count | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ExecuteContent(msgspec.Struct):
@@ -49,6 +59,8 @@ class _Metadata(msgspec.Struct):
 
 _statuses = msgspec.json.Decoder(StatusContent)
 _replies = msgspec.json.Decoder(ReplyContent)
+_failures = msgspec.json.Decoder(_Failure)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _requests = msgspec.json.Decoder(ExecuteContent)
 _metadata = msgspec.json.Decoder(_Metadata)
 _NO_OPTIONS = Options()
@@ -58,7 +70,7 @@ def execution_state(content: bytes) -> str:
     """The state that an iopub `status` tells; '' when it cannot be read."""
     try:
         return _statuses.decode(content).execution_state
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ""
 
 
@@ -66,17 +78,17 @@ def reply_content(content: bytes) -> ReplyContent:
     """What an execute_reply says; an unreadable one counts as an error."""
     try:
         return _replies.decode(content)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ReplyContent("error")
 
 
 def execute_content(content: bytes) -> ExecuteContent:
-    """What an execute_request asks. Raises msgspec.DecodeError (ValidationError) for another content."""
+    """What an execute_request asks. Raises one of UNREADABLE for another content."""
     return _requests.decode(content)
 
 
 def options_of(metadata: bytes | memoryview) -> Options:
-    """The options of an execution. Raises msgspec.DecodeError for options of the wrong types."""
+    """The options of an execution. Raises one of UNREADABLE, such as for options of the wrong types."""
     if b"llmsafespace" not in bytes(metadata):
         return _NO_OPTIONS
     return _metadata.decode(metadata).llmsafespace or _NO_OPTIONS
@@ -157,19 +169,20 @@ def as_failure(parts: Parts, end: str, name: str, text: str) -> Parts:
     """A kernel's reply turned into the failure that it was; count and traceback stay where there are any."""
     content = error_content(name, text)
     try:
-        kernels = msgspec.json.decode(parts[3], type=dict[str, Any])
-    except msgspec.DecodeError:
-        kernels = {}
-    content["traceback"] = kernels.get("traceback") or content["traceback"]
-    if "execution_count" in kernels:
-        content["execution_count"] = kernels["execution_count"]
+        kernels = _failures.decode(parts[3])
+    except UNREADABLE:
+        kernels = _Failure()
+    content["traceback"] = kernels.traceback or content["traceback"]
+    if kernels.execution_count is not msgspec.UNSET:
+        content["execution_count"] = kernels.execution_count
     content["status"] = "error"
     return [parts[0], parts[1], _with_end(parts[2], end), msgspec.json.encode(content), *parts[4:]]
 
 
 def _with_end(metadata: bytes, end: str) -> bytes:
     try:
-        known = msgspec.json.decode(metadata, type=dict[str, Any])
-    except msgspec.DecodeError:
+        metadata.decode()  # what is not looked at stays as it is, and must be UTF-8
+        known: dict[str, Any] = dict(_members.decode(metadata))
+    except UNREADABLE:
         known = {}
     return msgspec.json.encode({**known, "llmsafespace": {"end": end}})

@@ -11,6 +11,7 @@ import msgspec
 
 from llmsafespace_agent.server.errors import AgentError, invalid
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_agent.wire.kernel_messages import UNREADABLE
 from llmsafespace_agent.wire.requests import (
     METHODS,
     Answer,
@@ -165,7 +166,7 @@ class RpcStream:
             if kind != FrameKind.JSON or len(body) > _MAX_REQUEST:
                 raise invalid(f"a request is one JSON frame of at most {_MAX_REQUEST} bytes")
             request = _requests.decode(body)
-        except (AgentError, msgspec.DecodeError, RecursionError) as error:
+        except (AgentError, *UNREADABLE) as error:
             # Without an id there is no way to answer: the stream cannot go on.
             refusal = Error("invalid_request", f"not a request: {error}")
             self._stream.send(FrameKind.JSON, msgspec.json.encode(Opened(error=refusal)))
@@ -203,7 +204,7 @@ class RpcStream:
             self._agent.activity()
         try:
             params = _decoders[request.method].decode(request.params)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise invalid(f"{request.method}: {error}") from error
         return await method(params)
 

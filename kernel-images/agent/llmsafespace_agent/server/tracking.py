@@ -94,7 +94,11 @@ class Tracker:
 
     def replied(self, execution: Execution, parts: Parts) -> Parts:
         """The kernel's reply: returns it as it is told, rewritten only where the kernel does not know."""
-        execution.replies += 1
+        told = self._as_told(execution, parts)
+        execution.replies += 1  # only now: the end of one that could not be read has still to be told
+        return told
+
+    def _as_told(self, execution: Execution, parts: Parts) -> Parts:
         content = messages.reply_content(parts[3])
         execution.execution_count = content.execution_count
         if execution.stop == "timeout":

@@ -15,6 +15,8 @@ import msgspec
 
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
 _MAX_PARTS = 1024
+# What decoding raises for what somebody else wrote: it is no JSON, or is no UTF-8, or nests too deeply.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -73,5 +75,5 @@ def header_of(part: bytes | memoryview) -> Header:
     """The routing fields of a header part. Raises BadKernelMessage when it is not one."""
     try:
         return _header_decoder.decode(part)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BadKernelMessage(f"not a message header: {error}") from error
