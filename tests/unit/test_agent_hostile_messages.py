@@ -219,3 +219,28 @@ async def test_a_message_that_nobody_can_handle_does_not_silence_its_channel(
         assert said[1][:1] == b"\x02"  # the acknowledgement
     finally:
         channels.close()
+
+
+async def test_who_writes_for_ever_in_a_dead_kernels_name_is_not_waited_for(
+    kernel: dict[str, Any], tmp_path: Path
+) -> None:
+    count = 0
+    frames = [b"topic", DELIMITER, b"", b"{}", b"{}", b"{}", b"more"]
+
+    def receive(channel: str, parts: Parts) -> None:
+        nonlocal count
+        count += 1
+        kernel["iopub"].send_multipart(frames)
+
+    channels = Channels(tmp_path, receive)
+    try:
+        assert kernel["iopub"].poll(10_000)
+        for _ in range(2_000):
+            kernel["iopub"].send_multipart(frames)
+        await asyncio.wait_for(channels.drained(0.1), 10)
+        channels.close()
+        before = count
+        await asyncio.sleep(0.05)
+        assert count == before
+    finally:
+        channels.close()

@@ -161,7 +161,8 @@ class Channels:
         """Wait until everything that a dead kernel had sent is delivered.
 
         Its last message is here when iopub's connection has ended, which a forked descendant of the kernel
-        may delay: `timeout` seconds at most.
+        may delay: `timeout` seconds at most. It may also write for ever in the kernel's name: what has then
+        not been read in another `timeout` seconds is given up.
         """
         ended = self._loop.create_future()
 
@@ -175,7 +176,8 @@ class Channels:
             await asyncio.wait([ended], timeout=timeout)
         finally:
             self._loop.remove_reader(self._monitor.fileno())
-        while any(map(_readable, self._sockets.values())):
+        until = self._loop.time() + timeout
+        while self._loop.time() < until and any(map(_readable, self._sockets.values())):
             for channel in PORTS:
                 self._drain(channel)
             await asyncio.sleep(0)
