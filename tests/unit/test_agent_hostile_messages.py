@@ -13,7 +13,7 @@ import zmq
 
 from llmsafespace_agent.kernels.channels import DELIMITER, PORTS, Channels
 from llmsafespace_agent.kernels.factory import KernelStartError
-from llmsafespace_agent.server import cleaning, messages
+from llmsafespace_agent.server import cleaning, messages, tracking
 from llmsafespace_agent.server.context import Context, Setting
 from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.executions import Execution, Executions
@@ -171,6 +171,50 @@ async def test_an_execution_whose_reply_is_lost_is_told_its_end(
         one._received("shell", [HEADER.replace(b"request", b"reply"), HEADER, b"{}", b"{}"])
     one.tracker.kernel_gone("kernel_died", "It died.", unsent=True)
     assert told(one.journal) == ["error", "execute_reply", "status"]
+
+
+# -- an execution that never becomes idle -------------------------------------------------------------
+
+
+class Voice:
+    def __init__(self) -> None:
+        self.killed = asyncio.Event()
+
+    def publish(self, channel: str, parts: Parts, execution: Execution | None = None) -> int:
+        return 1
+
+    def signal_interrupt(self) -> None:
+        """The kernel does not listen."""
+
+    def kill_kernel(self, message: str) -> None:
+        self.killed.set()
+
+    def must_end(self, execution: Execution, seconds: float | None) -> None:
+        """Nobody watches."""
+
+
+@pytest.mark.parametrize("replied", ["before the interrupt", "between two", "never"])
+async def test_one_interrupted_while_queued_has_its_limit_all_the_same(
+    replied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "INTERRUPT_GRACE", 0.01)
+    monkeypatch.setattr(tracking, "_INTERRUPT_FIRST", 0.01)
+    monkeypatch.setattr(tracking, "_INTERRUPT_AGAIN", 0.01)
+    voice = Voice()
+    tracker = tracking.Tracker(voice)
+    run = tracker.add(execution(timeout=0.1))
+    tracker.sent(run)
+    tracker.interrupted(run)
+    tracker.busy(run)
+    if replied == "between two":
+        await asyncio.sleep(0.025)
+    if replied != "never":
+        tracker.replied(run, [HEADER, HEADER, b"{}", b'{"status":"ok"}'])
+        tracker.settle(run)
+    assert not run.ended
+    await asyncio.wait_for(voice.killed.wait(), 5)
+    tracker.kernel_gone("kernel_died", "It was killed.", unsent=True)
+    assert run.ended
 
 
 # -- the sockets --------------------------------------------------------------------------------------

@@ -216,9 +216,9 @@ class Tracker:
 
     def _interrupt_until_ended(self, execution: Execution, attempts: int) -> None:
         """An interrupt that arrives before the code itself runs can be lost, so it is sent again."""
-        if execution.ended or execution.replies:
+        if execution.ended:
             return
-        if attempts == 0:
+        if attempts == 0 or execution.replies:  # it is done, but must still become idle in time
             if execution.timeout is not None:  # whatever the code does with interrupts, its limit holds
                 left = execution.started_at + execution.timeout - time.time()
                 execution.timer = asyncio.get_running_loop().call_later(
