@@ -13,9 +13,10 @@ import zmq
 
 from llmsafespace_agent.kernels.channels import DELIMITER, PORTS, Channels
 from llmsafespace_agent.kernels.factory import KernelStartError
-from llmsafespace_agent.server import cleaning, messages, tracking
+from llmsafespace_agent.server import cleaning, context, messages, tracking
 from llmsafespace_agent.server.context import Context, Setting
 from llmsafespace_agent.server.deadlines import Deadlines
+from llmsafespace_agent.server.errors import AgentError
 from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.gate import Gate
 from llmsafespace_agent.server.journal import Journal
@@ -171,6 +172,24 @@ async def test_an_execution_whose_reply_is_lost_is_told_its_end(
         one._received("shell", [HEADER.replace(b"request", b"reply"), HEADER, b"{}", b"{}"])
     one.tracker.kernel_gone("kernel_died", "It died.", unsent=True)
     assert told(one.journal) == ["error", "execute_reply", "status"]
+
+
+async def test_a_dead_context_says_so_however_much_waited_for_its_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "_PENDING_BYTES", 10_000)
+    one = new_context(tmp_path)
+    first, late = execution(1), execution(2)
+    one.execute(request(first, 9_000), first)
+    with pytest.raises(AgentError, match="could not be started"):
+        await one.start()
+    assert first.end == "kernel_died"
+    one.execute(request(late, 9_000), late)
+    assert late.end == "kernel_died"
+    await one.close("aborted", "It was removed.")
+    third = execution(3)
+    one.execute(request(third, 9_000), third)
+    assert third.end == "kernel_died"
 
 
 # -- an execution that never becomes idle -------------------------------------------------------------

@@ -219,7 +219,7 @@ class Context:
             if kernel is not None:
                 _mute(kernel)
             self.tracker.kernel_gone(end, message, unsent=True)
-            self._pending.clear()
+            self._drop_pending()
             self._announce_death(end)
             if kernel is not None:
                 with contextlib.suppress(TimeoutError):
@@ -289,6 +289,10 @@ class Context:
         waiting, self._pending, self._pending_bytes = self._pending, [], 0
         for pending in waiting:
             self._send(pending)
+
+    def _drop_pending(self) -> None:
+        self._pending.clear()
+        self._pending_bytes = 0
 
     def _answer_for_the_dead(self, channel: str, parts: Parts, head: Header, principal: str) -> None:
         kind = head.msg_type.removesuffix("_request")
@@ -385,8 +389,7 @@ class Context:
         self._doom = None
         self._kernel = None
         self.tracker.kernel_gone(end, message, unsent=True)
-        self._pending.clear()
-        self._pending_bytes = 0
+        self._drop_pending()
         self._announce_death(end)
 
     def _cause(self, pid: int, returncode: int) -> tuple[str, str]:
@@ -436,7 +439,7 @@ class Context:
             )
         except (ValueError, KernelStartError) as error:
             self.tracker.kernel_gone("kernel_died", f"No kernel could be started: {error}.", unsent=True)
-            self._pending.clear()
+            self._drop_pending()
             self._announce_death("kernel_died")
             code = "invalid_request" if isinstance(error, ValueError) else "service_unavailable"
             raise AgentError(code, f"the kernel could not be started: {error}") from error
