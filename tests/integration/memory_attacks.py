@@ -146,6 +146,16 @@ def fill():
         except BlockingIOError: pass
 in_children(fill)
 """,
+    "pipes of processes that nobody may look into": """
+def fill():
+    libc.prctl(4, 0, 0, 0, 0)
+    while True:
+        kept.append(os.pipe()); os.set_blocking(kept[-1][1], False)
+        try:
+            while grab(os.write(kept[-1][1], bytes(65536))): pass
+        except BlockingIOError: pass
+in_children(fill)
+""",
     "large pipes": """
 import fcntl
 while True:
@@ -186,6 +196,25 @@ while True:
         try:
             while took(one.send(bytes(65536))): pass
         except BlockingIOError: pass
+""",
+    "a few TCP connections": """
+server = socket.create_server(("127.0.0.1", 0), backlog=64)
+def pour(one, other):
+    # one way, at the pace of a reader that lets the buffers grow as far as they may
+    one.setblocking(False)
+    got = 0
+    for _ in range(3000):
+        try: got += one.send(bytes(262144))
+        except BlockingIOError: pass
+        if got > 2 * MIB: got -= len(other.recv(65536))
+    try:
+        while True: got += one.send(bytes(65536))
+    except BlockingIOError: pass
+    return got
+while len(kept) < 100:
+    client = socket.create_connection(server.getsockname()); other, _ = server.accept()
+    kept += [client, other]
+    if not (took(pour(client, other)) and took(pour(other, client))): break
 """,
     "page tables": """
 size = 1 << 39

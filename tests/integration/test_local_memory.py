@@ -1,7 +1,7 @@
 """The memory limit holds for every way in which code can take memory, with cgroups and without.
 
-Each attack tries to get four times the limit. It must end as `oom`, or be refused with less than the limit
-and its storage in its hands; the neighbour works, and afterwards the sandbox does, or says how it ended.
+Each attack tries to get four times the limit. It must end as `oom`, or be refused, and never have twice the
+limit and its storage in its hands; the neighbour works.
 """
 
 import contextlib
@@ -78,6 +78,7 @@ MISSED = (
 ALIKE = (
     *("many processes", "POSIX shared memory", "files in every memory file system", "huge System V pages"),
     *("large pipes", "System V semaphores", "terminals", "event descriptors", "shared mappings"),
+    "pipes of processes that nobody may look into",
 )
 
 
@@ -107,7 +108,7 @@ async def the_limit_holds(name: str, backend: Any) -> None:
         held = max(map(int, re.findall(r"held (\d+)", out)), default=0)
         assert end in ("oom", "error", "ok", "kernel_died", ""), (end, out)
         assert "got all" not in out or held <= LIMIT + STORAGE, (end, out[-500:])
-        assert held < attacks.TARGET, (end, out[-500:])
+        assert held <= 2 * (LIMIT + STORAGE), (end, out[-500:])
         assert await agent.execute(backend, "sb-neighbour", f"e-{box}", "print(6 * 7)") == ("ok", "42\n")
         print(f"{name}: {held} MiB, {end}")
     finally:

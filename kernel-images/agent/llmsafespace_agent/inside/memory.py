@@ -10,7 +10,8 @@ by the sizes of these, and are counted as storage.
   neither RSS nor the size of what is still mapped tells. An object counts by the most that was ever seen of
   it, a new one by at least the page faults that its process had meanwhile: each of its pages took one;
 * System V shared memory, messages and semaphores: exact, as this IPC namespace is the sandbox's own;
-* sockets: TCP and UDP by their queues, unix sockets by their number; pipes by the number of descriptors;
+* sockets: TCP and UDP by their queues, as soon as there are more than a few, because one of TCP may grow to
+  many MiB; unix sockets by their number; pipes by the number of descriptors;
 * inodes of memory file systems (an empty file costs 1 KiB and no storage), terminals, memory areas.
 
 All figures lean towards too much for what ordinary programs hardly use, and are exact for what they do.
@@ -28,6 +29,7 @@ from llmsafespace_agent.inside import processes
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _UNIX_SOCKET = 208 * 1024  # what may wait in one: net.core.wmem_default
 _FREE_SOCKETS = 128
+_FREE_INTERNET = 4  # TCP and UDP sockets; reading of them takes milliseconds
 _DESCRIPTOR = 4096  # half of a pipe once its user has many
 _FREE_DESCRIPTORS = 512
 _INODE = 1280
@@ -200,8 +202,14 @@ def _status(pid: int) -> tuple[int, int]:
 
 
 def _descriptors(pid: int) -> int:
+    """The open descriptors of a process; the most that it has had room for where nobody may look into it."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
+    except PermissionError:  # not dumpable, on a kernel before Linux 6.2: 64 or 256 in an ordinary program
+        for line in _read(f"/proc/{pid}/status").splitlines():
+            if line.startswith(b"FDSize:"):
+                return int(line.split()[1])
+        return 0
     except OSError:
         return 0
 
@@ -251,19 +259,41 @@ def remove_system_v() -> None:
 
 def _sockets() -> int:
     """Bytes that wait in sockets of this network namespace."""
-    used = 0
-    for line in _read("/proc/net/sockstat").splitlines():
-        if line.startswith(b"sockets: used"):
-            used = int(line.split()[2])
-    if used <= _FREE_SOCKETS:
+    used, internet = sockets_in_use(_read("/proc/net/sockstat") + _read("/proc/net/sockstat6"))
+    if used <= _FREE_SOCKETS and internet <= _FREE_INTERNET:
         return 0
-    waiting = internet = 0
+    waiting = open_ = 0
     for name in ("tcp", "tcp6", "udp", "udp6"):
-        for line in _read(f"/proc/net/{name}").splitlines()[1:]:
-            sent, _, received = line.split()[4].partition(b":")
-            waiting += int(sent, 16) + int(received, 16)
-            internet += 1
-    return waiting * 2 + max(0, used - internet - _FREE_SOCKETS) * _UNIX_SOCKET
+        bytes_, rows = socket_queues(_read(f"/proc/net/{name}"))
+        waiting += bytes_
+        open_ += rows
+    return waiting * 2 + max(0, used - open_ - _FREE_SOCKETS) * _UNIX_SOCKET
+
+
+def sockets_in_use(sockstat: bytes) -> tuple[int, int]:
+    """Of /proc/net/sockstat and sockstat6: sockets that a process has open, and all of TCP and UDP.
+
+    The latter include connections that were closed or not yet accepted, and still hold what was sent.
+    """
+    used = internet = 0
+    for line in sockstat.splitlines():
+        name, _, figures = line.partition(b":")
+        if name == b"sockets":
+            used = int(figures.split()[1])
+        elif name in (b"TCP", b"UDP", b"TCP6", b"UDP6"):
+            internet += int(figures.split()[1])
+    return used, internet
+
+
+def socket_queues(table: bytes) -> tuple[int, int]:
+    """Of a table such as /proc/net/tcp: bytes that wait, and the sockets among its rows that are open."""
+    waiting = opened = 0
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        sent, _, received = fields[4].partition(b":")
+        waiting += int(sent, 16) + int(received, 16)
+        opened += fields[9] != b"0"  # its inode
+    return waiting, opened
 
 
 def memory_file_systems() -> list[str]:
