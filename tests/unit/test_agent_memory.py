@@ -1,4 +1,4 @@
-"""What is counted of a sandbox's memory where no cgroup charges it."""
+"""What is counted of a sandbox's memory where no cgroup charges it, and what is done when it is too much."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from llmsafespace_agent.inside import memory
+from llmsafespace_agent.inside.inside import Inside
+from llmsafespace_agent.server import watchdog
+from llmsafespace_agent.server.watchdog import Suspect, Watchdog
+from llmsafespace_agent.wire.configuration import SandboxLimits
 
 MIB = 2**20
 
@@ -109,3 +113,98 @@ def test_descriptors_count_also_where_nobody_may_look(
     assert found <= max(256, 4 * pipes)  # an ordinary program stays far below what is free
     assert len(listdir(f"/proc/{pid}/fd")) >= 2 * pipes
     assert memory._descriptors(2**22 + 1) == 0
+
+
+# -- the watchdog -------------------------------------------------------------------------------------
+
+LIMIT = 256 * MIB
+A, B, C = 2**22 + 1, 2**22 + 2, 2**22 + 3  # no processes
+
+
+class Sandbox:
+    """A watchdog whose ledger says what the test wants, and what it did."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}
+        self.suspects: list[int] = []
+        self.killed: list[int] = []
+        self.ended = 0
+        self.now = 100.0
+        limits = SandboxLimits(memory_bytes=LIMIT)
+        self._watchdog = Watchdog(limits, Inside(), self._suspects, self._give_up)
+
+    def _suspects(self) -> list[Suspect]:
+        return [Suspect(pid, lambda pid=pid: self.killed.append(pid)) for pid in self.suspects]  # type: ignore[misc]
+
+    def _give_up(self, reason: str) -> None:
+        self.ended += 1
+
+    def by_process(self) -> dict[int, int]:
+        return dict(self.held)
+
+    def shared_and_kernels(self) -> int:
+        return 0
+
+    def polls(self, count: int, growth: int = 0) -> None:
+        for _ in range(count):
+            self._watchdog._count_all(self, LIMIT, self.now)  # type: ignore[arg-type]
+            self.now += 0.015
+            self.held = {pid: size + growth for pid, size in self.held.items()}
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    monkeypatch.setattr(memory, "exact_total", lambda held: sum(held.values()))
+    return Sandbox()
+
+
+def test_a_killed_kernel_has_time_to_die(sandbox: Sandbox) -> None:
+    sandbox.suspects, sandbox.held = [A, B], {A: 300 * MIB, B: 10 * MIB}
+    sandbox.polls(100)
+    assert set(sandbox.killed) == {A}
+    assert not sandbox.ended
+    sandbox.suspects = [B]  # it is dead, its children are about to be
+    sandbox.polls(20)
+    assert not sandbox.ended
+    sandbox.held = {B: 10 * MIB}
+    sandbox.polls(100)
+    assert not sandbox.ended
+    sandbox.held = {B: 300 * MIB}
+    sandbox.polls(100)
+    assert not sandbox.ended
+
+
+def test_one_that_never_dies_ends_the_sandbox(sandbox: Sandbox) -> None:
+    sandbox.suspects, sandbox.held = [A], {A: 300 * MIB}
+    sandbox.polls(int((watchdog._DYING + 1) / 0.015))
+    assert sandbox.ended
+
+
+def test_nothing_to_kill_ends_the_sandbox_soon(sandbox: Sandbox) -> None:
+    sandbox.held = {C: 300 * MIB}
+    sandbox.polls(19)
+    assert not sandbox.ended
+    sandbox.polls(1)
+    assert sandbox.ended
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["the kernel is gone", "the kernel is still there"])
+def test_who_takes_more_meanwhile_ends_the_sandbox_soon(gone: bool, sandbox: Sandbox) -> None:
+    sandbox.suspects, sandbox.held = [A], {A: 10 * MIB, C: 290 * MIB}
+    sandbox.polls(1)
+    if gone:
+        sandbox.suspects, sandbox.held = [], {C: 290 * MIB}
+    sandbox.polls(25, growth=60 * MIB)
+    assert sandbox.killed[0] == A
+    assert sandbox.ended
+
+
+def test_time_over_the_limit_is_not_added_up(sandbox: Sandbox) -> None:
+    """Also where what processes share makes it seem too much all the time."""
+    for _ in range(5):
+        sandbox.held = {C: 300 * MIB}
+        sandbox.polls(10)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory, "exact_total", lambda held: LIMIT // 2)
+            sandbox.polls(1)
+    assert not sandbox.ended

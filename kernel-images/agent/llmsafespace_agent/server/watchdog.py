@@ -22,7 +22,9 @@ _PERIOD = 0.1
 _SHORTEST, _LONGEST = 0.01, 0.25  # between counts of everything
 _RATE = 6 * 1024**3  # bytes a second that the fastest allocators take
 _SHARE, _SHARE_WHEN_NEAR = 0.1, 0.5  # of a processor, that counting may take
-_HELPLESS = 20  # polls over the limit with nothing left to kill, after which the sandbox ends
+_HELPLESS = 20  # polls over the limit without hope, after which the sandbox ends
+_DYING = 2.0  # seconds that what was killed may take to be gone: it needs a processor for that
+_GROWTH = 0.25  # of the limit: what is taken meanwhile is not taken by what was killed
 _SELDOM = 0.3  # seconds between exact counts while there is much room, for they cost time
 _NEAR = 0.8  # below this share of the limit nothing is looked at more closely
 
@@ -55,6 +57,9 @@ class Watchdog:
         # Only process 1 of its own namespaces may take all that these hold for its own.
         self._ledger = memory.Ledger() if limits.cgroup is None and os.getpid() == 1 else None
         self._helpless = 0
+        self._over: int | None = None  # what was used when the limit was found to be exceeded
+        self._killed: set[int] = set()  # since then
+        self._dying_until = 0.0
         self._kills = self._group.kills() if self._group is not None else 0
         self._last = 0
         self._exact_after = 0.0
@@ -107,7 +112,7 @@ class Watchdog:
         period = _PERIOD
         if self._limit is not None and self._near():
             if self._ledger is not None:
-                self._count_all(self._ledger, self._limit)
+                self._count_all(self._ledger, self._limit, began)
                 period = max(_SHORTEST, min(_LONGEST, (self._limit - self._last) / _RATE))
             else:
                 self._last = self._memory(began)
@@ -116,23 +121,36 @@ class Watchdog:
         share = _SHARE if self._last < _NEAR * (self._limit or 0) else _SHARE_WHEN_NEAR
         self._timer = loop.call_later(max(period, (loop.time() - began) / share), self._poll)
 
-    def _count_all(self, ledger: memory.Ledger, limit: int) -> None:
+    def _count_all(self, ledger: memory.Ledger, limit: int, now: float) -> None:
+        """Count, and end what uses most while it is too much; when that cannot help, the sandbox.
+
+        Killed processes hold their memory until they are gone, which takes long on a busy machine. That does
+        not count as helpless for a while, unless more is taken in the meantime: others take it then.
+        """
         held = ledger.by_process()
         common = ledger.shared_and_kernels()
         self._last = sum(held.values()) + common
+        if self._last >= limit:
+            self._last = memory.exact_total(held) + common
         if self._last < limit:
-            self._helpless = 0
+            self._helpless, self._over = 0, None
+            self._killed.clear()
             return
-        self._last = memory.exact_total(held) + common
-        if self._last < limit:
-            return
+        if self._over is None:
+            self._over = self._last
         if memory.system_v() > limit // 10:
             memory.remove_system_v()  # what is attached stays until its processes are gone
         suspects = [
             (sum(held.get(pid, 0) for pid in self._inside.family(one.pid)), one) for one in self._suspects()
         ]
         if suspects:
-            max(suspects, key=lambda pair: pair[0])[1].kill()
+            largest = max(suspects, key=lambda pair: pair[0])[1]
+            if largest.pid not in self._killed:
+                self._killed.add(largest.pid)
+                self._dying_until = now + _DYING
+            largest.kill()
+        if now < self._dying_until and self._last < self._over + _GROWTH * limit:
+            return
         self._helpless += 1
         if self._helpless >= _HELPLESS:
             self._give_up("The sandbox has used more memory than its limit.")
