@@ -13,7 +13,7 @@ import uvloop
 from jupyter_core.application import JupyterApp
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode, default
 
-from llmsafespace_agent.wire.memory import keep_freed_memory
+from llmsafespace_agent.allocator import keep_freed_memory
 from llmsafespace_gateway import configuration, logs, wiring
 from llmsafespace_gateway.access import commands as key_commands
 from llmsafespace_gateway.configuration import CommaSeparated

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from llmsafespace_agent.wire.memory import keep_freed_memory
+from llmsafespace_agent.allocator import keep_freed_memory
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
