@@ -5,8 +5,9 @@ the first failure after the gateway was last heard, never from when the connecti
 old connection has as much patience as a young one, and a second break has as much as the first.
 
 A gateway that is heard only for moments (each connection breaks before it brings anything new) must not keep
-a call for ever: a connection that only lasted starts the count anew a limited number of times, one that
-brought something new (`heard`) any number of times.
+a call for ever. A connection that brought something new (`heard`), or outlived the whole patience, starts the
+count anew any number of times; one that only lasted a while does so a limited number of times. After that its
+time does not count either, but each such connection costs some of the patience.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ RETRY_FOR = 60.0  # seconds to ride out a gateway that restarts
 FIRST_CONTACT = 3.0  # seconds to try when nothing ever answered at this address: the URL may be wrong
 BUSY_FOR = 10.0  # seconds to repeat what the gateway itself answers with "unavailable" from the start
 STABLE = 5.0  # seconds after which a connection counts as one that worked
-_MOST_SPELLS = 10  # connections in a row that worked but brought nothing new
+_MOST_SPELLS = 10  # connections in a row that lasted a while, brought nothing new, and cost nothing
+_SPELL_COST = 10.0  # seconds of patience that each further one costs
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 1.0
 
 
@@ -55,9 +57,8 @@ class Patience:
         kept, and which is raised itself in the end. Raises GatewayUnavailable when patience is at its end.
         """
         refusal = error if isinstance(error, GatewayUnavailable) else None
-        if held >= STABLE and self._spells < _MOST_SPELLS:
-            self._since, self._delay = None, _FIRST_DELAY
-            self._spells += 1
+        if held >= STABLE:
+            self._lasted(held)
         self._busy = self._busy and refusal is not None and refusal.by_gateway
         if self._since is None:
             self._since = now()
@@ -67,6 +68,14 @@ class Patience:
             raise refusal or self._given_up(error) from error
         await asyncio.sleep(pause)
         self._delay = min(self._delay * 1.6, _LONGEST_DELAY)
+
+    def _lasted(self, held: float) -> None:
+        self._delay = _FIRST_DELAY
+        self._spells = 0 if held >= RETRY_FOR else self._spells + 1
+        if self._spells <= _MOST_SPELLS or self._since is None:
+            self._since = None
+        else:
+            self._since += max(0.0, held - _SPELL_COST)
 
     def _limit(self) -> float:
         if self._busy:

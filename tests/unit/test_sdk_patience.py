@@ -196,6 +196,44 @@ async def test_connections_that_bring_nothing_end_too(clock: Clock, client: Tran
     assert clock.time < 1000 + 20 * 20
 
 
+async def away(clock: Clock, waits: Patience, seconds: float) -> None:
+    """No attempt succeeds for so long."""
+    until = clock.time + seconds
+    while clock.time < until:
+        await waits.wait(ConnectionRefusedError())
+
+
+@pytest.mark.parametrize("age", [60.0, 3600.0, 86400.0])
+async def test_an_idle_connection_may_break_any_number_of_times(
+    clock: Clock, client: Transport, age: float
+) -> None:
+    """A notebook that is left alone through restarts of its gateway: each break has the whole patience."""
+    client.note_contact()
+    waits = Patience(client)
+    for _ in range(50):
+        clock.jump(age)
+        await waits.wait(ConnectionResetError(), held=age)
+        await away(clock, waits, patience.RETRY_FOR - 2)
+
+
+@pytest.mark.parametrize("age", [6.0, 30.0, 59.0])
+async def test_each_break_of_a_young_connection_is_tried_again(
+    clock: Clock, client: Transport, age: float
+) -> None:
+    """However many came before it: a limited number of connections, and no break that is fatal at once."""
+    client.note_contact()
+    waits = Patience(client)
+    broken = 0
+    with pytest.raises(GatewayUnavailable):
+        while broken < 100:
+            clock.jump(age)
+            await waits.wait(ConnectionResetError(), held=age)
+            broken += 1
+            if broken <= 12:
+                await away(clock, waits, 5)
+    assert 12 < broken < 30
+
+
 # -- a gateway that says that it cannot ----------------------------------------------------------------
 
 
