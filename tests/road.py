@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -20,10 +21,11 @@ class Road:
 
     `closed` refuses new connections; `cut` ends those that are there; `silence` leaves them open and
     forwards nothing more in either direction; `unavailable` answers that many new connections with 503;
-    `cut_after` lists after how many bytes from the gateway each further connection breaks.
+    `cut_after` lists after how many bytes from the gateway each further connection breaks. `buffer` is how
+    many bytes each of its sockets takes and does not forward yet; None leaves that to the system.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, buffer: int | None = None) -> None:
         self.port = 0
         self.connections = 0
         self.unavailable = 0
@@ -33,6 +35,7 @@ class Road:
         self.on_bytes: Callable[[int], None] | None = None  # hears how many bytes came from the gateway
         self.silent_from_start = False
         self._target = port
+        self._buffer = buffer
         self._ways: set[_Way] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -104,6 +107,9 @@ class Road:
         except OSError:
             writer.transport.abort()
             return
+        for end in (writer, far_writer) if self._buffer is not None else ():
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, self._buffer)
         way = _Way(self, writer, far_writer, self.cut_after.pop(0) if self.cut_after else None)
         way.silent = self.silent_from_start
         self._ways.add(way)

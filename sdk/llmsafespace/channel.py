@@ -1,8 +1,9 @@
 """A kernel's websocket over the durable subprotocol, kept open: it reconnects and goes on where it was.
 
 Each message has a sequence number; `cursor` is the last one taken. A connection that breaks, or that has
-gone silent (no message and no answer to a ping), is made anew with `?after=cursor`, and what has no reply yet
-is sent again: nothing is lost, and the sandbox runs each id once. How long that is tried, see patience.py.
+gone silent (no byte moves, and no answer to a ping comes), is made anew with `?after=cursor`, and what has no
+reply yet is sent again: nothing is lost, and the sandbox runs each id once. How long that is tried, see
+patience.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
@@ -26,8 +27,19 @@ from llmsafespace.transport import Transport, segment
 
 _BROKEN = (OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, asyncio.TimeoutError, TimeoutError)
 PING_AFTER = 15.0  # seconds of silence
-PONG_WITHIN = 20.0  # seconds, after which the peer counts as gone
+PONG_WITHIN = 20.0  # seconds in which no byte moves, after which the peer counts as gone
+MAX_MESSAGE = 64 * 1024 * 1024  # bytes; a larger one closes the connection, with all that it carries
+_LOOKS = 5  # whether bytes have moved, within PONG_WITHIN
 _REFUSED = {1003: "not understood", 1007: "not understood", 1009: "too large"}  # close codes, RFC 6455, 7.4.1
+
+
+def check_size(frame: bytes) -> None:
+    """Raise InvalidRequest for a message that the gateway does not take."""
+    if len(frame) > MAX_MESSAGE:
+        raise InvalidRequest(
+            f"the message is too large: {len(frame)} bytes, and at most {MAX_MESSAGE} are possible; "
+            "put large data into a file of the sandbox"
+        )
 
 
 class Listener(Protocol):
@@ -56,6 +68,29 @@ class Listener(Protocol):
         """Returns when more may be read."""
 
 
+class _Connection(ClientConnection):
+    """Knows when bytes last moved: a large message on a slow road is alive long before it is whole."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.moved = patience.now()
+        self._came = False
+        self._unsent = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio with what has come."""
+        self.moved, self._came = patience.now(), True
+        super().data_received(data)
+
+    def has_moved(self) -> bool:
+        """Whether, since this was last asked, bytes came, or the socket took some that waited."""
+        unsent = _unsent(self.transport)
+        if unsent < self._unsent:
+            self.moved, self._came = patience.now(), True
+        moved, self._came, self._unsent = self._came, False, unsent
+        return moved
+
+
 class Channel:
     """The connection to one kernel. It is opened by `start()`, and anew whenever it breaks.
 
@@ -72,13 +107,13 @@ class Channel:
     ) -> None:
         self.cursor = cursor
         self._patience = Patience(transport)
-        self._heard = self._alive = patience.now()  # the last message; the last sign of life
-        self._cut_off = False  # by us, as it had gone silent
+        self._heard = patience.now()  # when the last message came
+        self._silent_since: float | None = None  # of a connection that we cut, as it had gone silent
         self._held_up = False  # by a reader that is behind: nothing is read, so nothing can be heard
         self._transport = transport
         self._path = f"/api/kernels/{segment(kernel_id)}/channels?session_id={segment(session)}"
         self._listener = listener
-        self._socket: ClientConnection | None = None
+        self._socket: _Connection | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
@@ -93,6 +128,11 @@ class Channel:
         """When the last message came, or the connection was made."""
         return self._heard
 
+    @property
+    def held_up(self) -> bool:
+        """True while nothing is read, since a reader is behind."""
+        return self._held_up
+
     async def quiet(self, seconds: float) -> bool:
         """True when nothing has come for so long although somebody listened, and nothing is on its way.
 
@@ -103,7 +143,7 @@ class Channel:
         if connection is None or self._held_up or patience.now() - heard < seconds:
             return False
         with contextlib.suppress(ConnectionClosed, asyncio.TimeoutError, TimeoutError):
-            await self._ping(connection)
+            await asyncio.wait_for(self._pong(connection), PONG_WITHIN)
             return self._socket is connection and self._heard == heard and not self._held_up
         return False
 
@@ -150,8 +190,8 @@ class Channel:
                 made, connected = patience.now(), False
                 try:
                     async with await self._dial() as connection:
-                        made = self._alive = self._heard = patience.now()
-                        connected, self._cut_off = True, False
+                        made = self._heard = patience.now()
+                        connected, self._silent_since = True, None
                         await self._use(connection)
                 except _BROKEN as error:
                     refusal = _refusal(error)
@@ -163,7 +203,7 @@ class Channel:
                     if not self._listener.wanted:
                         return  # nothing is awaited from here on, so that start() sees that this is over
                     # What the peer ended lived to its end; what went silent, to its last sign of life.
-                    lived_to = self._alive if self._cut_off else patience.now()
+                    lived_to = patience.now() if self._silent_since is None else self._silent_since
                     await self._patience.wait(error, held=lived_to - made if connected else 0.0)
         except SandboxError as error:
             self._listener.on_lost(error)
@@ -175,7 +215,7 @@ class Channel:
         finally:
             self._set(None)
 
-    async def _use(self, connection: ClientConnection) -> None:
+    async def _use(self, connection: _Connection) -> None:
         """Read to the connection's end, which comes too when the peer no longer answers."""
         pulse = asyncio.ensure_future(self._feel_pulse(connection))
         try:
@@ -184,35 +224,44 @@ class Channel:
         finally:
             pulse.cancel()
 
-    async def _feel_pulse(self, connection: ClientConnection) -> None:
-        """Ping after a silence, and cut a connection on which nothing comes back.
-
-        Not while a slow reader holds us up: pongs wait behind messages that are not read then.
-        """
+    async def _feel_pulse(self, connection: _Connection) -> None:
+        """Ping after a silence, and cut a connection on which nothing comes back."""
         while True:
             await asyncio.sleep(PING_AFTER)
-            if self._held_up or patience.now() - self._heard < PING_AFTER:
+            if self._held_up or patience.now() - connection.moved < PING_AFTER:
                 continue
-            before = self._heard
             try:
-                await self._ping(connection)
+                await self._pong(connection)
             except ConnectionClosed:
                 return
             except (asyncio.TimeoutError, TimeoutError):
-                if self._heard == before and not self._held_up:
-                    self._cut_off = True
-                    connection.transport.abort()
+                self._silent_since = connection.moved
+                connection.transport.abort()
+                return
+
+    async def _pong(self, connection: _Connection) -> None:
+        """Ping, and wait for the answer as long as bytes move. Raises TimeoutError, ConnectionClosed.
+
+        Ping and pong wait behind messages of any size. While a slow reader holds us up they wait as well.
+        """
+        answer = asyncio.ensure_future(_ping(connection))
+        still = 0
+        try:
+            while still < _LOOKS:
+                done, _ = await asyncio.wait({answer}, timeout=PONG_WITHIN / _LOOKS)
+                if done:
+                    answer.result()
                     return
+                still = 0 if connection.has_moved() or self._held_up else still + 1
+        finally:
+            answer.cancel()
+        raise asyncio.TimeoutError
 
-    async def _ping(self, connection: ClientConnection) -> None:
-        pong = await asyncio.wait_for(connection.ping(), PONG_WITHIN)
-        await asyncio.wait_for(asyncio.shield(pong), PONG_WITHIN)
-        self._alive = patience.now()
-
-    async def _dial(self) -> ClientConnection:
+    async def _dial(self) -> _Connection:
         endpoint = self._transport.endpoint
         path = self._path if self.cursor is None else f"{self._path}&after={self.cursor}"
         options: dict[str, Any] = {
+            "create_connection": _Connection,
             "subprotocols": [Subprotocol(messages.DURABLE)],
             "additional_headers": endpoint.headers,
             "compression": None,
@@ -223,16 +272,18 @@ class Channel:
             "user_agent_header": None,
         }
         if endpoint.socket is not None:
-            return await unix_connect(endpoint.socket, f"ws://localhost{path}", **options)
+            return cast(
+                "_Connection", await unix_connect(endpoint.socket, f"ws://localhost{path}", **options)
+            )
         if endpoint.url.startswith("https:"):
             options["ssl"] = tls_context()
         if endpoint.is_local:
             options["proxy"] = None
-        connection = await connect(endpoint.websocket_url + path, **options)
+        connection = cast("_Connection", await connect(endpoint.websocket_url + path, **options))
         keep_alive(connection.transport.get_extra_info("socket"))
         return connection
 
-    async def _resume(self, connection: ClientConnection) -> None:
+    async def _resume(self, connection: _Connection) -> None:
         if connection.subprotocol != messages.DURABLE:
             raise GatewayUnavailable(
                 f"the server at {self._transport.endpoint.url} does not speak {messages.DURABLE}: "
@@ -246,13 +297,13 @@ class Channel:
                 await connection.send(frame)
             self._set(connection)
 
-    def _set(self, connection: ClientConnection | None) -> None:
+    def _set(self, connection: _Connection | None) -> None:
         self._socket = connection
         self._changed.set()
 
-    async def _read(self, connection: ClientConnection) -> None:
+    async def _read(self, connection: _Connection) -> None:
         async for data in connection:
-            self._heard = self._alive = patience.now()
+            self._heard = patience.now()
             if isinstance(data, str):
                 self._take_text(data)
                 continue
@@ -266,7 +317,7 @@ class Channel:
                 await self._listener.ready_for_more()
             finally:
                 self._held_up = False
-            self._heard = self._alive = patience.now()
+            self._heard = patience.now()
         raise ConnectionResetError("the gateway closed the connection")
 
     def _take_text(self, data: str) -> None:
@@ -279,6 +330,17 @@ class Channel:
         elif isinstance(error, dict):
             refused = error_for(400, document)
             self._listener.on_refused(str(refused.details.get("execution", "")), refused)
+
+
+async def _ping(connection: ClientConnection) -> None:
+    await asyncio.shield(await connection.ping())
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the socket has not taken yet."""
+    # asyncio's TLS transports count only what is not encrypted yet; the rest waits in the one beneath.
+    beneath = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return transport.get_write_buffer_size() + (beneath.get_write_buffer_size() if beneath else 0)
 
 
 def _refusal(error: BaseException) -> SandboxError | None:

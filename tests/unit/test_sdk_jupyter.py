@@ -9,7 +9,8 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.session import Session
 
-from llmsafespace import cli
+from llmsafespace import channel, cli, messages
+from llmsafespace.jupyter.bridge import Bridge
 from llmsafespace.jupyter.install import kernel_json
 from llmsafespace.jupyter.provisioner import portable, sandbox_env
 from llmsafespace.jupyter.zmq_messages import Signer, WrongSignature, address
@@ -74,3 +75,27 @@ def test_a_bad_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_other_runtimes() -> None:
     assert kernel_json(runtime="bash")["language"] == "bash"
     assert kernel_json(runtime="bash")["display_name"] == "Bash (sandbox)"
+
+
+@pytest.mark.parametrize(
+    ("where", "kind", "answers"),
+    [
+        ("shell", "execute_request", ["error", "execute_reply", "status"]),
+        ("control", "debug_request", ["error", "debug_reply", "status"]),
+        ("shell", "comm_msg", ["error", "status"]),
+    ],
+)
+async def test_a_message_that_no_gateway_takes_is_answered_here(
+    monkeypatch: pytest.MonkeyPatch, where: str, kind: str, answers: list[str]
+) -> None:
+    """Sent, it would end the connection of everything else that runs."""
+    monkeypatch.setattr(channel, "MAX_MESSAGE", 1000)
+    bridge = Bridge({}, print)
+    header = json.dumps({"msg_id": "m", "msg_type": kind, "session": "s"}).encode()
+    await bridge._from_client(where, [header, b"{}", b"{}", b"{}", bytes(1000)])
+    told = [bridge._outgoing.get_nowait() for _ in range(bridge._outgoing.qsize())]
+    assert [message.header().msg_type for message in told] == answers
+    assert [message.parent().msg_id for message in told] == ["m"] * len(told)
+    assert [message.channel for message in told] == ["iopub", *[where] * (len(told) - 2), "iopub"]
+    assert "too large" in messages.decode_object(told[0].parts[3])["evalue"]
+    assert list(bridge.unanswered()) == []

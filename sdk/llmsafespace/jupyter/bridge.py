@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmsafespace import messages
-from llmsafespace.channel import Channel
-from llmsafespace.errors import SandboxEnded, SandboxError
+from llmsafespace.channel import Channel, check_size
+from llmsafespace.errors import InvalidRequest, SandboxEnded, SandboxError
 from llmsafespace.jupyter.sockets import KernelSockets
 from llmsafespace.messages import Message
 from llmsafespace.sandbox import AsyncSandbox
@@ -102,6 +102,11 @@ class Bridge:
             await self._shutdown(channel, parts)
             return
         frame = messages.pack(channel, parts)
+        try:
+            check_size(frame)
+        except InvalidRequest as error:
+            self._refuse(frame, error)
+            return
         if header.msg_type in _REPEATABLE:
             self._unanswered[header.msg_id] = frame
             if self._channel is not None and not await self._channel.send(frame):
@@ -143,14 +148,22 @@ class Bridge:
         self._outgoing.put_nowait(Message("iopub", [header, b"{}", b"{}", content]))
 
     def on_refused(self, execution: str, error: SandboxError) -> None:
-        """Answer a request that the sandbox does not carry out as a kernel does: an error, then idle."""
+        """Answer a request that the sandbox does not carry out."""
         frame = self._unanswered.pop(execution, None)
         if frame is None:
             log.warning("the sandbox refused a message: %s", error)
-            return
-        parent = bytes(messages.unpack(frame).parts[0])
+        else:
+            self._refuse(frame, error)
+
+    def _refuse(self, frame: bytes, error: SandboxError) -> None:
+        """Answer a message that is not carried out as a kernel does: an error, the reply, then idle."""
+        refused = messages.unpack(frame)
+        parent, kind = bytes(refused.parts[0]), refused.header().msg_type
+        log.warning("%s was refused: %s", kind, error)
         content = {"status": "error", "ename": error.code, "evalue": error.message, "traceback": []}
-        said = [("iopub", "error", content), ("shell", "execute_reply", content)]
+        said: list[tuple[str, str, dict[str, Any]]] = [("iopub", "error", content)]
+        if kind.endswith("_request"):
+            said.append((refused.channel, f"{kind.removesuffix('_request')}_reply", content))
         said.append(("iopub", "status", {"execution_state": "idle"}))
         for channel, kind, document in said:
             header = json.dumps(messages.header(kind, messages.new_id())).encode()
