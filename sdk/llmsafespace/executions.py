@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +235,7 @@ async def follow(
     *,
     after: int = 0,
     request: dict[str, Any] | None = None,
-) -> AsyncIterator[Sequence[Event]]:
+) -> AsyncGenerator[Sequence[Event], None]:
     """The events of an execution over HTTP, from behind `after`, going on after a lost connection.
 
     `request` (a body of POST …/execute that carries the id) starts it first, unless it runs already.

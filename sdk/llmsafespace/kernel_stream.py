@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llmsafespace import messages, patience
-from llmsafespace.channel import Channel
+from llmsafespace.channel import Channel, check_size
 from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout
-from llmsafespace.events import End
+from llmsafespace.events import End, Event
 from llmsafespace.messages import Message
 from llmsafespace.subscription import IDLE_GRACE, Subscription
 from llmsafespace.transport import Transport
 
 _LOOK_EVERY = 10.0  # seconds between two questions how an execution ended
+_MOST_LOOKS = 3  # questions that find no end of an overdue execution, while its kernel says something
 _PAUSE_AT = 32 * 1024 * 1024  # bytes that may wait for a slow reader before the connection does
 
 
@@ -37,7 +39,10 @@ class KernelStream:
         options: Mapping[str, Any] | None = None,
         allow_stdin: bool = False,
     ) -> Subscription:
-        """Send an execute_request; `options` go into its metadata for the sandbox's agent."""
+        """Send an execute_request; `options` go into its metadata for the sandbox's agent.
+
+        Raises InvalidRequest for one that is too large.
+        """
         header = messages.header("execute_request", self.session, msg_id)
         content = {
             "code": code,
@@ -49,6 +54,7 @@ class KernelStream:
         }
         metadata = {"llmsafespace": dict(options)} if options else {}
         frame = messages.build("shell", header, content, metadata=metadata)
+        check_size(frame)
         subscription = Subscription(header["msg_id"], frame)
         self._pending[subscription.msg_id] = subscription
         self._joined.set()
@@ -57,12 +63,12 @@ class KernelStream:
         return subscription
 
     async def reply(self, subscription: Subscription, value: str) -> None:
-        """Answer the input_request that an execution waits with."""
+        """Answer the input_request that an execution waits with. Raises InvalidRequest for a huge answer."""
         header = messages.header("input_reply", self.session)
         content = {"value": value, "status": "ok"}
-        await self._channel.send_once(
-            messages.build("stdin", header, content, parent=subscription.input_header)
-        )
+        frame = messages.build("stdin", header, content, parent=subscription.input_header)
+        check_size(frame)
+        await self._channel.send_once(frame)
 
     def forget(self, subscription: Subscription) -> None:
         """Take no more messages for this execution."""
@@ -72,6 +78,11 @@ class KernelStream:
     async def quiet(self, seconds: float) -> bool:
         """True when nothing has come for so long, and nothing is on its way (see Channel.quiet)."""
         return await self._channel.quiet(seconds)
+
+    @property
+    def held_up(self) -> bool:
+        """True while nothing is read, since a reader is behind."""
+        return self._channel.held_up
 
     def overdue(self, subscription: Subscription, limit: float) -> bool:
         """True when the execution should have ended `limit` seconds after it began.
@@ -142,33 +153,68 @@ async def watch(
     subscription: Subscription,
     limit: float | None,
     look_up: Callable[[], Awaitable[End | None]],
+    rest: Callable[[int], AsyncGenerator[Sequence[Event], None]],
 ) -> None:
     """Make sure that an execution's stream ends: by itself, or by `limit` seconds without an end.
 
-    `look_up` asks the gateway for the end when a gap may have swallowed it, or when it is overdue. Raises
-    nothing; a subscription that is overdue fails with SandboxTimeout.
+    `look_up` asks the gateway for the end when a gap may have swallowed it, or when it is overdue;
+    `rest(after)` reads the execution's events behind a sequence number from the gateway, to the end.
+    Raises nothing; a subscription that is overdue fails with SandboxTimeout.
+
+    On a quiet stream what has not come will not come. On one that is not, the end may be on its way, behind
+    output that must not be cut off; or it is lost, and the code left a thread that prints for ever. The
+    gateway knows where the execution's output ends, so the rest is read there.
     """
-    looked = -_LOOK_EVERY
+    looked: float | None = None  # when the gateway was last asked
+    doubted: float | None = None  # since when the end may be lost
+    found_none = 0
     while not subscription.over:
         await asyncio.sleep(min(1.0, limit or 1.0))
         overdue = limit is not None and stream.overdue(subscription, limit)
         if not (overdue or subscription.half_ended or subscription.gap):
+            doubted = None
             continue
-        if not await stream.quiet(min(IDLE_GRACE, limit or IDLE_GRACE)) or subscription.settle():
+        now = patience.now()
+        doubted = now if doubted is None else doubted
+        quiet = await stream.quiet(min(IDLE_GRACE, limit or IDLE_GRACE))
+        if quiet and subscription.settle():
             continue
-        if not overdue and patience.now() - looked < _LOOK_EVERY:
+        since = looked if quiet else max(doubted, looked or doubted)
+        if not (quiet and overdue) and since is not None and now - since < _LOOK_EVERY:
             continue
-        looked = patience.now()
+        looked = now
         try:
             end = await look_up()
         except (GatewayUnavailable, SandboxTimeout):
             continue  # the connection breaks as well, or somebody answers next time
         if end is not None:
-            subscription.finish(end)
-        elif overdue:
-            subscription.fail(
-                SandboxTimeout(
-                    f"execution {subscription.msg_id} gave no sign of its end within {limit:g} s; "
-                    "attach() to it to see what it does"
+            if not quiet:
+                await _read_rest(stream, subscription, rest)
+            if not subscription.over:
+                subscription.finish(end)
+        elif overdue and not stream.held_up:
+            found_none += 1
+            if quiet or found_none >= _MOST_LOOKS:
+                subscription.fail(
+                    SandboxTimeout(
+                        f"execution {subscription.msg_id} gave no sign of its end within {limit:g} s; "
+                        "attach() to it to see what it does"
+                    )
                 )
-            )
+
+
+async def _read_rest(
+    stream: KernelStream,
+    subscription: Subscription,
+    rest: Callable[[int], AsyncGenerator[Sequence[Event], None]],
+) -> None:
+    """Take the rest of an execution's events from elsewhere than its kernel's stream."""
+    stream.forget(subscription)
+    try:
+        async with contextlib.aclosing(rest(subscription.reached)) as batches:
+            async for batch in batches:
+                await subscription.add(batch)
+    except GatewayUnavailable as error:
+        subscription.fail(error)
+    except SandboxError:
+        return  # its output is no more; its end is known

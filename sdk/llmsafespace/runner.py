@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from llmsafespace import requests
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, SandboxTimeout
 from llmsafespace.events import End, Event, end_from_json
-from llmsafespace.executions import AsyncOutput
+from llmsafespace.executions import AsyncOutput, follow
 from llmsafespace.kernel_stream import KernelStream, watch
 from llmsafespace.messages import new_id
 from llmsafespace.models import SandboxInfo
@@ -55,6 +55,7 @@ class Runner:
         self.timeout = info.timeout
         self._language = requests.language(info.runtime.partition(":")[0])
         self._transport = transport
+        self._sandbox_id = info.id
         self._base = f"{API}/sandboxes/{segment(info.id)}"
         self._contexts = contexts
         self._streams: dict[str, KernelStream] = {}
@@ -94,6 +95,10 @@ class Runner:
         except SandboxError:
             return None
         return end_from_json(document) if document.get("end") else None
+
+    def rest(self, execution_id: str, after: int) -> AsyncGenerator[Sequence[Event], None]:
+        """The events of an execution behind a sequence number, not over its kernel's stream."""
+        return follow(self._transport, self._sandbox_id, execution_id, after=after)
 
     def interrupt_soon(self, execution_id: str) -> None:
         """Interrupt an execution that nobody listens to any more, without waiting."""
@@ -140,6 +145,7 @@ class _Run:
                 subscription,
                 None if timeout is None else timeout + GRACE,
                 lambda: self._runner.look_up(self.id),
+                lambda after: self._runner.rest(self.id, after),
             )
         )
         try:

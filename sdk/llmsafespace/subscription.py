@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from llmsafespace import patience
 from llmsafespace.errors import PermissionDenied
@@ -25,6 +26,7 @@ class Subscription:
         self.ended = False
         self.input_header: bytes = b"{}"
         self._last_seq = 0
+        self._told_to = 0  # what was lost up to here has been told
         self._reply: End | None = None
         self._idle = False
         self.gap = False  # messages were lost, its end perhaps among them
@@ -37,7 +39,7 @@ class Subscription:
 
     def put(self, message: Message) -> None:
         """Take a message that answers this request. One that came before is ignored."""
-        if self.ended or (message.seq and message.seq <= self._last_seq):
+        if self.over or (message.seq and message.seq <= self._last_seq):
             return
         self._last_seq = message.seq or self._last_seq
         msg_type = message.header().msg_type
@@ -57,9 +59,26 @@ class Subscription:
 
     def put_gap(self, missed: int, resume: int) -> None:
         """Messages were lost, perhaps of this execution."""
-        if not self.ended:
+        if not self.over:
             self.gap = True
+            self._told_to = max(self._told_to, resume - 1)
             self._add(Gap(missed, seq=max(resume - 1, 0)), 0)
+
+    async def add(self, events: Sequence[Event]) -> None:
+        """Take events that were read elsewhere; returns when the reader has taken what waits."""
+        for event in events:
+            if isinstance(event, End):
+                self.finish(event)
+            elif not self.over and not isinstance(event, InputRequest):  # nobody waits for an answer
+                self._add(event, 0)
+        while self._events and not self.over:
+            self.taken.clear()
+            await self.taken.wait()
+
+    @property
+    def reached(self) -> int:
+        """The sequence number up to which everything has come, or been told as lost."""
+        return max(self._last_seq, self._told_to)
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come."""
