@@ -35,7 +35,8 @@ _LOCK = "lock"
 _STOP_TIMEOUT = 20.0  # seconds for the private gateway to end its sandboxes
 _END_TIMEOUT = 60.0  # seconds for another one to end those that a killed one left
 _LIVED = 10.0  # seconds after which a gateway that ends is not one that cannot start
-_MOST_RESTARTS = 3  # in a row, of gateways that did not live for so long
+_MOST_RESTARTS = 3  # in a row, of gateways that did not serve for so long
+_RESTART_PAUSE = 1.0  # seconds, times the number of restarts in a row: what fails may be short of something
 
 
 class EmbeddedGateway:
@@ -52,11 +53,9 @@ class EmbeddedGateway:
         self._told: deque[str] = deque(maxlen=20)
         self._changing = threading.Lock()  # one thread at a time starts or stops the process
         self._stopped = self._gone = False
-        self._restarts = 0
         self._start()
 
     def _start(self) -> None:
-        self._began = time.monotonic()
         self._process = subprocess.Popen(
             command(self.folder, self.socket),
             stdin=subprocess.PIPE,
@@ -74,15 +73,13 @@ class EmbeddedGateway:
         Raises GatewayUnavailable with its last words when it ends instead.
         """
         process = self._process
-        for line in process.stdout or ():
-            with contextlib.suppress(ValueError):
-                if json.loads(line).get("ready"):
-                    threading.Thread(target=self._keep, args=(process,), daemon=True).start()
-                    return
-        code = process.wait()
-        raise GatewayUnavailable(
-            f"the private gateway did not start (exit status {code}): {' '.join(self._told) or 'see above'}"
-        )
+        if _serves(process):
+            threading.Thread(target=self._keep, args=(process,), daemon=True).start()
+            return
+        raise GatewayUnavailable(f"the private gateway did not start {self._why(process.wait())}")
+
+    def _why(self, code: int) -> str:
+        return f"(exit status {code}): {' '.join(self._told) or 'see above'}"
 
     @property
     def alive(self) -> bool:
@@ -116,31 +113,46 @@ class EmbeddedGateway:
             end()
 
     def _keep(self, process: subprocess.Popen[str]) -> None:
-        """Wait for its end; when nobody asked for that, start another one in its place."""
-        for _ in process.stdout or ():
-            pass
-        code = process.wait()
-        with self._changing:
-            if self._stopped or self._process is not process:
-                return
-            lived = time.monotonic() - self._began > _LIVED
-            self._restarts = 0 if lived else self._restarts + 1
-            if self._restarts > _MOST_RESTARTS:
-                log.error("the private gateway ends again and again (exit status %s); it is given up", code)
+        """Wait for its end; when nobody asked for that, start others in its place until one serves."""
+        began: float | None = time.monotonic()  # to serve; None: it never did
+        restarts = 0
+        while True:
+            for _ in process.stdout or ():
+                pass
+            code = process.wait()
+            lived = began is not None and time.monotonic() - began > _LIVED
+            restarts = 1 if lived else restarts + 1
+            if restarts > _MOST_RESTARTS and not self._stopped:
+                log.error("the private gateway ends again and again %s; it is given up", self._why(code))
                 self._stopped = True
+            if self._stopped:
                 return
-            log.warning("the private gateway ended with status %s; it is started again", code)
-            self._start()
-        try:
-            self.wait_ready()
-        except GatewayUnavailable as error:
-            log.error("%s", error.message)
-            self._stopped = True
+            if restarts > 1:
+                time.sleep(_RESTART_PAUSE * (restarts - 1))
+            with self._changing:
+                if self._stopped or self._process is not process:
+                    return
+                log.warning("the private gateway ended with status %s; it is started again", code)
+                try:
+                    self._start()
+                except OSError as error:  # no memory, or no further process
+                    log.warning("the private gateway could not be started: %s", error)
+                process = self._process
+            began = time.monotonic() if _serves(process) else None
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         """Keep the last lines of its log, and never let the pipe fill."""
         for line in process.stderr or ():
             self._told.append(line.strip())
+
+
+def _serves(process: subprocess.Popen[str]) -> bool:
+    """Wait until a gateway is ready; False when it ends instead."""
+    for line in process.stdout or ():
+        with contextlib.suppress(ValueError):
+            if json.loads(line).get("ready"):
+                return True
+    return False
 
 
 def command(folder: Path, socket: str) -> list[str]:
