@@ -25,8 +25,12 @@ from llmsafespace.transport import API, Transport, segment
 Source = str | Path
 InfoList = list[SandboxInfo]
 Warnings = list[str]
-CREATE_TIMEOUT = 600.0  # seconds: a runtime that is used for the first time may have to be prepared
-CREATE_SOON = 240.0  # seconds, more than a cluster takes to start a sandbox or to refuse it
+# Seconds. A runtime that is used for the first time may have to be prepared. In a cluster a sandbox may wait
+# for its turn (180), for a node (15; 300 where they are added on demand), its pod (180) and an operator (90).
+CREATE_TIMEOUT = 900.0
+# Seconds until it is asked for on another connection, as the first may have gone silent. A start may take
+# longer: for what is under way the gateway makes one sandbox, however often it is asked.
+CREATE_SOON = 240.0
 INTERRUPT_SOON = 10.0
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
+import msgspec
 import pytest
 
 import llmsafespace
 from llmsafespace import AsyncOutput, AsyncSandbox, Output, Sandbox, commands, contexts, files, sync_parts
+from llmsafespace.sandbox import CREATE_TIMEOUT
+from llmsafespace_gateway.backends.kubernetes.cold import OPERATOR_LIMIT
 
 INNER = {"begin", "output", "transport"}  # what the synchronous class uses of the other
 
@@ -80,3 +84,14 @@ def test_the_original_positional_order() -> None:
         "api_url",
         "use_warm_pool",
     ]
+
+
+@pytest.mark.parametrize("values", ["helm/llmsafespace/values.yaml", "examples/values-production.yaml"])
+def test_a_create_is_waited_for_as_long_as_a_cluster_may_take(values: str) -> None:
+    """Else the caller has an error, and the sandbox begins behind it."""
+    deploy = Path(__file__).parents[2] / "deploy"
+    limits: dict[str, float] = {}
+    for name in ("helm/llmsafespace/values.yaml", values):
+        limits |= msgspec.yaml.decode((deploy / name).read_bytes())["operator"]
+    longest = limits["scheduleTimeout"] + 2 * limits["startTimeout"] + 2 * OPERATOR_LIMIT
+    assert longest < CREATE_TIMEOUT
