@@ -97,11 +97,6 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
         """A frame of the client's."""
         return self._relay.from_client(message) if self._relay is not None else None
 
-    def on_pong(self, data: bytes) -> None:
-        """The client is alive."""
-        if self._relay is not None:
-            self._relay.heard()
-
     def on_close(self) -> None:
         """The client's connection has ended."""
         self._release()

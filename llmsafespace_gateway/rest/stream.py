@@ -48,6 +48,7 @@ from llmsafespace_gateway.sandboxes.events import (
     Stdout,
     Update,
 )
+from llmsafespace_gateway.sandboxes.liveness import Liveness
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
@@ -64,7 +65,6 @@ RESTART = 1012
 MAX_MESSAGE = 16 * 1024 * 1024
 MAX_RUNS = 64
 STATUS_EVERY = 15.0
-PING_EVERY = 30.0
 _CUT_AFTER = 0.5  # seconds that a client has to answer a close frame
 _encode = msgspec.json.Encoder().encode
 _open: set[StreamSocket] = set()  # of this process
@@ -102,8 +102,8 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
 
     @property
     def ping_interval(self) -> float | None:
-        """Seconds between pings; a client that does not answer is gone."""
-        return PING_EVERY
+        """No pings by tornado, to which a client is gone whose pong waits behind a large message."""
+        return 0
 
     def check_origin(self, origin: str) -> bool:
         """Any page may connect: it needs a key, which no browser sends by itself."""
@@ -126,7 +126,11 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         self.set_nodelay(True)
         _open.add(self)
         self._metrics.websockets.labels("stream").inc()
+        websocket: Any = self.ws_connection
+        liveness = Liveness(websocket.stream, websocket.stream.writing, self._ping, self._cut)
+        liveness.start()
         self._undo = [
+            liveness.stop,
             lambda: self._metrics.websockets.labels("stream").dec(),
             self._access.watch(self.principal, row, self._level, self._no_right),
             self._sandboxes.on_ended(row.id, self._sandbox_ended),
@@ -282,6 +286,10 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         )
         with contextlib.suppress(WebSocketClosedError):
             await self._send(answer)
+
+    def _ping(self) -> None:
+        with contextlib.suppress(WebSocketClosedError):
+            self.ping(b"")
 
     async def _send(self, answer: StreamAnswer) -> None:
         await self.write_message(_encode(answer).decode())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from llmsafespace_agent.wire.frames import FrameError, FrameKind, FrameStream
 from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack
 from llmsafespace_agent.wire.requests import Ack, Error, Gap
 from llmsafespace_gateway.sandboxes import notices
+from llmsafespace_gateway.sandboxes.liveness import Liveness
 from llmsafespace_gateway.sandboxes.websocket_frames import TEXT, ByteStream, FrameWriter
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ HIGH_WATER = 512 * 1024
 LOW_WATER = 64 * 1024
 ACK_EVERY = 64
 ACK_DELAY = 0.1
-PING_EVERY = 30.0
-SILENCE_LIMIT = 90.0
 ABORT_AFTER = 0.5
 
 _SEQ = 8
@@ -131,8 +129,9 @@ class Relay:
         self._flushed_seq = 0
         self._acked = 0
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._ping_timer: asyncio.TimerHandle | None = None
-        self._heard = time.monotonic()
+        self._liveness = Liveness(
+            stream, lambda: self._writer.waiting > 0, socket.ping_client, socket.abort_socket
+        )
         self._ended = False
         self._lost: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
@@ -141,7 +140,7 @@ class Relay:
         """Begin to relay."""
         if self._ended:
             return
-        self._ping_timer = self._loop.call_later(PING_EVERY, self._keep_alive)
+        self._liveness.start()
         self._agent.on_close = self._agent_closed
         if self._agent.closed:
             self._agent_closed(None)
@@ -249,7 +248,6 @@ class Relay:
         """Take one frame of the client's. Where the agent is behind: what to wait for before the next one."""
         if self._ended:
             return None
-        self._heard = time.monotonic()
         try:
             channel, raw_header, v1 = self._codec.from_client(message)
             header = header_of(raw_header)
@@ -287,20 +285,6 @@ class Relay:
         )
         for answer in notices.refusal(channel, header, raw_header, reason):
             self._say(answer)
-
-    def heard(self) -> None:
-        """The client is there: it answered a ping."""
-        self._heard = time.monotonic()
-
-    def _keep_alive(self) -> None:
-        # A client that has not taken what was sent cannot answer either: TCP finds out whether it lives.
-        self._ping_timer = self._loop.call_later(PING_EVERY, self._keep_alive)
-        if self._writer.waiting:
-            return
-        if time.monotonic() - self._heard > SILENCE_LIMIT:
-            self._socket.abort_socket()
-        else:
-            self._socket.ping_client()
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -348,9 +332,9 @@ class Relay:
             return
         self._ended = True
         self._writer.close()
-        for timer in (self._ack_timer, self._ping_timer):
-            if timer is not None:
-                timer.cancel()
+        self._liveness.stop()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
         self._acknowledge()
         self._agent.hold()
         self._agent.close()

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -20,7 +21,9 @@ from websockets.exceptions import ConnectionClosed
 from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_agent.wire.kernel_messages import pack, unpack
 from llmsafespace_gateway.jupyter.codecs import DURABLE, V1, codec_for, select
+from llmsafespace_gateway.sandboxes import liveness
 from llmsafespace_gateway.sandboxes.relay import CloseCode, Relay
+from tests.road import Road
 
 MIB = 1024 * 1024
 
@@ -36,6 +39,7 @@ class Bench:
         self.relay: Relay | None = None
         self.forbidden: set[str] = set()
         self.url = ""
+        self.send_buffer: int | None = None  # bytes that the system takes and a client may not have yet
 
     def message(self, seq: int, channel: str, msg_type: str, content: Any, *buffers: bytes) -> None:
         """Send a kernel message as the agent does."""
@@ -76,6 +80,8 @@ class Handler(WebSocketHandler):
             return bench.gone
 
         websocket: Any = self.ws_connection
+        if bench.send_buffer is not None:
+            websocket.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, bench.send_buffer)
         codec = codec_for(websocket.selected_subprotocol)
         bench.relay = Relay(
             stream,
@@ -417,3 +423,46 @@ async def test_an_agent_that_does_not_read_holds_the_client(bench: Bench) -> Non
         for _ in range(4):
             assert await bench.received(FrameKind.KERNEL) == big
         await sender
+
+
+# -- clients far away -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def slow_road(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Road]:
+    """Some megabytes take several times as long as a client may be silent."""
+    monkeypatch.setattr(liveness, "PING_EVERY", 0.1)
+    monkeypatch.setattr(liveness, "SILENCE_LIMIT", 1.0)
+    bench.send_buffer = 32 * 1024
+    made = Road(urlsplit(bench.url).port or 0, buffer=32 * 1024)
+    made.piece, made.pause = 16 * 1024, 0.02
+    bench.url = f"ws://127.0.0.1:{made.port}/"
+    yield made
+    await asyncio.to_thread(made.end)
+
+
+async def test_a_client_that_sends_a_large_message_slowly_is_there(bench: Bench, slow_road: Road) -> None:
+    """Its pongs wait behind the message."""
+    async with await dial(bench, DURABLE, ping_interval=None, close_timeout=0.5) as connection:
+        header = {"msg_id": "request", "msg_type": "execute_request", "session": "s"}
+        parts = [json.dumps(header).encode(), b"{}", b"{}", b"{}", bytes(3 * MIB)]
+        message = pack("shell", parts)
+        await connection.send(message)
+        assert await bench.received(FrameKind.KERNEL) == message
+        await asyncio.wait_for(await connection.ping(), 20)
+
+
+async def test_a_client_that_takes_a_large_message_slowly_is_there(bench: Bench, slow_road: Road) -> None:
+    """Pings wait behind the message, and so did the judgement: it has its time afterwards."""
+    async with await dial(bench, DURABLE, ping_interval=None, close_timeout=0.5) as connection:
+        bench.message(1, "iopub", "display_data", {}, bytes(3 * MIB))
+        assert len(await asyncio.wait_for(connection.recv(), 60)) > 3 * MIB
+        await asyncio.sleep(0.5)
+        await asyncio.wait_for(await connection.ping(), 20)
+
+
+async def test_a_client_that_is_gone_is_cut_off(bench: Bench, slow_road: Road) -> None:
+    async with await dial(bench, DURABLE, ping_interval=None, close_timeout=0.5):
+        await asyncio.to_thread(slow_road.silence)
+        assert bench.relay is not None
+        await asyncio.wait_for(bench.relay.wait_closed(), 20)
