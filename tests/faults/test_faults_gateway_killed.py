@@ -35,9 +35,14 @@ def test_what_ran_is_there_in_whole_afterwards(deployment: Any, person: Person) 
     code = "import os, time\nprint('begun', flush=True)\n"
     code += "while not os.path.exists('go'): time.sleep(0.02)\nprint('ended')"
 
+    outcome: list[object] = []
+
     def ask() -> None:
-        with pytest.raises(httpx.TransportError):
-            client.post(f"{base}/execute", json={"content": code, "timeout": 300}, timeout=120)
+        try:
+            body = {"content": code, "timeout": 300}
+            outcome.append(client.post(f"{base}/execute", json=body, timeout=120))
+        except httpx.TransportError as error:
+            outcome.append(error)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -45,6 +50,8 @@ def test_what_ran_is_there_in_whole_afterwards(deployment: Any, person: Person) 
     deployment.kill()
     asking.join(30)
     assert not asking.is_alive()
+    (broke,) = outcome
+    assert isinstance(broke, httpx.TransportError)
     deployment.start()
     client.put(f"{base}/files/go", content=b"")
     path = f"{base}/executions/{run['executionId']}"

@@ -98,7 +98,7 @@ class Left:
     def living(self) -> list[str]:
         """What is still there."""
         return [
-            *(f"process {pid}" for pid in self.pids if Path(f"/proc/{pid}").exists()),
+            *(f"process {pid}" for pid in self.pids if not gone(pid)),
             *(path for path in (*self.cgroups, str(self.folder)) if Path(path).exists()),
         ]
 
@@ -153,7 +153,7 @@ def test_a_killed_gateway_comes_back_with_its_sandboxes(program: Callable[[], Pr
     assert user.who()[0] == place
     assert user.who()[1] != first
     user.leave()
-    assert left.living() == []
+    assert eventually(lambda: left.living() == []), left.living()
 
 
 def test_a_program_that_ends_behind_its_killed_gateway(program: Callable[[], Program]) -> None:
@@ -174,10 +174,10 @@ def test_a_killed_program(program: Callable[[], Program]) -> None:
     left = Left(place)
     user.kill()
     assert eventually(lambda: gone(pid))
-    assert left.living() == [str(place)]
+    assert eventually(lambda: left.living() == [str(place)]), left.living()
     other = program()
     other.ask("make")
-    assert left.living() == []
+    assert eventually(lambda: left.living() == []), left.living()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_both_killed_and_another_one_beside(program: Callable[[], Program], gate
     assert other.ask("run", 0, "6 * 7") == ["42", "ok"]
     mine = Left(bystander.who()[0])
     bystander.leave()
-    assert mine.living() == []
+    assert eventually(lambda: mine.living() == []), mine.living()
 
 
 def test_two_that_start_at_once_find_what_is_left(program: Callable[[], Program]) -> None:
@@ -230,5 +230,5 @@ def test_two_that_start_at_once_find_what_is_left(program: Callable[[], Program]
     for each in pair:
         assert each.process.stdout is not None
         assert each.process.stdout.readline() == "0\n"
-    assert left.living() == []
+    assert eventually(lambda: left.living() == []), left.living()
     assert [each.ask("run", 0, "1 + 1") for each in pair] == [["2", "ok"]] * 2
