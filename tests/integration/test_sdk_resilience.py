@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace import Execution, Sandbox, embedded, patience
+from llmsafespace import Execution, Sandbox, embedded, kernel_stream, patience
 from llmsafespace.events import Event, Stdout
+from llmsafespace.messages import Message
+from llmsafespace.subscription import Subscription
 from tests.conftest import Gateway
 
 COUNT = "import time\nfor i in range(60):\n    print(i, flush=True)\n    time.sleep(0.05)"
@@ -111,6 +113,42 @@ def test_code_that_is_sent_into_the_gap_runs_once(own_gateway: Gateway) -> None:
         own_gateway.start()
         assert "".join(stream) == "1\n"
         assert sandbox.run_code("runs").text == "1"
+
+
+PRINTS_FOR_EVER = """
+import threading, time
+def tick():
+    while True:
+        print("tick", flush=True)
+        time.sleep(0.02)
+threading.Thread(target=tick, daemon=True).start()
+print("first")
+time.sleep(0.5)
+print("last")
+6 * 7
+"""
+
+
+def test_an_end_that_is_lost_while_a_thread_keeps_printing(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reply and idle fall into a gap. All output up to the end is there, and the call returns."""
+    take = Subscription.put
+
+    def put(self: Subscription, message: Message) -> None:
+        if message.header().msg_type in ("execute_reply", "status"):
+            self.put_gap(1, message.seq + 1)
+        else:
+            take(self, message)
+
+    monkeypatch.setattr(Subscription, "put", put)
+    monkeypatch.setattr(kernel_stream, "_LOOK_EVERY", 0.3)
+    with Sandbox(runtime="python", api_url=gateway.url, api_key=gateway.admin_key) as sandbox:
+        execution = sandbox.run_code(PRINTS_FOR_EVER, timeout=60)
+        assert execution.end == "ok"
+        assert execution.text == "42"
+        lines = execution.stdout.split("\n")
+        assert (lines.count("first"), lines.count("last")) == (1, 1)
 
 
 EMBEDDED = """
