@@ -386,6 +386,7 @@ class Sandboxes:
     def _let_go(self, ended: Ended) -> None:
         """A sandbox is no more, whether or not that is written yet."""
         self._agents.forget(ended.sandbox_id)
+        self.overdue.forget(ended.sandbox_id)
         self.on_any_ended(ended.sandbox_id)
         for callback in list(self._listeners.pop(ended.sandbox_id, ())):
             callback(ended)

@@ -55,10 +55,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundredths of a second instead of seconds."""
     for name in ("GRACE", "ANSWER", "_AT_LEAST"):
         monkeypatch.setattr(overdue, name, 0.02)
+    monkeypatch.setattr(overdue, "PAUSES", (0.01,) * 6)
 
 
 async def settled(clock: Overdue) -> None:
-    while clock._timers or clock._looking:  # noqa: ASYNC110
+    while clock._watched or clock._ending:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
 
@@ -70,6 +71,7 @@ UNREACHABLE = ApiError("service_unavailable", "no answer")
     [
         pytest.param(lambda n: None, True, id="it does not answer"),
         pytest.param(lambda n: UNREACHABLE, True, id="it cannot be reached"),
+        pytest.param(lambda n: RuntimeError("the database is down"), True, id="asking fails"),
         pytest.param(lambda n: execution("running", -10), True, id="it runs on"),
         pytest.param(lambda n: command(True), True, id="a command runs on"),
         pytest.param(
@@ -81,7 +83,13 @@ UNREACHABLE = ApiError("service_unavailable", "no answer")
         pytest.param(lambda n: ApiError("gone", "it has ended"), False, id="its sandbox has ended"),
         pytest.param(lambda n: ApiError("not_found", "what?"), False, id="nobody knows it"),
         pytest.param(
-            lambda n: UNREACHABLE if n == 1 else execution("ended", -1), False, id="once out of reach"
+            lambda n: UNREACHABLE if n < 6 else execution("ended", -1), False, id="out of reach for a while"
+        ),
+        pytest.param(lambda n: None if n < 6 else execution("ended", -1), False, id="silent for a while"),
+        pytest.param(
+            lambda n: UNREACHABLE if n < 6 else execution("running", -10),
+            True,
+            id="out of reach, and runs on",
         ),
     ],
 )
@@ -100,6 +108,50 @@ async def test_one_whose_end_was_seen_costs_no_question() -> None:
     clock.ended("sb", "e")
     await asyncio.sleep(0.1)
     assert (agent.asked, agent.ended) == (0, [])
+
+
+@pytest.mark.parametrize("stop", ["its end was seen", "its sandbox has ended"])
+async def test_one_that_is_asked_about_is_left_alone_once_it_is_over(stop: str) -> None:
+    """While the way to its agent is broken, too."""
+    agent = Agent(lambda n: UNREACHABLE)
+    clock = Overdue(agent.ask, agent.end)
+    clock.watch("sb", "e", LIMIT)
+    while agent.asked < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    if stop == "its end was seen":
+        clock.ended("sb", "e")
+    else:
+        clock.forget("sb")
+    asked = agent.asked
+    await asyncio.sleep(0.2)
+    assert (agent.asked, agent.ended) == (asked, [])
+    assert not clock._watched
+
+
+async def test_the_end_of_a_sandbox_drops_its_timers_and_no_others() -> None:
+    agent = Agent(lambda n: execution("running", -10))
+    clock = Overdue(agent.ask, agent.end)
+    for name in ("e", "f"):
+        clock.watch("sb", name, LIMIT)
+        clock.watch("other", name, LIMIT)
+    clock.forget("sb")
+    await settled(clock)
+    assert {sandbox for sandbox, _ in agent.ended} == {"other"}
+
+
+async def test_an_end_is_not_cut_short_by_itself() -> None:
+    """Ending a sandbox drops its timers, and the one who ends it is one of those."""
+    finished = asyncio.Event()
+
+    async def end(sandbox: str, word: str) -> bool:
+        clock.forget(sandbox)
+        await asyncio.sleep(0.01)
+        finished.set()
+        return True
+
+    clock = Overdue(Agent(lambda n: execution("running", -10)).ask, end)
+    clock.watch("sb", "e", LIMIT)
+    await asyncio.wait_for(finished.wait(), 10)
 
 
 def test_what_an_agent_says_of_the_beginning_is_believed_only_so_far() -> None:
