@@ -1,8 +1,14 @@
-"""Calls to one sandbox's agent over one multiplexed stream."""
+"""Calls to one sandbox's agent over one multiplexed stream.
+
+The agent is hostile, and all sandboxes share the gateway's threads and memory. So a large answer is decoded
+in a thread only when a call waits for its id, and until that is done no further frame is read from this
+stream: a sandbox has one thread at most, and what it sends beyond that stays on its own side.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import msgspec
@@ -18,6 +24,7 @@ _answers = msgspec.json.Decoder(Answer)
 _written = msgspec.json.Decoder(FileInfo)
 _refused = msgspec.json.Decoder(Error)
 _MAX_MESSAGE = 2000
+_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*([0-9]{1,18})\s*[,}]')  # an Answer begins so
 
 
 def as_api_error(error: Error) -> ApiError:
@@ -67,7 +74,8 @@ class AgentClient:
     def __init__(self, stream: FrameStream) -> None:
         self._stream = stream
         self._pending: dict[int, asyncio.Future[Answer]] = {}
-        self._decoding: set[asyncio.Task[None]] = set()
+        self._decoding: asyncio.Task[None] | None = None
+        self._over = False
         self._next = 0
         stream.on_close = self._ended
         stream.receive(self._received)
@@ -112,31 +120,61 @@ class AgentClient:
             raise unreachable(f"the sandbox's agent gave a broken answer to {method}") from error
 
     def _received(self, kind: int, body: bytes) -> None:
-        if kind == FrameKind.JSON and len(body) > bulk.LARGE:
-            task = asyncio.ensure_future(self._decoded(body))
-            self._decoding.add(task)
-            task.add_done_callback(self._decoding.discard)
-            return
-        try:
-            self._answered(_answers.decode(body) if kind == FrameKind.JSON else None)
-        except UNREADABLE:
-            self._answered(None)
+        if kind != FrameKind.JSON:
+            self._stream.abort()
+        elif len(body) > bulk.LARGE:
+            self._received_large(body)
+        else:
+            self._answered(_decoded(body))
 
-    async def _decoded(self, body: bytes) -> None:
+    def _received_large(self, body: bytes) -> None:
+        found = _ID.match(body)
+        if found is None:
+            self._stream.abort()
+            return
+        number = int(found[1])
+        if self._awaits(number):
+            self._stream.hold()
+            self._decoding = asyncio.ensure_future(self._decode(number, body))
+
+    async def _decode(self, number: int, body: bytes) -> None:
+        answer: Answer | None = None
         try:
-            self._answered(await asyncio.to_thread(_answers.decode, body))
-        except UNREADABLE:
-            self._answered(None)
+            answer = await asyncio.to_thread(_decoded, body)
+            if answer is not None and answer.id != number:
+                answer = None
+        finally:
+            self._decoding = None
+            self._answered(answer)
+            if answer is not None:
+                self._stream.release()  # which may begin the next one
+            if self._over and self._decoding is None:
+                self._fail()
+
+    def _awaits(self, number: int) -> bool:
+        waiting = self._pending.get(number)
+        return waiting is not None and not waiting.done()
 
     def _answered(self, answer: Answer | None) -> None:
         if answer is None:
             self._stream.abort()
-            return
-        waiting = self._pending.get(answer.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
+        elif self._awaits(answer.id):
+            self._pending[answer.id].set_result(answer)
 
     def _ended(self, error: Exception | None) -> None:
+        self._over = True
+        if self._decoding is None:  # else an answer that has come is delivered first
+            self._fail()
+
+    def _fail(self) -> None:
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(ConnectionResetError("the agent closed the stream"))
+
+
+def _decoded(body: bytes) -> Answer | None:
+    """An answer; None when it is broken."""
+    try:
+        return _answers.decode(body)
+    except UNREADABLE:
+        return None

@@ -366,10 +366,32 @@ async def test_a_long_reason_is_cut(bench: Bench) -> None:
         assert reason == "ü" * 61
 
 
-async def test_the_agent_is_not_trusted(bench: Bench) -> None:
+DEEP = b'{"a":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [(FrameKind.KERNEL, bytes(8) + b"garbage"), (FrameKind.JSON, b"garbage"), (FrameKind.JSON, DEEP)],
+    ids=["kernel", "json", "deep"],
+)
+async def test_the_agent_is_not_trusted(bench: Bench, kind: FrameKind, body: bytes) -> None:
     async with await dial(bench) as client:
-        bench.agent.send(FrameKind.KERNEL, bytes(8), b"garbage")
+        bench.agent.send(kind, body)
         assert (await closing(client))[1] == CloseCode.INTERNAL
+
+
+async def test_a_status_that_is_nested_deeply_passes_through(bench: Bench) -> None:
+    """Code can send one; it concerns its own client, not the relay."""
+    async with await dial(bench, V1) as client:
+        header = json.dumps({"msg_id": "m", "msg_type": "status", "session": "kernel"}).encode()
+        content = b'{"execution_state":"idle","a":' + b"[" * 1500 + b"]" * 1500 + b"}"
+        bench.agent.send(
+            FrameKind.KERNEL, (1).to_bytes(8, "big"), pack("iopub", [header, b"{}", b"{}", content])
+        )
+        bench.message(2, "iopub", "status", {"execution_state": "busy"})
+        assert content in await client.recv()  # type: ignore[operator]
+        assert read(await client.recv())[1] == "status"
+        assert bench.states == ["busy"]
 
 
 async def test_every_message_of_a_burst_arrives_in_order(bench: Bench) -> None:
