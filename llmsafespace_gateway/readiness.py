@@ -1,6 +1,7 @@
 """Whether this gateway can do its work, and if not, what is wrong: for /readyz.
 
-Every look asks the store and the disk anew, in threads, since a disk that hangs must not hang the gateway.
+Every look asks the store and the disk anew. A disk that hangs must not hang the gateway: each of these checks
+has a thread of its own, and while that thread hangs, the check is not begun a second time.
 One look at a time, and one a second at most, however many ask.
 """
 
@@ -13,9 +14,11 @@ import logging
 import os
 import secrets
 import sqlite3
+import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -50,6 +53,7 @@ class Readiness:
         self._looked = float("-inf")
         self._look: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._blocking: dict[str, asyncio.Future[str | None]] = {}  # checks whose threads have not ended
 
     async def problems(self) -> dict[str, str]:
         """What is wrong, by part (draining, disk, database, backend); empty when the gateway is ready."""
@@ -62,21 +66,25 @@ class Readiness:
         return self._found
 
     async def _look_around(self) -> None:
-        checks: dict[str, Awaitable[str | None]] = {"database": self._database_problem()}
+        checks: dict[str, asyncio.Future[str | None]] = {
+            "database": self._in_thread("database", sqlite_problem, self._database, self._opened)
+            if self._database is not None
+            else asyncio.ensure_future(self._postgres_problem())
+        }
         if self._data_dir is not None:
-            checks["disk"] = asyncio.to_thread(disk_problem, self._data_dir)
-        checks["backend"] = self._backend_problem()
-        tasks = {name: asyncio.ensure_future(check) for name, check in checks.items()}
-        _, late = await asyncio.wait(tasks.values(), timeout=WITHIN)
+            checks["disk"] = self._in_thread("disk", disk_problem, self._data_dir)
+        checks["backend"] = asyncio.ensure_future(self._backend_problem())
+        _, late = await asyncio.wait(checks.values(), timeout=WITHIN)
         found: dict[str, str] = {}
-        for name, task in tasks.items():
-            if task in late:
+        for name, check in checks.items():
+            if check in late:
                 found[name] = f"no answer within {WITHIN:g} s"
-                task.cancel()
-            elif task.exception() is not None:
-                found[name] = f"{type(task.exception()).__name__}"
-                log.debug("the check of %s failed", name, exc_info=task.exception())
-            elif (problem := task.result()) is not None:
+                if name not in self._blocking:
+                    check.cancel()
+            elif (error := check.exception()) is not None:
+                found[name] = type(error).__name__
+                log.debug("the check of %s failed", name, exc_info=error)
+            elif (problem := check.result()) is not None:
                 found[name] = problem
         self._found, self._looked = found, time.monotonic()
         if found != self._told:
@@ -84,9 +92,38 @@ class Readiness:
             level = logging.WARNING if found else logging.INFO
             log.log(level, "not ready" if found else "ready again", extra={"fields": {"problems": found}})
 
-    async def _database_problem(self) -> str | None:
-        if self._database is not None:
-            return await asyncio.to_thread(sqlite_problem, self._database, self._opened)
+    def _in_thread(
+        self, name: str, check: Callable[..., str | None], *given: Any
+    ) -> asyncio.Future[str | None]:
+        """What `check(*given)` finds: in a new thread, or the one that is still at it."""
+        running = self._blocking.get(name)
+        if running is not None:
+            return running
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[str | None] = loop.create_future()
+        self._blocking[name] = found
+
+        def ended(problem: str | None) -> None:
+            del self._blocking[name]
+            found.set_result(problem)
+
+        def run() -> None:
+            try:
+                problem = check(*given)
+            except Exception as error:
+                log.debug("the check of %s failed", name, exc_info=error)
+                problem = type(error).__name__
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(ended, problem)
+
+        try:
+            # A thread of an executor would hold up the end of the process, and everybody else's work.
+            threading.Thread(target=run, name=f"check {name}", daemon=True).start()
+        except RuntimeError as error:
+            ended(f"it cannot be checked: {error}")
+        return found
+
+    async def _postgres_problem(self) -> str | None:
         try:
             async with self._store.read() as connection:
                 read_only = (await connection.execute(text("SHOW transaction_read_only"))).scalar()

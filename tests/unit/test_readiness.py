@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -154,15 +154,70 @@ async def test_a_full_disk(ready: Readiness, monkeypatch: pytest.MonkeyPatch) ->
     assert "is full" in (await ready.problems())["disk"]
 
 
-async def test_a_file_that_may_not_grow(ready: Readiness) -> None:
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from llmsafespace_gateway.readiness import disk_problem
+print(disk_problem(Path(sys.argv[1])))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+print(disk_problem(Path(sys.argv[1])))
+"""
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     """As with a quota: the numbers of the disk look well, and writing fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path], check=True, capture_output=True, text=True
+    )
+    before, after = done.stdout.splitlines()
+    assert before == "None"
+    assert str(tmp_path) in after
+    assert list(tmp_path.iterdir()) == []
+
+
+class Hanging:
+    """A check whose disk does not answer until `answers` is set."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self, *_: Any) -> str | None:
+        self.threads.append(threading.current_thread())
+        self.answers.wait(60)
+        return None
+
+
+@pytest.mark.parametrize(("part", "name"), [("disk", "disk_problem"), ("database", "sqlite_problem")])
+async def test_a_disk_that_hangs_costs_one_thread_and_nobody_elses(
+    ready: Readiness, monkeypatch: pytest.MonkeyPatch, part: str, name: str
+) -> None:
+    hanging = Hanging()
+    monkeypatch.setattr(readiness, name, hanging)
+    monkeypatch.setattr(readiness, "WITHIN", 0.05)
     try:
-        problems = await ready.problems()
+        for _ in range(20):
+            assert "no answer" in (await ready.problems())[part]
+        (thread,) = hanging.threads
+        assert thread.daemon  # it must not hold up the end of the process
+        everybody = [asyncio.to_thread(time.sleep, 0.01) for _ in range(20)]
+        await asyncio.wait_for(asyncio.gather(*everybody), 10)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "disk" in problems
+        hanging.answers.set()
+    thread.join()
+    monkeypatch.setattr(readiness, "WITHIN", 10.0)
+    assert await ready.problems() == {}
+    assert len(hanging.threads) == 2
+
+
+async def test_a_check_that_fails_is_named(ready: Readiness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path) -> str | None:
+        raise ValueError("nobody thought of this")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(readiness, "disk_problem", fails)
+        assert await ready.problems() == {"disk": "ValueError"}
+    assert await ready.problems() == {}
 
 
 async def test_a_data_dir_that_is_gone(ready: Readiness, tmp_path: Path) -> None:
