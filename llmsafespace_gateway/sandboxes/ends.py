@@ -1,22 +1,23 @@
-"""How sandboxes ended: one place that says so from the first moment, and that stores it in the end.
+"""Records how sandboxes ended.
 
 An end counts from the moment when this process hears of it: the store's queries give the row as ended
 (`Store.unwritten`), listeners are told, the quota gets its room back. Writing it down may take longer, when
 the database is locked, read-only or out of room: it is tried again until it is written, and the backend keeps
-its own record as long (`noted`), so that an end survives this process too.
+its own record as long (`noted`), so that an end survives this process too. An end that cannot be written for
+a reason of its own holds up no other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from llmsafespace_gateway.backends.base import Ended, SandboxBackend
-from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.recent import Recent
 from llmsafespace_gateway.store import Store, sandboxes
 from llmsafespace_gateway.store.engine import Unwritten
@@ -26,6 +27,14 @@ log = logging.getLogger(__name__)
 AT_ONCE = 2.0  # seconds for the first attempt, so that other ends need not wait for a locked database
 AGAIN = (0.5, 5.0)  # seconds between attempts to write an end, at first and at most
 _REMEMBERED = 10_000  # ended sandboxes, of which a watch may still tell
+
+
+class _Outcome(enum.Enum):
+    """Of an attempt to write an end."""
+
+    WRITTEN = enum.auto()
+    NOT_THIS_ONE = enum.auto()
+    NONE_NOW = enum.auto()  # the database refuses: the others would only wait for it as long
 
 
 class Ends:
@@ -54,13 +63,13 @@ class Ends:
     async def record(self, ended: Ended) -> None:
         """Take note of an end; on return it counts, and is written unless the store cannot do so now."""
         if ended.sandbox_id in self._written:
-            await self._backend.noted(ended.sandbox_id)
+            await self._note(ended.sandbox_id)
             return
         if ended.sandbox_id not in self._store.unwritten:
             self._store.unwritten[ended.sandbox_id] = Unwritten(ended.end, ended.message or None, time.time())
             self._on_end(ended)
         under_way = self._retrying is not None and not self._retrying.done()
-        if under_way or not await self._write(ended.sandbox_id, AT_ONCE):
+        if under_way or await self._write(ended.sandbox_id, AT_ONCE) is not _Outcome.WRITTEN:
             await self._backend.hold_end(ended.sandbox_id)
             self._retry()
 
@@ -70,29 +79,37 @@ class Ends:
             self._retrying.cancel()
             await asyncio.gather(self._retrying, return_exceptions=True)
         for sandbox_id in list(self._store.unwritten):
-            if not await self._write(sandbox_id):
+            if await self._write(sandbox_id) is _Outcome.NONE_NOW:
                 return
 
-    async def _write(self, sandbox_id: str, patience: float | None = None) -> bool:
+    async def _write(self, sandbox_id: str, patience: float | None = None) -> _Outcome:
         end = self._store.unwritten.get(sandbox_id)
         if end is None:
-            return True
+            return _Outcome.WRITTEN
         try:
             async with asyncio.timeout(patience):
-                row = await sandboxes.end(self._store, sandbox_id, end.end, end.message, end.at)
-            if row is None and self._making(sandbox_id):
+                first = await sandboxes.end(self._store, sandbox_id, end.end, end.message, end.at)
+            if not first and self._making(sandbox_id):
                 await self._backend.hold_end(sandbox_id)
                 self._store.unwritten.pop(sandbox_id, None)
-                return True
+                return _Outcome.WRITTEN
             await self._on_written(sandbox_id)
-        except (SQLAlchemyError, OSError, ApiError) as error:  # TimeoutError is an OSError
-            log.warning("the end of sandbox %s (%s) cannot be written yet: %s", sandbox_id, end.end, error)
-            return False
+        except Exception as error:
+            log.warning("the end of sandbox %s (%s) cannot be written yet: %r", sandbox_id, end.end, error)
+            database = isinstance(error, SQLAlchemyError | OSError)  # of which TimeoutError is one
+            own = not database or isinstance(error, DataError | IntegrityError)
+            return _Outcome.NOT_THIS_ONE if own else _Outcome.NONE_NOW
         self._store.unwritten.pop(sandbox_id, None)
-        if row is not None:
+        if first:
             self._written.add(sandbox_id)
-        await self._backend.noted(sandbox_id)
-        return True
+        await self._note(sandbox_id)
+        return _Outcome.WRITTEN
+
+    async def _note(self, sandbox_id: str) -> None:
+        try:
+            await self._backend.noted(sandbox_id)
+        except Exception as error:  # it is told again after the next start
+            log.warning("the backend cannot forget the end of sandbox %s: %r", sandbox_id, error)
 
     def _retry(self) -> None:
         if self._retrying is None or self._retrying.done():
@@ -104,6 +121,12 @@ class Ends:
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN[1])
             for sandbox_id in list(self._store.unwritten):
-                if not await self._write(sandbox_id):
+                outcome = await self._write(sandbox_id)
+                if outcome is _Outcome.WRITTEN:
+                    pause = AGAIN[0]
+                elif outcome is _Outcome.NONE_NOW:
+                    # The next attempt begins with another one: perhaps it was this one after all.
+                    end = self._store.unwritten.pop(sandbox_id, None)
+                    if end is not None:
+                        self._store.unwritten[sandbox_id] = end
                     break
-                pause = AGAIN[0]

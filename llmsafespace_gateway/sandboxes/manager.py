@@ -392,8 +392,8 @@ class Sandboxes:
             callback(ended)
 
     async def _forget_kernels(self, sandbox_id: str) -> None:
-        for kernel in await kernels.of_sandbox(self._store, sandbox_id):
-            self._activity.forget(kernel.id)
+        for kernel_id in await kernels.ids_of(self._store, sandbox_id):
+            self._activity.forget(kernel_id)
 
     async def _write_back(self) -> None:
         while True:

@@ -28,6 +28,7 @@ _OF_SANDBOX = (
     .where(kernels.c.sandbox_id == bindparam("wanted"))
     .order_by(kernels.c.created_at, kernels.c.id)
 )
+_IDS_OF_SANDBOX = select(kernels.c.id).where(kernels.c.sandbox_id == bindparam("wanted"))
 
 
 async def insert(store: Store, row: KernelRow) -> bool:
@@ -81,6 +82,12 @@ async def of_sandbox(store: Store, sandbox_id: str) -> list[KernelRow]:
     async with store.read() as connection:
         found = await many(connection, KernelRow, _OF_SANDBOX, {"wanted": sandbox_id})
     return sorted(found, key=lambda row: not row.is_default)
+
+
+async def ids_of(store: Store, sandbox_id: str) -> list[str]:
+    """The ids of a sandbox's kernels, readable whatever else their rows hold."""
+    async with store.read() as connection:
+        return list((await connection.execute(_IDS_OF_SANDBOX, {"wanted": sandbox_id})).scalars())
 
 
 async def defaults_of(store: Store, sandbox_ids: Sequence[str]) -> dict[str, KernelRow]:

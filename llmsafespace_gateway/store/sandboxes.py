@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import get as get_one
-from llmsafespace_gateway.store.query import many, one, page, to_row, values, visible_sandboxes
+from llmsafespace_gateway.store.query import many, one, page, values, visible_sandboxes
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 from llmsafespace_gateway.store.schema import grants, kernels, sandboxes, sessions
 
@@ -26,7 +26,6 @@ _END = (
     change(sandboxes)
     .where(sandboxes.c.id == bindparam("wanted"), sandboxes.c.state != "ended")
     .values(state="ended", end=bindparam("word"), end_message=bindparam("message"), ended_at=bindparam("at"))
-    .returning(sandboxes)
 )
 _END_SESSIONS = delete(sessions).where(
     sessions.c.kernel_id.in_(select(kernels.c.id).where(kernels.c.sandbox_id == bindparam("wanted")))
@@ -146,18 +145,17 @@ async def update(store: Store, tenant: str, sandbox_id: str, **changes: Any) -> 
         return await one(connection, SandboxRow, select(sandboxes).where(this))
 
 
-async def end(store: Store, sandbox_id: str, end: str, message: str | None, at: float) -> SandboxRow | None:
-    """Record how a sandbox ended, and drop its Jupyter sessions.
+async def end(store: Store, sandbox_id: str, end: str, message: str | None, at: float) -> bool:
+    """Record how a sandbox ended, and drop its Jupyter sessions. Whatever else its row holds is not read.
 
-    Only the first call counts: None when it had ended before, or is not there.
+    Only the first call counts: False when it had ended before, or is not there.
     """
     async with store.write() as connection:
         told = {"wanted": sandbox_id, "word": end, "message": message or None, "at": at}
-        found = (await connection.execute(_END, told)).mappings().first()
-        if found is None:
-            return None
+        if not (await connection.execute(_END, told)).rowcount:
+            return False
         await connection.execute(_END_SESSIONS, {"wanted": sandbox_id})
-        return to_row(SandboxRow, found)
+        return True
 
 
 async def forget_ended(store: Store, before: float) -> int:

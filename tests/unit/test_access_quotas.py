@@ -121,9 +121,8 @@ async def test_use_is_rebuilt_from_the_store(store: Store, make_sandbox: Callabl
     assert access.usage(ADA) == {"sandboxes": 2, "cpu": 1.0, "memory": 1024}
     with pytest.raises(ApiError, match="quota of sandboxes is 2"):
         access.reserve(BOB, SMALL)
-    row = await sandboxes.end(store, "sb-2", "terminated", None, 1.0)
-    assert row is not None
-    access.sandbox_ended(row.id)
+    assert await sandboxes.end(store, "sb-2", "terminated", None, 1.0)
+    access.sandbox_ended("sb-2")
     access.reserve(BOB, SMALL)
     await access.stop()
 
