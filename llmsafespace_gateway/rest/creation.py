@@ -16,7 +16,9 @@ from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import NDJSON
 from llmsafespace_gateway.rest.types import CreateEvent, ErrorBody, ProgressAnswer, SandboxAnswer
 
-REPEAT = 10.0  # seconds in which a line comes in any case, so that no proxy takes the connection for dead
+# Seconds after which the last progress is sent again, so that no proxy closes the connection. Nothing is sent
+# before the first progress, so that a failure can still have its own status.
+REPEAT = 10.0
 
 
 async def answered(call: RestHandler, work: Coroutine[None, None, SandboxAnswer]) -> SandboxAnswer | None:

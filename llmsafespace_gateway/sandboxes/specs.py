@@ -66,7 +66,10 @@ def _check_env(env: Mapping[str, str]) -> None:
     total = 0
     for name, value in env.items():
         if not name or "=" in name or "\0" in name or "\0" in value:
-            raise _Wrong("env", f"{name[:60]!r} is no environment variable: no `=` in names, no NUL anywhere")
+            raise _Wrong(
+                "env",
+                f"invalid environment variable {name[:60]!r}: expected no `=` in the name, no NUL anywhere",
+            )
         try:
             size = len(name.encode()) + len(value.encode())
         except UnicodeEncodeError as error:
