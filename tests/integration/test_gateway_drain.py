@@ -57,7 +57,10 @@ async def ended(gateway: Gateway) -> float:
 async def test_a_create_in_flight_is_answered(stopping: Gateway, api: httpx.AsyncClient) -> None:
     """A cold start takes seconds. The sandbox is there afterwards, and only that one."""
     creating = asyncio.create_task(api.post("/sandboxes", json={"runtime": "python"}))
-    await asyncio.sleep(0.3)
+    begun = Path(stopping.data_dir, "sandboxes")
+    while not list(begun.glob("*")):
+        assert not creating.done(), creating.result().text
+        await asyncio.sleep(0.01)
     os.kill(stopping.pid, signal.SIGTERM)
     answer = await creating
     assert answer.status_code == 201, answer.text
@@ -154,8 +157,10 @@ async def test_what_does_not_end_is_cut_off(data_root: Path) -> None:
     own.mkdir()
     gateway = make_gateway(own, warm_pools=[], drain_timeout=0.5)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(b"POST /api/v1/sandboxes HTTP/1.1\r\nHost: g\r\nContent-Length: 100\r\n\r\n")
-    await asyncio.sleep(0.2)
+    writer.write(
+        b"POST /api/v1/sandboxes HTTP/1.1\r\nHost: g\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert b" 100 " in await reader.readuntil(b"\r\n\r\n")  # the gateway waits for the body
     os.kill(gateway.pid, signal.SIGTERM)
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()

@@ -107,8 +107,23 @@ def raw_post(client: Client, path: str, accept: str, code: str) -> socket.socket
     return made
 
 
-@pytest.mark.parametrize("code", [PRINT, DISPLAY, WIDE], ids=["text", "displays", "no ascii"])
-@pytest.mark.parametrize("door", ["application/x-ndjson", "text/event-stream", "application/json", "stream"])
+DOORS = ("application/x-ndjson", "text/event-stream", "application/json", "stream")
+CODES = {"text": PRINT, "displays": DISPLAY, "no ascii": WIDE}
+USUAL = ("text", "displays")  # at the first door; the others take minutes
+
+
+@pytest.mark.parametrize(
+    ("door", "code"),
+    [
+        pytest.param(
+            *(door, code),
+            id=f"{door}-{name}",
+            marks=() if door == DOORS[0] and name in USUAL else pytest.mark.heavy,
+        )
+        for door in DOORS
+        for name, code in CODES.items()
+    ],
+)
 def test_a_reader_that_has_stopped_costs_the_gateway_little(
     client: Client, gateway: Any, door: str, code: str
 ) -> None:

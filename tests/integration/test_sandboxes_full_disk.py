@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,37 +17,31 @@ from llmsafespace_gateway import failures
 from llmsafespace_gateway.backends.local import records
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import sandboxes
-
-_spec = importlib.util.spec_from_file_location(
-    "leave_nothing", Path(__file__).with_name("test_sandboxes_leave_nothing.py")
-)
-shared = sys.modules.setdefault("leave_nothing", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(shared)
-support = shared.support
+from tests.integration import local_support as support
+from tests.integration.sandboxes_support import ADA, House, wanted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
+def small() -> Iterator[Path]:
     """A data dir of 4 MiB that others may pass through."""
-    folder = tmp_path / "d"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0711", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    for above in (tmp_path, *tmp_path.parents):
-        with contextlib.suppress(OSError):
-            os.chmod(above, os.stat(above).st_mode | 0o011)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
+    with tempfile.TemporaryDirectory(prefix="lsp-") as above:
+        os.chmod(above, 0o711)
+        folder = Path(above, "d")
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0711", "tmpfs", str(folder)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("nothing can be mounted here")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 @pytest.fixture
-async def house(small: Path) -> AsyncIterator[shared.House]:
-    yield shared.House(small)
+async def house(small: Path) -> AsyncIterator[House]:
+    yield House(small)
     await support.eventually(lambda: support.processes_of(small) == [])
 
 
@@ -66,7 +59,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
-async def end_all(house: shared.House, made: dict[str, str]) -> None:
+async def end_all(house: House, made: dict[str, str]) -> None:
     """Each sandbox in the way of its word."""
     backend = house.backend
     for word, status in (("expired", 10), ("oom", 11)):
@@ -82,9 +75,9 @@ async def end_all(house: shared.House, made: dict[str, str]) -> None:
 WORDS = ("terminated", "expired", "oom", "lost")
 
 
-async def test_ends_are_right_without_disk(house: shared.House) -> None:
+async def test_ends_are_right_without_disk(house: House) -> None:
     async with house.open():
-        made = {word: (await house.sandboxes.create(shared.ADA, shared.wanted())).id for word in WORDS}
+        made = {word: (await house.sandboxes.create(ADA, wanted())).id for word in WORDS}
         ballast = fill(house.folder)
         await end_all(house, made)
         for word, sandbox_id in made.items():
@@ -93,7 +86,7 @@ async def test_ends_are_right_without_disk(house: shared.House) -> None:
         assert await sandboxes.running(house.store) == []
         fill(house.folder)  # the dead have left some room
         with pytest.raises((OSError, OperationalError, ApiError)) as caught:
-            await house.sandboxes.create(shared.ADA, shared.wanted())
+            await house.sandboxes.create(ADA, wanted())
         answer = failures.explained(caught.value)
         assert answer is not None
         assert (answer.status, answer.code) == (507, "insufficient_storage")
@@ -101,15 +94,15 @@ async def test_ends_are_right_without_disk(house: shared.House) -> None:
         assert house.folders() == []
         ballast.unlink()
         await support.eventually(lambda: not house.store.unwritten)
-        assert (await house.sandboxes.create(shared.ADA, shared.wanted())).state == "running"
+        assert (await house.sandboxes.create(ADA, wanted())).state == "running"
         await house.clear()
         assert not list((house.folder / "ended").iterdir())
 
 
-async def test_ends_on_a_full_disk_survive_the_gateway(house: shared.House) -> None:
+async def test_ends_on_a_full_disk_survive_the_gateway(house: House) -> None:
     """What could not be written while the gateway lived is read from the room that was reserved for it."""
     async with house.open():
-        made = {word: (await house.sandboxes.create(shared.ADA, shared.wanted())).id for word in WORDS}
+        made = {word: (await house.sandboxes.create(ADA, wanted())).id for word in WORDS}
         ballast = fill(house.folder)
         await end_all(house, made)
     ballast.unlink()

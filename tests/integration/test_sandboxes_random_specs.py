@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +11,8 @@ from hypothesis import strategies as st
 
 from llmsafespace_gateway.backends.base import EgressRule, Resources
 from llmsafespace_gateway.errors import ApiError
-
-_spec = importlib.util.spec_from_file_location(
-    "leave_nothing", Path(__file__).with_name("test_sandboxes_leave_nothing.py")
-)
-shared = sys.modules.setdefault("leave_nothing", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(shared)
-support = shared.support
+from tests.integration import local_support as support
+from tests.integration.sandboxes_support import ADA, House, wanted
 
 MIB = 1024**2
 LABEL = st.text("ab1x-_*", min_size=1, max_size=4)
@@ -50,12 +42,12 @@ REQUESTS = st.fixed_dictionaries(
 
 async def _try(many: list[dict[str, Any]]) -> None:
     async with support.data_folder() as folder:
-        house = shared.House(folder)
+        house = House(folder)
         async with house.open():
             for each in many:
                 refused: Exception | None = None
                 try:
-                    row = await house.sandboxes.create(shared.ADA, shared.wanted(**each))
+                    row = await house.sandboxes.create(ADA, wanted(**each))
                 except ApiError as error:
                     refused = error
                 if refused is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -71,23 +72,24 @@ class ServerSent(Events):
     accept = "text/event-stream"
 
 
-class Waiting(Open):
-    """A request that waits for its answer."""
-
-    def run(self) -> None:
-        with Client(self.url, self.person.key) as client:
-            threading.Timer(0.3, self.begun.set).start()
-            self.status = client.get(self.path, params={"wait": True}, timeout=DEADLINE).status_code
-
-
 class Executing(Open):
-    """Code that runs until it is over."""
+    """Code that runs until it is over; begun once the sandbox knows of it."""
 
     def run(self) -> None:
+        execution = f"rights-{os.urandom(8).hex()}"
+        looking = threading.Thread(target=self._look, args=(execution,), daemon=True)
+        looking.start()
         with Client(self.url, self.person.key) as client:
-            threading.Timer(0.5, self.begun.set).start()
-            body = {"content": "import time; time.sleep(30)"}
+            body = {"content": "import time; time.sleep(30)", "executionId": execution}
             self.status = client.post(self.path, json=body, timeout=DEADLINE).status_code
+
+    def _look(self, execution: str) -> None:
+        path = f"{self.path.removesuffix('execute')}executions/{execution}"
+        with Client(self.url, self.person.key) as client:
+            while not self.begun.is_set() and not self.over.is_set():
+                if client.get(path).status_code == 200:
+                    self.begun.set()
+                time.sleep(0.02)
 
 
 class Raw(Open):
@@ -99,6 +101,22 @@ class Raw(Open):
         lines = (f"{line} HTTP/1.1", "Host: x", f"Authorization: Bearer {self.person.key}", *headers)
         made.sendall("\r\n".join((*lines, "", "")).encode())
         return made
+
+
+class Waiting(Raw):
+    """A request that waits for its answer; begun once the gateway says that it has read the head."""
+
+    def run(self) -> None:
+        line = f"GET {self.path}?wait=true"
+        with self.head(line, "Expect: 100-continue", "Connection: close") as connection:
+            connection.settimeout(DEADLINE)
+            answer = connection.makefile("rb")
+            status = answer.readline().split()
+            if status[1:2] == [b"100"]:
+                answer.readline()
+                self.begun.set()
+                status = answer.readline().split()
+            self.status = int(status[1]) if status else None
 
 
 class Upload(Raw):

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from tornado.web import Application, RequestHandler, stream_request_body
 from tornado.websocket import WebSocketHandler, websocket_connect
 
 from llmsafespace_gateway.serving import Server, TrustedProxies, listen_tcp
+from llmsafespace_gateway.serving import server as serving_server
+from llmsafespace_gateway.serving.connections import Connection
 from llmsafespace_gateway.serving.limits import ServingLimits
 
 HALF_HEAD = b"GET /who HTTP/1.1\r\nHost: gateway\r\nX-Slow: "
@@ -89,6 +92,16 @@ class Served:
     async def until_busy(self) -> None:
         """Wait until each connection has a request."""
         while self.server._heads:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def until_slow(self, count: int) -> None:
+        """Wait until so many connections are seen to hold the server up, and nothing more moves on them."""
+        patience = serving_server._PATIENCE
+
+        def slow(record: Connection) -> bool:
+            return record.sent == record.stream.sent and record.is_slow(time.monotonic(), patience)
+
+        while sum(map(slow, self.server._open)) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     async def until_served(self, **headers: str) -> None:
@@ -165,7 +178,7 @@ async def test_a_crowd_of_slow_ones_gives_way(
     monkeypatch.setattr("llmsafespace_gateway.serving.server._PATIENCE", 0.2)
     served = await serve(connections=30)
     await served.crowd(29, data)
-    await asyncio.sleep(1.5)  # two looks
+    await served.until_slow(29)
     await served.crowd(10, data)
     assert (await served.get()).code == 200
     assert served.server.connections <= 30
@@ -212,6 +225,8 @@ LITTLE = """
 import asyncio, json, logging, resource, sys
 from tornado.web import Application, RequestHandler
 from llmsafespace_gateway.serving import Server, TrustedProxies, listen_tcp
+from llmsafespace_gateway.serving import server as serving_server
+from llmsafespace_gateway.serving.connections import Connection
 from llmsafespace_gateway.serving.limits import ServingLimits
 
 class Who(RequestHandler):

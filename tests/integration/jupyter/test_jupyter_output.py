@@ -14,9 +14,8 @@ from llmsafespace_gateway.jupyter.codecs import LegacyCodec
 
 V1 = "v1.kernel.websocket.jupyter.org"
 DURABLE = "v1.durable.llmsafespace.dev"
-SUBPROTOCOLS = pytest.mark.parametrize(
-    "subprotocols", [(), (V1,), (DURABLE,)], ids=["legacy", "v1", "durable"]
-)
+DOORS = {"legacy": (), "v1": (V1,), "durable": (DURABLE,)}
+SUBPROTOCOLS = pytest.mark.parametrize("subprotocols", DOORS.values(), ids=DOORS)
 DISPLAYS = "for i in range({n}): display({{'text/plain': 'd' * {size}}}, raw=True)"
 
 
@@ -32,15 +31,25 @@ async def ended(api: Any, kernel: str) -> None:
                 await asyncio.sleep(0.02)
 
 
-@SUBPROTOCOLS
+CODES = {
+    "displays": DISPLAYS.format(n=400, size=1024 * 1024),
+    "large displays": DISPLAYS.format(n=20, size=20 * 1024 * 1024),
+    "text": "for i in range(3200): print('x' * 131071)",
+}
+USUAL = [("v1", "displays"), ("v1", "text")]  # the others take minutes
+
+
 @pytest.mark.parametrize(
-    "code",
+    ("subprotocols", "code"),
     [
-        DISPLAYS.format(n=400, size=1024 * 1024),
-        DISPLAYS.format(n=20, size=20 * 1024 * 1024),
-        "for i in range(3200): print('x' * 131071)",
+        pytest.param(
+            *(DOORS[door], CODES[code]),
+            id=f"{door}-{code}",
+            marks=() if (door, code) in USUAL else pytest.mark.heavy,
+        )
+        for door in DOORS
+        for code in CODES
     ],
-    ids=["displays", "large displays", "text"],
 )
 async def test_a_reader_that_has_stopped_costs_the_gateway_little(
     api: Any, gateway: Any, subprotocols: Any, code: str
