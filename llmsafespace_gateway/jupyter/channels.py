@@ -123,7 +123,7 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
     def _allowed(self, channel: str, msg_type: str) -> bool:
         return message_allowed(self._scopes, self._level, channel, msg_type)
 
-    def _executing(self, msg_id: str, allowed: bool) -> str | None:
+    def _executing(self, msg_id: str, allowed: bool, v1: bytes) -> str | None:
         """Count and audit an execution; why it is refused, None when it is not."""
         log = self.access.executions
         door: Door = "durable" if self._subprotocol == DURABLE else "jupyter"

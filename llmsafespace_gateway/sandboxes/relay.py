@@ -1,7 +1,8 @@
 """Pairs one client websocket with one agent stream: the gateway's hot path.
 
 Nothing here waits in memory: a client that does not read holds its agent stream, and the agent's journal
-keeps the messages; an agent that does not read holds the client.
+keeps the messages; an agent that does not read holds the client. A client that does not read the answers to
+messages that were refused is not read either.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ LOW_WATER = 64 * 1024
 ACK_EVERY = 64
 ACK_DELAY = 0.1
 ABORT_AFTER = 0.5
+
+MAX_HEADER = 64 * 1024  # bytes of a message's header, as the agent has it
+MAX_NAME = 256  # characters of msg_id and msg_type
+_MAX_SESSION = 4096  # characters, as the agent has it
 
 _SEQ = 8
 _NOT_JOURNALED = bytes(_SEQ)
@@ -94,7 +99,7 @@ _error = msgspec.json.Decoder(Error)
 class Relay:
     """One client on one kernel.
 
-    `allowed(channel, msg_type)` says what the client may send. `executing(msg_id, allowed)` hears of each
+    `allowed(channel, msg_type)` says what the client may send. `executing(msg_id, allowed, v1)` hears of each
     execute_request, and answers why it is refused although it is allowed (too many). `note(state)` hears the
     kernel's execution states. `why_gone()` is asked when the agent's stream was lost: why the kernel is no
     more, or None when it should still be there.
@@ -110,7 +115,7 @@ class Relay:
         *,
         allowed: Callable[[str, str], bool],
         note: Callable[[str], None],
-        executing: Callable[[str, bool], str | None] = lambda msg_id, allowed: None,
+        executing: Callable[[str, bool, bytes], str | None] = lambda msg_id, allowed, v1: None,
         why_gone: Callable[[], Awaitable[str | None]],
     ) -> None:
         self._agent = agent
@@ -122,9 +127,10 @@ class Relay:
         self._note = note
         self._why_gone = why_gone
         self._loop = asyncio.get_running_loop()
-        self._writer = FrameWriter(stream, self._flushed)
+        self._writer = FrameWriter(stream, self._flushed, self._read_on)
         self._to_client = codec.to_client
         self._held = False
+        self._behind: asyncio.Future[None] | None = None
         self._missed = 0
         self._flushed_seq = 0
         self._acked = 0
@@ -152,12 +158,23 @@ class Relay:
         """True while the client is so far behind that nothing more is read from the agent."""
         return self._held
 
+    @property
+    def waits_for_client(self) -> bool:
+        """True while the client has so many answers to read that nothing more is read from it."""
+        return self._behind is not None
+
     # -- kernel to client ----------------------------------------------------------------------------
 
     def _from_agent(self, kind: int, body: bytes) -> None:
         if kind != FrameKind.KERNEL or len(body) < _SEQ:
             self._notice_from_agent(kind, body)
-            return
+        else:
+            self._message_from_agent(body)
+        if self._writer.waiting > HIGH_WATER and not self._held:
+            self._held = True
+            self._agent.hold()
+
+    def _message_from_agent(self, body: bytes) -> None:
         if self._missed:
             self._tell_missed(body)
         try:
@@ -168,14 +185,13 @@ class Relay:
         self._writer.send(opcode, payload, int.from_bytes(body[:_SEQ], "big"))
         if len(body) <= _STATUS_LIMIT and _STATUS_MARK in body:
             self._note_status(body)
-        if self._writer.waiting > HIGH_WATER and not self._held:
-            self._held = True
-            self._agent.hold()
 
     def _flushed(self, mark: int) -> None:
-        if self._held and self._writer.waiting <= LOW_WATER and not self._ended:
-            self._held = False
-            self._loop.call_soon(self._agent.release)
+        if self._writer.waiting <= LOW_WATER and not self._ended:
+            if self._held:
+                self._held = False
+                self._loop.call_soon(self._agent.release)
+            self._read_on()
         if mark <= self._flushed_seq:
             return
         self._flushed_seq = mark
@@ -220,13 +236,15 @@ class Relay:
             self._missed += gap.gap
 
     def _refused_by_agent(self, error: Error) -> None:
-        if error.code == "gone":  # it closes the stream next, and then why_gone() knows more
-            return
+        if error.code != "gone":  # it closes the stream next, and then why_gone() knows more
+            self._tell_refused(error, "the sandbox refused a message")
+
+    def _tell_refused(self, error: Error, what: str) -> None:
         text = self._codec.error(error)
         if text is not None:
             self._writer.send(TEXT, text)
         else:
-            self._say(notices.stderr(f"[the sandbox refused a message: {error.message}]\n", self._session))
+            self._say(notices.stderr(f"[{what}: {error.message}]\n", self._session))
 
     def _tell_missed(self, body: bytes) -> None:
         """Before the message that follows a gap, as output of the same request: else nobody would show it."""
@@ -245,7 +263,9 @@ class Relay:
     # -- client to kernel ----------------------------------------------------------------------------
 
     def from_client(self, message: str | bytes) -> Awaitable[None] | None:
-        """Take one frame of the client's. Where the agent is behind: what to wait for before the next one."""
+        """Take one frame of the client's. What to wait for before the next one, where somebody is behind:
+        the agent, or the client itself with the answers to what was refused.
+        """
         if self._ended:
             return None
         try:
@@ -253,17 +273,22 @@ class Relay:
             header = header_of(raw_header)
             if not header.msg_id or not header.msg_type:
                 raise BadKernelMessage("a message header needs msg_id and msg_type")
+            too_large = _too_large(header, raw_header)
         except WrongFrame as error:
             self.end(CloseCode.WRONG_FRAME, str(error))
             return None
         except BadKernelMessage as error:
             self.end(CloseCode.GARBAGE, str(error))
             return None
+        if too_large is not None:
+            self._tell_refused(too_large, "a message was refused")
+            return self._until_read()
         allowed = channel != "iopub" and self._allowed(channel, header.msg_type)
-        refused = self._executing(header.msg_id, allowed) if header.msg_type == "execute_request" else None
+        executes = header.msg_type == "execute_request"
+        refused = self._executing(header.msg_id, allowed, v1) if executes else None
         if not allowed or refused is not None:
             self._refuse(channel, header, raw_header, refused)
-            return None
+            return self._until_read()
         try:
             self._agent.send(FrameKind.KERNEL, v1)
         except FrameError as error:
@@ -285,6 +310,20 @@ class Relay:
         )
         for answer in notices.refusal(channel, header, raw_header, reason):
             self._say(answer)
+
+    def _until_read(self) -> Awaitable[None] | None:
+        """What to wait for until the client has read most of what it was told; None when it has."""
+        if self._ended or self._writer.waiting <= LOW_WATER:
+            return None
+        if self._behind is None:
+            self._behind = self._loop.create_future()
+        return self._behind
+
+    def _read_on(self) -> None:
+        """Read the client again; where its connection has ended, that is how tornado learns of it."""
+        behind, self._behind = self._behind, None
+        if behind is not None and not behind.done():
+            behind.set_result(None)
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -332,12 +371,25 @@ class Relay:
             return
         self._ended = True
         self._writer.close()
+        self._read_on()
         self._liveness.stop()
         if self._ack_timer is not None:
             self._ack_timer.cancel()
         self._acknowledge()
         self._agent.hold()
         self._agent.close()
+
+
+def _too_large(header: Header, raw: bytes | memoryview) -> Error | None:
+    """Why a header is refused whatever it asks for; the client's call that waits for it is named."""
+    if len(raw) > MAX_HEADER:
+        return Error("invalid_request", f"a message's header is over the limit of {MAX_HEADER} bytes")
+    limits = {"msg_id": MAX_NAME, "msg_type": MAX_NAME, "session": _MAX_SESSION}
+    for name, limit in limits.items():
+        if len(getattr(header, name)) > limit:
+            message = f"the header's {name} must have at most {limit} characters"
+            return Error("invalid_request", message, {"execution": header.msg_id})
+    return None
 
 
 def _short(reason: str) -> str:

@@ -40,12 +40,16 @@ class FrameWriter:
     """Frames towards one client.
 
     Frames of one turn of the event loop leave in one write. `on_flushed(mark)` is called when the socket
-    has taken everything up to a frame; `mark` is the highest mark among those frames.
+    has taken everything up to a frame; `mark` is the highest mark among those frames. `on_lost()` is called
+    when the connection has ended, so that nothing more will be taken.
     """
 
-    def __init__(self, stream: ByteStream, on_flushed: Callable[[int], None]) -> None:
+    def __init__(
+        self, stream: ByteStream, on_flushed: Callable[[int], None], on_lost: Callable[[], None]
+    ) -> None:
         self._stream = stream
         self._on_flushed = on_flushed
+        self._on_lost = on_lost
         self._call_soon = asyncio.get_running_loop().call_soon
         self._queue: list[bytes | memoryview] = []
         self._queued = 0
@@ -105,7 +109,7 @@ class FrameWriter:
         try:
             future = self._stream.write(data)
         except StreamClosedError:
-            self._closed = True
+            self._lost()
             return
         if future.done() and future.exception() is None:
             self._on_flushed(self._mark)
@@ -116,6 +120,10 @@ class FrameWriter:
     def _written(self, size: int, mark: int, future: asyncio.Future[None]) -> None:
         self._writing -= size
         if future.cancelled() or future.exception() is not None:
-            self._closed = True
+            self._lost()
             return
         self._on_flushed(mark)
+
+    def _lost(self) -> None:
+        self._closed = True
+        self._on_lost()

@@ -38,6 +38,7 @@ class Bench:
         self.gone: str | None = None
         self.relay: Relay | None = None
         self.forbidden: set[str] = set()
+        self.executed: list[str] = []
         self.url = ""
         self.send_buffer: int | None = None  # bytes that the system takes and a client may not have yet
 
@@ -91,6 +92,7 @@ class Handler(WebSocketHandler):
             "s",
             allowed=lambda channel, msg_type: msg_type not in bench.forbidden,
             note=bench.states.append,
+            executing=lambda msg_id, allowed, v1: bench.executed.append(msg_id),
             why_gone=why_gone,
         )
         bench.relay.start()
@@ -488,3 +490,112 @@ async def test_a_client_that_is_gone_is_cut_off(bench: Bench, slow_road: Road) -
         await asyncio.to_thread(slow_road.silence)
         assert bench.relay is not None
         await asyncio.wait_for(bench.relay.wait_closed(), 20)
+
+
+def headed(**fields: str) -> bytes:
+    header = {"msg_id": "request", "msg_type": "execute_request", "session": "s", **fields}
+    return pack("shell", [json.dumps(header).encode(), b"{}", b"{}", b"{}"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"msg_id": "x" * 257}, "msg_id"),
+        ({"msg_type": "x" * 257}, "msg_type"),
+        ({"session": "x" * 4097}, "session"),
+        ({"msg_id": "x" * MIB}, "header"),
+        ({"username": "x" * 65536}, "header"),
+    ],
+    ids=["msg_id", "msg_type", "session", "everything", "what routing does not need"],
+)
+@pytest.mark.parametrize("forbidden", [False, True], ids=["allowed", "forbidden"])
+async def test_a_long_header_is_refused_and_not_told_back(
+    bench: Bench, fields: dict[str, str], names: str, forbidden: bool
+) -> None:
+    """Whoever sends it: it is neither passed on, nor kept by what hears of executions."""
+    if forbidden:
+        bench.forbidden.add("execute_request")
+    async with await dial(bench, DURABLE) as client:
+        await client.send(headed(**fields))
+        answer = await client.recv()
+        assert len(answer) < 64 * 1024
+        error = json.loads(answer)["error"]
+        assert (error["code"], names in error["message"]) == ("invalid_request", True)
+        assert bench.executed == []
+        bench.forbidden.clear()
+        await client.send(headed(msg_id="x" * 256, session="x" * 4096))
+        assert json.loads(bytes(unpack(await bench.received(FrameKind.KERNEL))[1][0]))["msg_id"] == "x" * 256
+        assert bench.executed == ["x" * 256]
+
+
+async def test_who_does_not_read_refusals_is_not_read(bench: Bench) -> None:
+    """A thousand refused messages with headers of 60 KiB: they stay where they are, then all are answered."""
+    bench.forbidden.add("execute_request")
+    client = await dial(bench, V1, max_queue=1)
+    assert bench.relay is not None
+    relay = bench.relay
+    message = headed(username="x" * 60_000)
+    sent = 0
+
+    async def feed() -> None:
+        nonlocal sent
+        for _ in range(1000):
+            await client.send(message)
+            sent += 1
+
+    feeder = asyncio.create_task(feed())
+    await until(lambda: relay.waits_for_client)
+    before, waiting = -1, 0
+    while before != sent:  # until the sender is held
+        before = sent
+        await asyncio.sleep(0.2)
+        waiting = max(waiting, relay._writer.waiting)
+    assert sent < 1000
+    assert waiting < MIB
+    for _ in range(3 * 1000):
+        await asyncio.wait_for(client.recv(), 20)
+    await feeder
+    await client.send(request("kernel_info_request"))
+    assert await bench.received(FrameKind.KERNEL) == request("kernel_info_request")
+    await client.close()
+
+
+async def test_a_client_that_goes_away_while_it_is_not_read_is_let_go(bench: Bench) -> None:
+    bench.forbidden.add("execute_request")
+    client = await dial(bench, V1, max_queue=1)
+    assert bench.relay is not None
+    relay = bench.relay
+
+    async def feed() -> None:
+        while True:
+            await client.send(headed(username="x" * 60_000))
+
+    feeder = asyncio.create_task(feed())
+    await until(lambda: relay.waits_for_client)
+    feeder.cancel()
+    client.transport.abort()
+    await asyncio.wait_for(relay.wait_closed(), 20)
+    await asyncio.wait_for(bench.agent.wait_closed(), 20)
+
+
+async def test_refusals_of_the_agent_wait_for_the_client_too(bench: Bench) -> None:
+    client = await dial(bench, DURABLE, max_queue=1)
+    assert bench.relay is not None
+    relay = bench.relay
+    error = json.dumps({"code": "invalid_request", "message": "x" * 60_000}).encode()
+    sent = 0
+
+    async def feed() -> None:
+        nonlocal sent
+        for _ in range(1000):
+            bench.agent.send(FrameKind.JSON, error)
+            sent += 1
+            await bench.agent.drain()
+
+    feeder = asyncio.create_task(feed())
+    await until(lambda: relay.holds_agent and not bench.agent.writable)
+    assert sent < 1000
+    for _ in range(1000):
+        await asyncio.wait_for(client.recv(), 20)
+    await feeder
+    await client.close()
