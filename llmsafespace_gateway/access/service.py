@@ -27,7 +27,8 @@ from llmsafespace_gateway.access.quotas import (
     Reservation,
     merge_quota,
 )
-from llmsafespace_gateway.access.rates import Buckets, RateLimits
+from llmsafespace_gateway.access.rates import RateLimits
+from llmsafespace_gateway.access.refusals import Refusals
 from llmsafespace_gateway.access.watches import GrantWatches
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, grants, kernels, sandboxes, sessions, users
@@ -35,7 +36,6 @@ from llmsafespace_gateway.store.rows import AuditRow, KernelRow, SandboxRow, Ses
 
 log = logging.getLogger(__name__)
 
-REFUSALS_AT_ONCE = 20
 POLL = 0.5  # seconds between looks at what other processes revoked
 
 
@@ -60,11 +60,11 @@ class Access(Administration):
     ) -> None:
         super().__init__(store, AuditLog(store), Authenticator(store))
         self._limits = RateLimits(rate, burst)
-        self.executions = ExecutionLog(self._limits, self.audit, anonymous)
+        self._refusals = Refusals(self.audit)
+        self.executions = ExecutionLog(self._limits, self.audit, self.refused, anonymous)
         self._quotas = Quotas(_default_quota(quota or {}))
         self._grant_watches = GrantWatches(store)
         self._anonymous = anonymous
-        self._refusals = Buckets(1.0, REFUSALS_AT_ONCE)
         self._egress = EgressLog(self._audit.add_for)
         self._retention = Retention(store, audit_days * 86400, audit_entries)
         self._poller: asyncio.Task[None] | None = None
@@ -85,6 +85,7 @@ class Access(Administration):
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
         self._egress.flush()
+        self._refusals.flush()
         for flush in (self._authenticator.flush, self._audit.flush):
             try:
                 await flush()
@@ -304,12 +305,23 @@ class Access(Administration):
 
         self._egress.note(who, sandbox_id, host, port, outcome, reason)
 
-    def refused(self, principal: Principal, action: str, target: str, code: str) -> None:
-        """Note a refusal. Those that a key gets again and again are one entry a second, for each action."""
-        now = time.monotonic()
-        mark = f"{principal.key_id}\0{action}\0{code}"
-        if self._refusals.take(mark, now)[0]:
-            self.audit(principal, action, target, code)
+    def refused(self, principal: Principal, action: str, target: str, code: str, **details: Any) -> None:
+        """Note a refusal. Those that a key gets again and again are a few entries with a count."""
+        more = self._refusals.take(principal, action, code)
+        if more is not None:
+            self.audit(principal, action, target, code, **details, **more)
+
+    async def refused_on(
+        self, principal: Principal, action: str, sandbox_id: str, code: str, **details: Any
+    ) -> None:
+        """Like `refused`, with a sandbox that is named only where it is one that they may see.
+
+        An id that is not is not told back to the admins of their tenant. What is left out asks no store.
+        """
+        more = self._refusals.take(principal, action, code)
+        if more is not None:
+            seen = sandbox_id and await self.level_on(principal, sandbox_id) is not None
+            self.audit(principal, action, sandbox_id if seen else "", code, **details, **more)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -346,6 +358,7 @@ class Access(Administration):
                 await self._authenticator.poll()
                 await self._grant_watches.poll()
                 self._egress.flush_past()
+                self._refusals.flush_past()
                 await self._audit.flush()
                 await self._retention.apply()
                 failing = False

@@ -11,9 +11,10 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_agent.wire.kernel_messages import unpack
 from llmsafespace_agent.wire.requests import ById, OpenChannels
 from llmsafespace_gateway.access import message_allowed
-from llmsafespace_gateway.access.executions import Door
+from llmsafespace_gateway.access.executions import Door, Mark, mark_of
 from llmsafespace_gateway.access.http import is_websocket_upgrade
 from llmsafespace_gateway.access.principal import SANDBOXES_READ
 from llmsafespace_gateway.backends.base import Ended
@@ -25,6 +26,7 @@ from llmsafespace_gateway.store import kernels, sandboxes
 
 MAX_MESSAGE = 64 * 1024 * 1024
 _MAX_SESSION = 256
+_DIGESTED = 1024 * 1024
 _END_GRACE = 2.0
 _END_LOOKS = 8
 _open: set[Relay] = set()  # of this process
@@ -125,13 +127,17 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
 
     def _executing(self, msg_id: str, allowed: bool, v1: bytes) -> str | None:
         """Count and audit an execution; why it is refused, None when it is not."""
-        log = self.access.executions
-        door: Door = "durable" if self._subprotocol == DURABLE else "jupyter"
+        log, kernel = self.access.executions, self._kernel.id
+        door: Door = "jupyter"
+        mark: Mark | None = None  # plain Jupyter runs whatever it gets
         try:
+            if self._subprotocol == DURABLE:
+                door = "durable"
+                mark = _mark(kernel, v1) if allowed else None
             if allowed:
-                log.admit(self.principal, self._row.id, msg_id, door)
+                log.admit(self.principal, self._row.id, msg_id, door, mark)
             outcome = "ok" if allowed else "forbidden"
-            log.note(self.principal, self._row.id, msg_id, door, outcome, context=self._kernel.id)
+            log.note(self.principal, self._row.id, msg_id, door, outcome, mark, context=kernel)
         except ApiError as error:
             return error.message
         return None
@@ -225,6 +231,12 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
         if self.request.headers.get("Authorization") or self.get_query_argument("token", None):
             return True
         return super().check_origin(origin)
+
+
+def _mark(kernel: str, v1: bytes) -> Mark:
+    """What a durable request is. Of a large one only the beginning: the agent compares it whole."""
+    parts = unpack(v1)[1][2:4]  # metadata and content
+    return mark_of("code", kernel, *((len(part), bytes(part[:_DIGESTED])) for part in parts))
 
 
 def _ended_text(end: str | None, message: str | None) -> str:

@@ -14,6 +14,8 @@ from llmsafespace_agent.wire.requests import (
     OpenCommand,
     PackagesInstall,
 )
+from llmsafespace_gateway import bulk
+from llmsafespace_gateway.access.executions import COMMAND, Mark, mark_of
 from llmsafespace_gateway.rest import runs
 from llmsafespace_gateway.rest.conversions import check_package, command_answer, working_directory
 from llmsafespace_gateway.rest.executions import after, follow_events, stream_run, wants_stream
@@ -69,12 +71,17 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
         stdin=body.stdin,
         keep_stdin=body.keep_stdin,
     )
+    mark = await bulk.run(len(body.command or "") + len(body.stdin or ""), _mark, body)
     info: CommandInfo = await call.sandboxes.rpc(row.id, "commands.start", start)
-    call.audit("command.start", row.id, command_id=info.id)
-    call.access.executions.count("rest", "ok")
+    call.executed(row.id, info.id, mark, action=COMMAND, command_id=info.id)
     if start.timeout is not None:
         call.sandboxes.overdue.watch(row.id, info.id, start.timeout, command=True)
     return await _answer(call, row.id, info, wait=not body.background)
+
+
+def _mark(body: CommandBody) -> Mark:
+    how = (body.cwd, body.env, body.timeout, body.background, body.stdin, body.keep_stdin)
+    return mark_of("command", body.command, body.argv, *how)
 
 
 async def install_packages(call: RestHandler) -> CommandAnswer | None:
@@ -182,7 +189,7 @@ ROUTES = [
     Route(
         method="POST",
         path=f"{_SANDBOX}/commands",
-        action="command.start",
+        action=COMMAND,
         handle=start_command,
         scope="execute",
         tag="Commands",

@@ -21,6 +21,7 @@ from llmsafespace_agent.wire.requests import (
     OpenExecution,
 )
 from llmsafespace_gateway import bulk
+from llmsafespace_gateway.access.executions import Mark, mark_of
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import runs
 from llmsafespace_gateway.rest.conversions import working_directory
@@ -127,6 +128,7 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
     body: ExecuteBody = call.body
     row = await call.sandbox("execute")
     execution = body.execution_id or runs.new_id()
+    mark = await bulk.run(len(body.content) + len(body.stdin or ""), _mark, body)
     if body.type == "command":
         for name, value in (("context", body.context), ("language", body.language)):
             if value is not None:
@@ -154,8 +156,13 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
             principal=call.principal.user_id,
         )
         run = await runs.begin_code(call.sandboxes, row, open_)
-    call.executed(row.id, execution, type=body.type)
+    call.executed(row.id, execution, mark, type=body.type)
     return await answer_run(call, run)
+
+
+def _mark(body: ExecuteBody) -> Mark:
+    where = (body.context, body.language, body.cwd)
+    return mark_of(body.type, body.content, *where, body.env, body.timeout, body.stdin)
 
 
 async def list_executions(call: RestHandler) -> ExecutionList:

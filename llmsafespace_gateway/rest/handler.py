@@ -14,6 +14,7 @@ from tornado.web import HTTPError, stream_request_body
 
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import ACTION as EXECUTION
+from llmsafespace_gateway.access.executions import COMMAND
 from llmsafespace_gateway.access.http import REFUSALS, identify
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.answers import Answers
@@ -22,6 +23,7 @@ from llmsafespace_gateway.rest.validation import decode
 from llmsafespace_gateway.store import kernels
 
 if TYPE_CHECKING:
+    from llmsafespace_gateway.access.executions import Mark
     from llmsafespace_gateway.access.principal import Principal
     from llmsafespace_gateway.access.service import Access
     from llmsafespace_gateway.backends.base import SandboxBackend
@@ -117,10 +119,11 @@ class RestHandler(Answers):
         self._audited = True
         self.access.audit(self.principal, action, target, outcome, **details)
 
-    def executed(self, sandbox_id: str, execution: str, **details: Any) -> None:
+    def executed(self, sandbox_id: str, execution: str, mark: Mark, **details: Any) -> None:
         """An execution was accepted; what becomes of the request is another matter from now on."""
         self._audited = True
-        self.access.executions.note(self.principal, sandbox_id, execution, "rest", **details)
+        log = self.access.executions
+        log.note(self.principal, sandbox_id, execution, "rest", mark=mark, **details)
 
     async def sandbox(self, scope: str) -> SandboxRow:
         """The sandbox that the path names, which the request rests on from now on. Raises ApiError."""
@@ -363,18 +366,18 @@ class RestHandler(Answers):
         who, route = self._principal or getattr(self, "identified", None), self.route
         if self._audited or who is None or route is None or not isinstance(error, ApiError):
             return
-        if route.action != EXECUTION and error.code not in REFUSALS:
+        executes = route.action in (EXECUTION, COMMAND)
+        if not executes and error.code not in REFUSALS:
             return
         self._audited = True
+        details: dict[str, str] = {}
+        if executes:
+            self.access.executions.count("rest", error.code)
+            wanted = getattr(self.body, "execution_id" if route.action == EXECUTION else "id", None)
+            details = {"execution": str(wanted or ""), "door": "rest"}
+        action = route.action or f"{route.method} {route.path}"
         target = self.path_values.get("sandbox_id", "")
-        # An id that is not theirs to see is not told back to the admins of their tenant.
-        if target and await self.access.level_on(who, target) is None:
-            target = ""
-        if route.action == EXECUTION:
-            execution = str(getattr(self.body, "execution_id", None) or "")
-            self.access.executions.note(who, target, execution, "rest", error.code)
-        else:
-            self.access.refused(who, route.action or f"{route.method} {route.path}", target, error.code)
+        await self.access.refused_on(who, action, target, error.code, **details)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what is our own fault; what is the client's is in its answer and the request log."""

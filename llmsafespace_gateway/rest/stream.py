@@ -16,6 +16,8 @@ import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from llmsafespace_agent.wire.requests import CommandStart, Empty, OpenExecution, Status
+from llmsafespace_gateway import bulk
+from llmsafespace_gateway.access.executions import Mark, mark_of
 from llmsafespace_gateway.access.http import AuthenticatedHandler, is_websocket_upgrade
 from llmsafespace_gateway.access.rates import RateLimited
 from llmsafespace_gateway.errors import ApiError
@@ -176,21 +178,22 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
 
     async def _start_run(self, wanted: StreamExecute, execution: str) -> None:
         log, sandbox_id = self._access.executions, self._known.id
+        mark = await bulk.run(len(wanted.content) + len(wanted.stdin or ""), _mark, wanted)
         try:
+            log.admit(self.principal, sandbox_id, execution, "stream", mark)
             run = await self._begin(wanted, execution)
         except RateLimited:  # which was noted
             raise
         except ApiError as error:
             log.note(self.principal, sandbox_id, execution, "stream", error.code, type=wanted.mode)
             raise
-        log.note(self.principal, sandbox_id, execution, "stream", type=wanted.mode)
+        log.note(self.principal, sandbox_id, execution, "stream", mark=mark, type=wanted.mode)
         await self._send(StreamStart(execution_id=execution, timestamp=datetime.now(UTC)))
         self._runs[execution] = asyncio.ensure_future(self._follow(run))
         self._busy.set()
 
     async def _begin(self, wanted: StreamExecute, execution: str) -> runs.Run:
         row = await self._access.sandbox(self.principal, self._known.id, "execute")
-        self._access.executions.admit(self.principal, row.id, execution, "stream")
         if len(self._runs) >= MAX_RUNS:
             raise ApiError("rate_limited", f"at most {MAX_RUNS} executions of one connection can run at once")
         if execution in self._runs:
@@ -328,6 +331,11 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
 async def drain() -> None:
     """Close this process's stream websockets so that clients connect again; returns when all have closed."""
     await asyncio.gather(*(each.tell_to_return() for each in list(_open)))
+
+
+def _mark(wanted: StreamExecute) -> Mark:
+    where = (wanted.context, wanted.language, None)  # as for REST, whose bodies have a `cwd`
+    return mark_of(wanted.mode, wanted.content, *where, wanted.env, wanted.timeout, wanted.stdin)
 
 
 def as_answer(event: Event, execution: str, error: ErrorEvent | None, missed: int) -> StreamAnswer | None:
