@@ -85,9 +85,10 @@ class GatewayApp(JupyterApp):
     rate_limit = Float(100.0, help="Requests per second that one key may make for long.").tag(config=True)
     rate_burst = Int(400, help="Requests that one key may make at once.").tag(config=True)
     audit_days = Float(90.0, help="Days for which the audit log keeps its entries.").tag(config=True)
-    audit_entries = Int(1_000_000, help="Entries that the audit log keeps; beyond that the oldest go.").tag(
-        config=True
-    )
+    audit_entries = Int(
+        1_000_000,
+        help="Entries that the audit log keeps; beyond that the oldest go, of the tenants that have most.",
+    ).tag(config=True)
     insecure_no_isolation = Bool(
         False, help="Run sandboxes as plain processes where bubblewrap cannot work. Loopback only."
     ).tag(config=True)

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from llmsafespace_gateway.access.administration import Administration
-from llmsafespace_gateway.access.audit import AuditLog, Retention
+from llmsafespace_gateway.access.audit import FORGET_PAUSE, AuditLog, Retention
 from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
 from llmsafespace_gateway.access.egress_log import EgressLog
@@ -43,8 +43,8 @@ class Access(Administration):
     """Identity, rights, quotas, rate limits and audit of one gateway process.
 
     `rate` and `burst` limit each key's requests; `quota` (see Quota) is the default of every tenant. The
-    audit log keeps `audit_entries` for `audit_days`. With `anonymous` a request without a key is that
-    principal: only for a private unix socket.
+    audit log keeps `audit_entries` for `audit_days` (see Retention). With `anonymous` a request without a
+    key is that principal: only for a private unix socket.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Access(Administration):
         self._anonymous = anonymous
         self._egress = EgressLog(self._audit.add_for)
         self._retention = Retention(store, audit_days * 86400, audit_entries)
-        self._poller: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Count the living sandboxes, then follow revocations in the background."""
@@ -77,13 +77,13 @@ class Access(Administration):
             self._quotas.set_quota(tenant.id, tenant.quota)
         for row in await sandboxes.holdings(self._store):
             self._quotas.rebuild(row)
-        self._poller = asyncio.create_task(self._poll())
+        self._background = [asyncio.create_task(self._poll()), asyncio.create_task(self._forget())]
 
     async def stop(self) -> None:
         """Write down what is still in memory (audit, last uses)."""
-        if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.gather(self._poller, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         self._egress.flush()
         self._refusals.flush()
         for flush in (self._authenticator.flush, self._audit.flush):
@@ -360,13 +360,24 @@ class Access(Administration):
                 self._egress.flush_past()
                 self._refusals.flush_past()
                 await self._audit.flush()
-                await self._retention.apply()
                 failing = False
             except Exception:
                 self._authenticator.distrust()
                 if not failing:
                     log.exception("the store does not answer: every request looks its key up meanwhile")
                 failing = True
+
+    async def _forget(self) -> None:
+        failing = False
+        while True:
+            try:
+                more = await self._retention.apply()
+                failing = False
+            except Exception:
+                if not failing:
+                    log.exception("old entries of the audit log cannot be deleted")
+                more, failing = False, True
+            await asyncio.sleep(FORGET_PAUSE if more else POLL)
 
 
 def _default_quota(quota: Mapping[str, Any]) -> Quota:

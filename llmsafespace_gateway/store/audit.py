@@ -6,15 +6,13 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy import insert as insert_into
 
 from llmsafespace_gateway.store.engine import Store
 from llmsafespace_gateway.store.query import page, values
 from llmsafespace_gateway.store.rows import AuditRow
 from llmsafespace_gateway.store.schema import audit
-
-_AT_ONCE = 500  # values of one statement
 
 
 def new_id() -> str:
@@ -53,19 +51,54 @@ async def entries(
     return await page(store, AuditRow, scope, audit, filters=filters, limit=limit, after=after, order="id")
 
 
-async def forget(store: Store, before: float, most: int, batch: int) -> int:
-    """Delete up to `batch` entries from before a moment, or beyond the newest `most`; how many went.
+# -- what is old, or too much, goes: each call is short, since SQLite answers on the event loop -------------
+
+
+async def forget_before(store: Store, before: float, batch: int) -> int:
+    """Delete up to `batch` of the oldest entries, from before a moment; how many went.
 
     Ids grow with time, so that the oldest are first in the index of the primary key.
     """
     oldest = select(audit.c.id, audit.c.at).order_by(audit.c.id).limit(batch)
-    kept = select(audit.c.id).order_by(audit.c.id.desc()).offset(most).limit(1)
     async with store.write() as connection:
-        beyond = (await connection.execute(kept)).scalar_one_or_none()
         rows = (await connection.execute(oldest)).mappings().all()
-        gone = [
-            row["id"] for row in rows if row["at"] < before or (beyond is not None and row["id"] <= beyond)
-        ]
-        for start in range(0, len(gone), _AT_ONCE):
-            await connection.execute(delete(audit).where(audit.c.id.in_(gone[start : start + _AT_ONCE])))
+        gone = [row["id"] for row in rows if row["at"] < before]
+        if gone:
+            await connection.execute(delete(audit).where(audit.c.id.in_(gone)))
     return len(gone)
+
+
+async def forget_of(store: Store, tenant: str | None, last: str, batch: int) -> int:
+    """Delete up to `batch` of a tenant's oldest entries, up to the one whose id is `last`; how many went."""
+    oldest = select(audit.c.id).where(audit.c.tenant == tenant, audit.c.id <= last)
+    async with store.write() as connection:
+        found = await connection.execute(oldest.order_by(audit.c.id).limit(batch))
+        gone = found.scalars().all()
+        if gone:
+            mine = delete(audit).where(audit.c.tenant == tenant, audit.c.id.in_(gone))
+            await connection.execute(mine)
+    return len(gone)
+
+
+async def next_tenant(store: Store, after: str) -> str | None:
+    """The tenant with entries whose name comes after another; None when that was the last."""
+    found = select(audit.c.tenant).where(audit.c.tenant > after).order_by(audit.c.tenant).limit(1)
+    async with store.read() as connection:
+        name: str | None = (await connection.execute(found)).scalar_one_or_none()
+    return name
+
+
+async def step(store: Store, tenant: str | None, after: str, size: int) -> str | None:
+    """The id of the `size`-th of a tenant's entries after another, oldest first; None: there are fewer."""
+    found = select(audit.c.id).where(audit.c.tenant == tenant, audit.c.id > after)
+    async with store.read() as connection:
+        statement = found.order_by(audit.c.id).offset(size - 1).limit(1)
+        id_: str | None = (await connection.execute(statement)).scalar_one_or_none()
+    return id_
+
+
+async def count_after(store: Store, tenant: str | None, after: str) -> int:
+    """How many of a tenant's entries come after another; for few (see `step`)."""
+    found = select(func.count()).where(audit.c.tenant == tenant, audit.c.id > after)
+    async with store.read() as connection:
+        return int((await connection.execute(found)).scalar_one())

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from typing import Any
 
-import pytest
-
 from llmsafespace_gateway.access import Access, local_principal
-from llmsafespace_gateway.access.audit import Retention
 from llmsafespace_gateway.access.egress_log import HOSTS, OTHERS, EgressLog
 from llmsafespace_gateway.logs import Flood
-from llmsafespace_gateway.store import Store, audit, users
-from llmsafespace_gateway.store.rows import AuditRow
+from llmsafespace_gateway.store import Store
 
 
 class Written:
@@ -83,40 +78,6 @@ async def test_reading_the_audit_log_shows_this_minute(store: Store) -> None:
         assert (entry.tenant, entry.user_id) == ("default", "local")
     finally:
         await access.stop()
-
-
-def _row(number: int, at: float) -> AuditRow:
-    return AuditRow(id=f"{number:08d}", at=at, tenant="acme", action="x", target="y", outcome="ok")
-
-
-@pytest.mark.parametrize(
-    ("age", "most", "left"),
-    [(3600.0, 10_000, 50), (1e9, 30, 30), (1e9, 10_000, 100), (0.0, 1, 0)],
-    ids=["age", "size", "neither", "everything"],
-)
-async def test_the_audit_log_is_kept_in_bounds(store: Store, age: float, most: int, left: int) -> None:
-    """The oldest go first, a batch at a time."""
-    now = time.time()
-    await audit.append(store, [_row(n, now - 7200 if n < 50 else now - 1) for n in range(100)])
-    await users.ensure_tenant(store, "acme")
-    total = 0
-    while gone := await audit.forget(store, now - age, most, 7):
-        assert gone <= 7
-        total += gone
-    kept = await audit.entries(store, "acme", limit=1000)
-    assert (len(kept), total) == (left, 100 - left)
-    assert [row.id for row in kept] == [f"{n:08d}" for n in range(99, 99 - left, -1)]
-
-
-async def test_retention_looks_now_and_then(store: Store) -> None:
-    await audit.append(store, [_row(n, 1.0) for n in range(3)])
-    retention = Retention(store, 3600.0, 10)
-    for _ in range(3):
-        await retention.apply()
-    assert await audit.entries(store, "acme") == []
-    await audit.append(store, [_row(9, 1.0)])
-    await retention.apply()  # not yet again
-    assert len(await audit.entries(store, "acme")) == 1
 
 
 def test_a_flood_of_one_kind_of_line_is_cut_and_counted() -> None:

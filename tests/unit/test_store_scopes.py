@@ -49,7 +49,7 @@ SCOPES = {
     "audit": {"tenant"},
 }
 UNSCOPED = {
-    "audit.forget": "old entries go, whoever's",
+    "audit.forget_before": "old entries go, whoever's",
     "keys.known": "the key's secret is what is checked; a request's tenant comes from this row",
     "keys.everything": "the operator's command line, without a tenant",
     "keys.rights": "the ids are those of keys that are in use here: whether they still are what they were",
@@ -110,7 +110,7 @@ def _argument(parameter: inspect.Parameter, bare: bool) -> Any:
         return ["x"]
     if annotation.startswith(("Mapping", "dict")):
         return {"x": 1.0}
-    return {"str": "x", "int": 1, "float": 1.0}[annotation.removesuffix(" | None")]
+    return {"str": "x", "int": 1, "float": 1.0, "bool": True}[annotation.removesuffix(" | None")]
 
 
 CHANGES = {"kernels": {"path": "y"}, "sandboxes": {"timeout": 1.0}, "sessions": {"path": "y"}}
