@@ -122,7 +122,7 @@ async def _build(app: GatewayApp) -> Services:
         metrics = Metrics()
         access.executions.count = lambda door, outcome: metrics.asked.labels(door, outcome).inc()
         if app.backend == "kubernetes":
-            backend = await _kubernetes(app, metrics, parts)
+            backend = await _kubernetes(app, metrics, access, parts)
         else:
             backend = await _local(app, data_dir, store, access, parts)
         sandboxes = Sandboxes(store, backend)
@@ -191,7 +191,9 @@ async def _local(
     return backend
 
 
-async def _kubernetes(app: GatewayApp, metrics: Metrics, parts: AsyncExitStack) -> SandboxBackend:
+async def _kubernetes(
+    app: GatewayApp, metrics: Metrics, access: Access, parts: AsyncExitStack
+) -> SandboxBackend:
     try:
         from llmsafespace_gateway.backends.kubernetes import METRICS, KubernetesBackend
     except ImportError as error:
@@ -203,6 +205,7 @@ async def _kubernetes(app: GatewayApp, metrics: Metrics, parts: AsyncExitStack) 
     for collector in METRICS:
         metrics.registry.register(collector)
     backend = await KubernetesBackend.connect(Path(app.kubernetes_settings), strict=app.strict_runtimes)
+    backend.on_pool(access.pool_seen)
     parts.push_async_callback(backend.stop)
     await backend.start()
     return backend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -147,21 +147,30 @@ class Quotas:
 
     # -- warm pools: what is warm and unclaimed; a sandbox that was claimed has room of its own --------
 
-    def set_pool(self, pool: HasPool, count: int) -> None:
-        """A pool has `count` sandboxes from now on. Raises ApiError(quota_exceeded), and changes nothing."""
-        before = self._pools.pop(pool.key, None)
-        if before is not None:
-            self._count(before, -1)
+    def set_pool(self, pool: HasPool, count: int) -> Callable[[], None]:
+        """A pool has `count` sandboxes from now on; returns how to give it back what it had.
+
+        Raises ApiError(quota_exceeded), and then changes nothing.
+        """
+        before = self._pools.get(pool.key)
+        self.drop_pool(pool.key)
         try:
             wanted = self._of_pool(pool, count)
             quota = self._tenants.get(wanted.tenant, self._default)
             self._check(wanted, quota, None)
             self._check(wanted, quota.user, wanted.owner)
-            before = wanted
-        finally:
-            if before is not None:
-                self._pools[pool.key] = before
-                self._count(before, 1)
+        except BaseException:
+            self._hold_pool(pool.key, before)
+            raise
+        self._hold_pool(pool.key, wanted)
+
+        def undo() -> None:
+            # What has been counted since is what the pool has; only this very change is taken back.
+            if self._pools.get(pool.key) is wanted:
+                self.drop_pool(pool.key)
+                self._hold_pool(pool.key, before)
+
+        return undo
 
     def fit_pool(self, pool: HasPool, wanted: int) -> int:
         """How many of the `wanted` sandboxes a pool may have, which are counted: not below its minimum.
@@ -170,15 +179,12 @@ class Quotas:
         """
         if pool.tenant is None:
             return wanted
-        before = self._pools.pop(pool.key, None)
-        if before is not None:
-            self._count(before, -1)
+        self.drop_pool(pool.key)
         quota = self._tenants.get(pool.tenant, self._default)
         one = self._of_pool(pool, 1)
         room = min(self._room(quota, one, None), self._room(quota.user, one, one.owner))
         count = max(min(wanted, room), min(wanted, pool.min_size))
-        held = self._pools[pool.key] = self._of_pool(pool, count)
-        self._count(held, 1)
+        self._hold_pool(pool.key, self._of_pool(pool, count))
         return count
 
     def drop_pool(self, key: str) -> None:
@@ -186,6 +192,11 @@ class Quotas:
         held = self._pools.pop(key, None)
         if held is not None:
             self._count(held, -1)
+
+    def _hold_pool(self, key: str, held: Reservation | None) -> None:
+        if held is not None:
+            self._pools[key] = held
+            self._count(held, 1)
 
     def pool_size(self, key: str) -> int | None:
         """How many sandboxes are counted for a pool; None when it is not counted."""

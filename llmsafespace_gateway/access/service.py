@@ -248,20 +248,21 @@ class Access(Administration):
 
         Raises ApiError(quota_exceeded), and then it has what it had.
         """
-        before = self._quotas.pool_size(pool.key)
-        self._quotas.set_pool(pool, pool.min_size)
-
-        def undo() -> None:
-            if before is None:
-                self._quotas.drop_pool(pool.key)
-            else:
-                self._quotas.fit_pool(pool, before)
-
-        return undo
+        return self._quotas.set_pool(pool, pool.min_size)
 
     def pool_grows(self, pool: HasPool, wanted: int) -> int:
         """How many unclaimed sandboxes a pool that wants so many may have now; they are counted."""
         return self._quotas.fit_pool(pool, wanted)
+
+    def pool_seen(self, pool: HasPool, there: bool) -> None:
+        """Count a pool that a cluster has, or has no more, whoever made or removed it.
+
+        Those made past the gateway have no owner, and are the cluster's: they take no tenant's room.
+        """
+        if not there:
+            self._quotas.drop_pool(pool.key)
+        elif pool.owner is not None or self._quotas.pool_size(pool.key) is not None:
+            self._quotas.fit_pool(pool, pool.min_size)
 
     def pool_gone(self, pool: HasPool) -> None:
         """Give back a pool's room."""

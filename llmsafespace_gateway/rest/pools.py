@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,6 +45,7 @@ from llmsafespace_gateway.store import Store, pools
 from llmsafespace_gateway.store.rows import PoolRow
 
 log = logging.getLogger(__name__)
+_turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 _DEFAULTS = Resources(cpu=1.0, memory=1024**3)
 LEAST_MEMORY = 32 * 1024**2  # what a warm sandbox takes, however little it is allowed
@@ -175,13 +178,14 @@ async def create_pool(call: RestHandler) -> WarmPoolAnswer:
     spec = _wanted(call.body, call.principal.tenant, call.principal.user_id)
     _may_be(call.principal, spec)
     _check_size(spec, call.backend.capacity())
-    if any(pool.name == spec.name for pool in await _visible(call)):
-        raise ApiError("conflict", f"there is a warm pool {spec.name!r} already; choose another name")
-    with _reserved(call, spec):
-        if await call.backend.pools() is None:
-            await _record_and_apply(call, spec)
-        else:
-            await call.backend.apply_pool(spec)
+    async with _turn(spec):
+        if any(pool.name == spec.name for pool in await _visible(call)):
+            raise ApiError("conflict", f"there is a warm pool {spec.name!r} already; choose another name")
+        with _reserved(call, spec):
+            if await call.backend.pools() is None:
+                await _record_and_apply(call, spec)
+            else:
+                await call.backend.apply_pool(spec)
     call.audit(
         "warmpool.create",
         spec.name,
@@ -190,6 +194,11 @@ async def create_pool(call: RestHandler) -> WarmPoolAnswer:
         published=spec.published,
     )
     return await _answer(call, spec)
+
+
+def _turn(pool: WarmPoolSpec) -> asyncio.Lock:
+    """One request at a time makes or changes a pool: of two that fail, neither's room may come back."""
+    return _turns.setdefault(pool.key, asyncio.Lock())
 
 
 @contextlib.contextmanager
@@ -280,7 +289,11 @@ async def get_pool(call: RestHandler) -> WarmPoolAnswer:
 async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
     """PATCH /warmpools/{name}."""
     body: WarmPoolPatch = call.body
-    spec = await _one(call, change=True)
+    async with _turn(await _one(call, change=True)):
+        return await _change(call, await _one(call, change=True), body)
+
+
+async def _change(call: RestHandler, spec: WarmPoolSpec, body: WarmPoolPatch) -> WarmPoolAnswer:
     changes: dict[str, object] = {
         name: value
         for name in ("min_size", "max_size", "ttl", "published")
@@ -309,9 +322,17 @@ async def patch_pool(call: RestHandler) -> WarmPoolAnswer:
 async def delete_pool(call: RestHandler) -> None:
     """DELETE /warmpools/{name}."""
     spec = await _one(call, change=True)
-    await pools.delete(call.store, spec.tenant or "", spec.name)
-    await call.backend.delete_pool(spec)
-    call.access.pool_gone(spec)
+    async with _turn(spec):
+        kept = await call.backend.pools() is not None
+        if not kept:
+            await pools.delete(call.store, spec.tenant or "", spec.name)
+        try:
+            await call.backend.delete_pool(spec)
+        except BaseException:
+            if not kept:  # nobody could ask again
+                call.access.pool_gone(spec)
+            raise
+        call.access.pool_gone(spec)
     call.audit("warmpool.delete", spec.name)
 
 

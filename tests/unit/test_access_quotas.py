@@ -199,3 +199,42 @@ def test_the_operators_pools_are_nobodys() -> None:
     quotas = _quotas(sandboxes=1)
     assert quotas.fit_pool(_pool(tenant=None), 7) == 7
     assert quotas.used("acme")["sandboxes"] == 0
+
+
+BIG = Resources(cpu=8.0, memory=1000)
+
+
+def test_a_change_that_is_taken_back_leaves_exactly_what_was_there() -> None:
+    """Two make a pool of one name: the second is refused, and the first has what it asked for."""
+    quotas = _quotas()
+    quotas.set_pool(_pool(2), 2)
+    undo = quotas.set_pool(_pool(5, resources=BIG), 5)
+    assert quotas.used("acme") == {"sandboxes": 5, "cpu": 40.0, "memory": 5000}
+    undo()
+    undo()
+    assert quotas.used("acme") == {"sandboxes": 2, "cpu": 2.0, "memory": 200}
+
+
+def test_a_change_that_was_overtaken_is_not_taken_back() -> None:
+    quotas = _quotas()
+    undo = quotas.set_pool(_pool(2), 2)
+    quotas.fit_pool(_pool(2), 3)
+    undo()
+    assert quotas.used("acme")["sandboxes"] == 3
+
+
+def test_pools_of_a_cluster_are_counted_as_they_come_and_go(store: Store) -> None:
+    """Whatever process made them; those that nobody made through a gateway are the cluster's."""
+    access = Access(store)
+
+    def used() -> float:
+        return access.usage(ADA)["sandboxes"]
+
+    access.pool_seen(_pool(3), True)
+    access.pool_seen(_pool(4, name="by-hand", owner=None), True)
+    access.pool_seen(_pool(4, name="everybodys", tenant=None), True)
+    assert used() == 3
+    access.pool_seen(_pool(5), True)
+    assert used() == 5
+    access.pool_seen(_pool(5), False)
+    assert used() == 0

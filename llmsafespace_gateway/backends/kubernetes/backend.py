@@ -35,7 +35,7 @@ from llmsafespace_gateway.backends.kubernetes.ahead import Ahead
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.backends.kubernetes.cold import ColdStarts
 from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailable
-from llmsafespace_gateway.backends.kubernetes.pools import Pools
+from llmsafespace_gateway.backends.kubernetes.pools import PoolChanged, Pools
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_operator.claims import agents, grants, profiles
 from llmsafespace_operator.claims.choice import Request, request_of
@@ -88,6 +88,10 @@ class KubernetesBackend:
         """See SandboxBackend. Raises ApiError when the API server does not answer."""
         await self._cluster.start()
         self._listed = True
+
+    def on_pool(self, callback: PoolChanged) -> None:
+        """Call `callback` for every pool that is there, and whenever one comes, changes or goes."""
+        self._pools.on_pool = callback
 
     async def stop(self) -> None:
         """See SandboxBackend. Warm pods are the operator's."""

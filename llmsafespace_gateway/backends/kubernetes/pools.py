@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmsafespace_gateway.backends.base import (
@@ -25,6 +25,8 @@ from llmsafespace_operator.kube.errors import AlreadyExists
 from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kinds import WARMPOOL
 
+PoolChanged = Callable[[WarmPoolSpec, bool], None]  # a pool, and whether it is there now
+
 ALL = "*"
 SEEN_LIMIT = 5.0  # seconds for our own watch to show a deletion
 
@@ -39,6 +41,8 @@ class Pools:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._tenants = cluster.settings.sandbox_namespaces
+        self.on_pool: PoolChanged = lambda pool, there: None
+        cluster.warm_pools.on_change(self._changed)
 
     def visible(self, tenant: str | None) -> list[WarmPoolSpec]:
         """See SandboxBackend.pools."""
@@ -149,6 +153,15 @@ class Pools:
             raise ApiError("not_found", f"there is no warm pool {spec.name}")
         return pool_status(there.status)
 
+    def _changed(self, old: types.WarmPool | None, new: types.WarmPool | None) -> None:
+        """Tell of a pool that is new, changed or gone, whoever did that; not of each change of its status."""
+        pools = [(self.spec(pool), _is_going(pool)) for pool in (old, new) if pool is not None]
+        if len(pools) == 2 and pools[0] == pools[1]:
+            return
+        known = {spec.key: spec for _, spec in self._known()}
+        for key, spec in {spec.key: spec for spec, _ in pools}.items():
+            self.on_pool(known.get(key, spec), key in known)
+
     def _object(self, spec: WarmPoolSpec) -> types.WarmPool | None:
         return next((pool for pool, known in self._known() if known.key == spec.key), None)
 
@@ -159,7 +172,7 @@ class Pools:
         for pool in sorted(
             self._cluster.warm_pools.items(), key=lambda each: order.index(each.metadata.namespace)
         ):
-            if pool.metadata.deletion_timestamp is None:
+            if not _is_going(pool):
                 spec = self.spec(pool)
                 found.setdefault(spec.key, (pool, spec))
         return list(found.values())
@@ -177,7 +190,11 @@ def pool_name(pool: types.WarmPool) -> str:
 
 
 def _is_over(pool: types.WarmPool | None, uid: str) -> bool:
-    return pool is None or pool.metadata.uid != uid or pool.metadata.deletion_timestamp is not None
+    return pool is None or pool.metadata.uid != uid or _is_going(pool)
+
+
+def _is_going(pool: types.WarmPool) -> bool:
+    return pool.metadata.deletion_timestamp is not None
 
 
 def visible(pool: types.WarmPool, tenant: str | None, tenants: Mapping[str, str]) -> bool:
