@@ -73,11 +73,14 @@ async def alive(call: RestHandler) -> dict[str, Any]:
 
 
 async def ready(call: RestHandler) -> dict[str, Any]:
-    """GET /readyz: whether the disk, the store and the backend work, and if not, what is wrong."""
-    problems = await call.readiness.problems()
+    """GET /readyz: whether the disk, the store and the backend work, and if not, which does not.
+
+    Anybody may ask: what is wrong, with its paths, hosts and users, is in the log and for admins in /system.
+    """
+    problems = sorted(await call.readiness.problems())
     if problems:
-        text = "; ".join(problems.values())
-        raise ApiError("service_unavailable", f"not ready: {text}", {"problems": problems}, 1.0)
+        text = f"not ready: {', '.join(problems)}; the gateway's log says more"
+        raise ApiError("service_unavailable", text, {"problems": problems}, 1.0)
     return {"status": "ok"}
 
 
@@ -128,6 +131,7 @@ async def system(call: RestHandler) -> SystemAnswer:
             if each.tenant in (None, tenant)
         ],
         unwritten_ends=len(call.store.unwritten),
+        problems=await call.readiness.problems(),
     )
 
 
@@ -138,7 +142,7 @@ ROUTES = [
         handle=system,
         scope="admin",
         tag="About",
-        summary="For admins: sandboxes that could not be taken in, ends that could not be written",
+        summary="For admins: what is in the way of this gateway, sandboxes that could not be taken in",
         response=SystemAnswer,
     ),
     Route(

@@ -304,9 +304,13 @@ class QuarantinedAnswer(Answer, kw_only=True):
 
 
 class SystemAnswer(Answer, kw_only=True):
-    """This gateway process. `unwrittenEnds`: ends of sandboxes that the database could not take yet."""
+    """This gateway process. `unwrittenEnds`: ends of sandboxes that the database could not take yet.
+
+    `problems`: why `/readyz` answers 503, by part (draining, disk, database, backend).
+    """
 
     version: str
     backend: str
     quarantined: list[QuarantinedAnswer]
     unwritten_ends: int
+    problems: dict[str, str]

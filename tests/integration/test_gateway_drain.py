@@ -146,7 +146,7 @@ async def test_readiness_goes_first(data_root: Path) -> None:
         while (answer := await client.get("/readyz")).status_code == 200:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert answer.status_code == 503
-        assert "about to stop" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["details"] == {"problems": ["draining"]}
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/api/v1/openapi.json")).status_code == 200
     await ended(gateway)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from llmsafespace_gateway import readiness
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.readiness import Readiness
+from llmsafespace_gateway.rest import system
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, users
 
 
@@ -66,6 +68,30 @@ async def test_all_is_well(ready: Readiness, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert await ready.problems() == {}
     assert sorted(tmp_path.iterdir()) == before
+
+
+async def test_nobody_is_told_what_only_admins_may_know(
+    ready: Readiness, store: Store, backend: Any, tmp_path: Path
+) -> None:
+    """The parts are named to anybody; paths and the words of others are for the log and for admins."""
+
+    async def quarantined() -> list[Any]:
+        return []
+
+    backend.name, backend.quarantined = "local", quarantined
+    backend.fails = ApiError("service_unavailable", "host db.internal, port 5432, user gateway")
+    (tmp_path / "db.sqlite").rename(tmp_path / "elsewhere")
+    call: Any = SimpleNamespace(
+        readiness=ready, store=store, backend=backend, principal=SimpleNamespace(tenant="default")
+    )
+    with pytest.raises(ApiError) as refused:
+        await system.ready(call)
+    told = f"{refused.value.message} {refused.value.details}"
+    assert refused.value.details == {"problems": ["backend", "database"]}
+    assert not any(secret in told for secret in (str(tmp_path), "db.internal", "5432"))
+    shown = (await system.system(call)).problems
+    assert str(tmp_path) in shown["database"]
+    assert "db.internal" in shown["backend"]
 
 
 async def test_it_stops(ready: Readiness) -> None:
