@@ -40,7 +40,7 @@ class Flood(logging.Filter):
 
     A kind is a logger's message before its values are put in. How many lines were left out is said once the
     kind is within its bounds again, or has been beyond them for a while. Errors of our own and critical lines
-    count like others: a fault that repeats is as long.
+    are counted as well: a fault that repeats fills the disk like anything else.
     """
 
     def __init__(self, rate: float = 200.0, burst: int = 2000, clock: Any = time.monotonic) -> None:

@@ -155,7 +155,7 @@ def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSa
     if body.timezone is not None and body.timezone not in timezones():
         raise invalid("body.timezone", f"expected a name as Europe/Paris, got {body.timezone!r}")
     if body.warm_pool is not None and not body.use_warm_pool:
-        raise invalid("body.warmPool", "expected none with useWarmPool false")
+        raise invalid("body.warmPool", "cannot be combined with useWarmPool: false")
     request = CreateSandbox(
         runtime=body.runtime,
         security_level=body.security_level,
