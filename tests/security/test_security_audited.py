@@ -80,25 +80,34 @@ async def test_an_execution_is_one_row_and_one_count(
     assert (row["userId"], row["keyId"]) == (world.tenant.owner.id, world.tenant.owner.key_id)
 
 
+@pytest.fixture(scope="module")
+def guest(world: World, operator: Operator) -> Person:
+    """A viewer with a grant whose key was refused nothing yet."""
+    made = operator.person(world.tenant.name, "viewer", "guest")
+    grant = {"sandboxId": world.tenant.sandbox, "userId": made.id, "level": "viewer"}
+    world.tenant.owner.client.made("POST", "/api/v1/grants", grant)
+    return made
+
+
 @pytest.mark.parametrize("door", [door for door in DOORS if door not in ("rest", "ndjson", "sse")])
 async def test_a_refused_execution_is_one_row_and_one_count(
-    door: str, gateway: Any, world: World, tenant_admin: Any
+    door: str, gateway: Any, world: World, guest: Person, tenant_admin: Any
 ) -> None:
     """A guest who may only look."""
     before = sum(_counted(gateway.url).values())
-    execution = await _ask(gateway.url, world, world.guest, door)
+    execution = await _ask(gateway.url, world, guest, door)
     assert sum(_counted(gateway.url).values()) - before == 1
     (row,) = _rows(tenant_admin, execution)
-    assert (row["outcome"], row["userId"]) == ("forbidden", world.guest.id)
+    assert (row["outcome"], row["userId"]) == ("forbidden", guest.id)
 
 
-def test_refusals_over_rest_are_audited(gateway: Any, world: World, tenant_admin: Any) -> None:
+def test_refusals_over_rest_are_audited(world: World, guest: Person, tenant_admin: Any) -> None:
     """By a scope that is missing, before the body is looked at; and of what is no execution, too."""
     base = f"/api/v1/sandboxes/{world.tenant.sandbox}"
-    in_rest_shape(world.guest.client.post(f"{base}/execute", json={"content": "1"}), 403)
-    in_rest_shape(world.guest.client.delete(base), 403)
+    in_rest_shape(guest.client.post(f"{base}/execute", json={"content": "1"}), 403)
+    in_rest_shape(guest.client.delete(base), 403)
     items = tenant_admin.made("GET", "/api/v1/audit?outcome=forbidden&limit=1000")["items"]
-    mine = [(row["action"], row["target"]) for row in items if row["userId"] == world.guest.id]
+    mine = [(row["action"], row["target"]) for row in items if row["userId"] == guest.id]
     assert ("sandbox.execute", world.tenant.sandbox) in mine
     assert ("DELETE /sandboxes/{sandbox_id}", world.tenant.sandbox) in mine
 
