@@ -143,9 +143,10 @@ print(json.dumps(found))
     found = seen(person, box, code)
     assert len(found) < 30
     assert not [line for line in found.values() if "3141" in line or "llmsafespace_gateway" in line]
+    elsewhere = {os.getpid(), os.getppid(), 3141} - {1}  # each sandbox has a process 1 of its own
     kill = f"""
 gone = []
-for pid in ({os.getpid()}, {os.getppid()}, 3141):
+for pid in {sorted(elsewhere)}:
     try: os.kill(pid, 0); gone.append(pid)
     except OSError: pass
 print(json.dumps(gone))
