@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -59,6 +60,8 @@ async def serve(app: GatewayApp) -> None:
         services = await _unless(signals.stop, wiring.build(app))
         if services is not None:
             server.serve(services.application())
+            gc.collect()
+            gc.freeze()  # what is there for good: to walk it at each full collection holds the loop
             watch = LoopWatch(app.slow_callback) if app.slow_callback > 0 else None
             app.announce(services)
             await signals.stop.wait()
