@@ -206,5 +206,64 @@ def test_time_over_the_limit_is_not_added_up(sandbox: Sandbox) -> None:
         sandbox.polls(10)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(memory, "exact_total", lambda held: LIMIT // 2)
+            patch.setattr(memory, "least_total", lambda held: LIMIT // 2)
             sandbox.polls(1)
     assert not sandbox.ended
+
+
+# -- what processes share -----------------------------------------------------------------------------
+
+TABLES = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+size = 64 << 30
+at = libc.mmap(None, ctypes.c_size_t(size), 1, 0x4022, -1, ctypes.c_long(0))
+for offset in range(0, size, 1 << 21):
+    ctypes.c_char.from_address(at + offset).value
+print("ready", flush=True)
+sys.stdin.read()
+"""
+FORKS = """
+import os, sys
+block = bytearray(32 << 20)
+for _ in range(3):
+    if os.fork() == 0:
+        break
+os.write(1, b"%d\\n" % os.getpid())
+sys.stdin.read()
+"""
+
+
+def test_page_tables_are_certain_without_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exact count reads them all, and code takes twice its limit meanwhile."""
+    killed: list[int] = []
+    read: list[int] = []
+    monkeypatch.setattr(memory.processes, "exact_memory", lambda pid: read.append(pid) or 0)
+    with subprocess.Popen(
+        [sys.executable, "-c", TABLES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"ready\n"
+        held = {started.pid: sum(memory._status(started.pid))}
+        assert memory.least_total(held) >= 128 * MIB
+        watching = Sandbox()
+        watching.by_process = lambda: held  # type: ignore[method-assign]
+        suspects = [Suspect(started.pid, lambda: killed.append(started.pid))]
+        dog = Watchdog(SandboxLimits(memory_bytes=64 * MIB), Inside(), lambda: suspects)
+        dog._count_all(watching, 64 * MIB, 0.0)  # type: ignore[arg-type]
+        started.communicate()
+    assert killed == [started.pid]
+    assert read == []
+
+
+def test_pages_that_forks_share_are_not_certain() -> None:
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        pids = [int(started.stdout.readline()) for _ in range(4)]
+        held = {pid: sum(memory._status(pid)) for pid in pids}
+        least, exact = memory.least_total(held), memory.exact_total(held)
+        started.communicate()
+    assert sum(held.values()) >= 4 * 32 * MIB
+    assert 32 * MIB <= least <= exact < 64 * MIB

@@ -5,7 +5,8 @@ the few that cannot be seen are refused by the seccomp filter where memory is no
 vmsplice, larger pipes and socket buffers; huge pages everywhere). Files in memory file systems are bounded
 by the sizes of these, and are counted as storage.
 
-* private pages and page tables: VmRSS and its kin, exact (PSS) once the upper bound is near the limit;
+* private pages and page tables: VmRSS and its kin, exact (PSS) once the upper bound is over the limit and a
+  lower bound is not;
 * shared anonymous mappings: the kernel keeps all of such an object while one page of it is mapped, so that
   neither RSS nor the size of what is still mapped tells. An object counts by the most that was ever seen of
   it, a new one by at least the page faults that its process had meanwhile: each of its pages took one;
@@ -315,8 +316,17 @@ def _inodes(mount: str) -> int:
     return about.f_files - about.f_ffree
 
 
+def least_total(held: dict[int, int]) -> int:
+    """What `held` certainly comes to, however much of the private pages is shared. Cheap."""
+    private = {pid: min(amount, processes.anonymous_memory(pid)) for pid, amount in held.items()}
+    return sum(held.values()) - sum(private.values()) + max(private.values(), default=0)
+
+
 def exact_total(held: dict[int, int]) -> int:
-    """The sum of `held`, with private pages that processes share counted once. Costs milliseconds each."""
+    """The sum of `held`, with private pages that processes share counted once.
+
+    Costs milliseconds each, and a second for a process with a gigabyte of page tables, all of which are read.
+    """
     return sum(
         amount - processes.anonymous_memory(pid) + processes.exact_memory(pid) for pid, amount in held.items()
     )

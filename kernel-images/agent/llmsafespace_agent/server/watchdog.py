@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ _DYING = 2.0  # seconds that what was killed may take to be gone: it needs a pro
 _GROWTH = 0.25  # of the limit: what is taken meanwhile is not taken by what was killed
 _SELDOM = 0.3  # seconds between exact counts while there is much room, for they cost time
 _NEAR = 0.8  # below this share of the limit nothing is looked at more closely
+_FAST = 1 / 16  # of the limit: who takes that much between two counts is soon near it
 
 
 class Suspect(NamedTuple):
@@ -108,18 +110,20 @@ class Watchdog:
 
     def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        period = _PERIOD
+        # Processor time: on a busy machine counting lasts long without costing more, and must not be put off.
+        began, before, period = time.thread_time(), self._last, _PERIOD
         if self._limit is not None and self._near():
             if self._ledger is not None:
-                self._count_all(self._ledger, self._limit, began)
+                self._count_all(self._ledger, self._limit, loop.time())
                 period = max(_SHORTEST, min(_LONGEST, (self._limit - self._last) / _RATE))
             else:
-                self._last = self._memory(began)
+                self._last = self._memory(loop.time())
                 if self._last >= self._limit:
                     self._end_the_largest()
-        share = _SHARE if self._last < _NEAR * (self._limit or 0) else _SHARE_WHEN_NEAR
-        self._timer = loop.call_later(max(period, (loop.time() - began) / share), self._poll)
+        limit = self._limit or 0
+        near = self._last >= _NEAR * limit or self._last - before >= _FAST * limit
+        spent = time.thread_time() - began
+        self._timer = loop.call_later(max(period, spent / (_SHARE_WHEN_NEAR if near else _SHARE)), self._poll)
 
     def _count_all(self, ledger: memory.Ledger, limit: int, now: float) -> None:
         """Count, and end what uses most while it is too much; when that cannot help, the sandbox.
@@ -130,7 +134,7 @@ class Watchdog:
         held = ledger.by_process()
         common = ledger.shared_and_kernels()
         self._last = sum(held.values()) + common
-        if self._last >= limit:
+        if self._last >= limit and memory.least_total(held) + common < limit:
             self._last = memory.exact_total(held) + common
         if self._last < limit:
             self._helpless, self._over = 0, None
