@@ -22,8 +22,8 @@ from llmsafespace.errors import (
     SandboxError,
     SandboxTimeout,
 )
-from llmsafespace.executions import AsyncOutput, SandboxWarning
 from llmsafespace.models import CommandResult, Context, FileEvent, FileInfo, SandboxInfo, SandboxStatus, Start
+from llmsafespace.outputs import AsyncOutput, SandboxWarning
 from llmsafespace.results import Execution, ExecutionError, ExecutionFailed, Logs, Result
 from llmsafespace.sandbox import AsyncSandbox
 from llmsafespace.sync import Sandbox

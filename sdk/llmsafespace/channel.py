@@ -13,15 +13,15 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
-import msgspec
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
 from llmsafespace import messages, patience
 from llmsafespace.connections import keep_alive, tls_context
+from llmsafespace.decoding import BadMessage, decode_json, decode_object
 from llmsafespace.errors import GatewayUnavailable, InvalidRequest, SandboxError, error_for
-from llmsafespace.messages import BadMessage, Message
+from llmsafespace.messages import Message
 from llmsafespace.patience import Patience
 from llmsafespace.transport import Transport, segment
 
@@ -207,7 +207,7 @@ class Channel:
                     await self._patience.wait(error, held=lived_to - made if connected else 0.0)
         except SandboxError as error:
             self._listener.on_lost(error)
-        except (BadMessage, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except BadMessage as error:
             self._listener.on_lost(GatewayUnavailable(f"the gateway broke the protocol: {error}"))
         except Exception as error:
             self._listener.on_lost(GatewayUnavailable(f"the connection failed: {error!r}"))
@@ -321,7 +321,7 @@ class Channel:
         raise ConnectionResetError("the gateway closed the connection")
 
     def _take_text(self, data: str) -> None:
-        document = msgspec.json.decode(data, type=dict[str, Any])
+        document = decode_object(data)
         gap, error = document.get("gap"), document.get("error")
         if isinstance(gap, dict):
             missed, resume = int(gap.get("missed", 0)), int(gap.get("resume", 0))
@@ -354,7 +354,7 @@ def _refusal(error: BaseException) -> SandboxError | None:
     if not isinstance(error, InvalidStatus) or error.response.status_code in (429, 500, 502, 503, 504):
         return None
     try:
-        document = msgspec.json.decode(error.response.body or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        document = decode_json(error.response.body or b"")
+    except BadMessage:
         document = None
     return error_for(error.response.status_code, document)

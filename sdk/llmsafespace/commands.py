@@ -7,9 +7,10 @@ from typing import Any
 
 from llmsafespace import requests
 from llmsafespace.errors import NotFound, SandboxError
-from llmsafespace.executions import AsyncOutput, follow
+from llmsafespace.event_stream import follow
 from llmsafespace.messages import new_id
 from llmsafespace.models import CommandResult
+from llmsafespace.outputs import AsyncOutput
 from llmsafespace.results import Execution
 from llmsafespace.transport import API, Transport, segment
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from llmsafespace.decoding import BadMessage, TooDeep, decode_object
+from llmsafespace.errors import GatewayUnavailable
 from llmsafespace.results import ExecutionError, Result
 
 
@@ -129,6 +131,29 @@ def end_from_reply(content: dict[str, Any], metadata: dict[str, Any], seq: int =
     count = content.get("execution_count")
     error = None if end == "ok" else ExecutionError.from_content(content, _NAMES.get(end, "Error"))
     return End(end, count if isinstance(count, int) else None, error, 0 if end == "ok" else 1, seq=seq)
+
+
+def from_line(line: bytes) -> Event | None:
+    """The event in a line of an event stream; None for a heartbeat and for kinds that are not known here.
+
+    Raises GatewayUnavailable for a line that is not JSON, and for the gateway's word that it cannot go on.
+    """
+    if not line.strip():
+        return None
+    try:
+        document = decode_object(line)
+    except TooDeep as error:
+        return unreadable(error)
+    except BadMessage as error:
+        raise GatewayUnavailable(f"the gateway sent a line that is {error}") from error
+    if document.get("type") == "failure":
+        raise GatewayUnavailable(str(document.get("message")))
+    return from_json(document)
+
+
+def unreadable(why: BadMessage, seq: int = 0) -> Stderr:
+    """What stands in the place of output that cannot be read."""
+    return Stderr(f"[llmsafespace] output of the sandbox could not be read: {why}\n", seq=seq)
 
 
 def from_json(document: Mapping[str, Any]) -> Event | None:

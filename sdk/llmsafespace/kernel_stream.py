@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llmsafespace import messages, patience
 from llmsafespace.channel import Channel, check_size
+from llmsafespace.decoding import BadMessage
 from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout
 from llmsafespace.events import End, Event
 from llmsafespace.messages import Message
 from llmsafespace.subscription import IDLE_GRACE, Subscription
 from llmsafespace.transport import Transport
 
+log = logging.getLogger("llmsafespace")
 _LOOK_EVERY = 10.0  # seconds between two questions how an execution ended
 _MOST_LOOKS = 3  # questions that find no end of an overdue execution, while its kernel says something
 _PAUSE_AT = 32 * 1024 * 1024  # bytes that may wait for a slow reader before the connection does
@@ -104,7 +107,11 @@ class KernelStream:
 
     def on_message(self, message: Message) -> None:
         """Hand a message to the execution that it is about."""
-        pending = self._pending.get(message.parent().msg_id)
+        try:
+            pending = self._pending.get(message.parent().msg_id)
+        except BadMessage as error:
+            log.warning("a message of the sandbox was dropped: %s", error)
+            return
         if pending is not None:
             pending.put(message)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import getpass
 import itertools
-import json
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,12 @@ from typing import Any
 
 import msgspec
 
+from llmsafespace.decoding import BadMessage, TooDeep, decode_object
+
 DURABLE = "v1.durable.llmsafespace.dev"
 PROTOCOL_VERSION = "5.4"
 _SEQUENCE = struct.Struct(">Q")
 _encode = msgspec.json.Encoder().encode
-
-
-class BadMessage(ValueError):
-    """The bytes are not a kernel message."""
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -70,20 +67,8 @@ def decode_header(part: bytes | memoryview) -> Header:
         return _decode_header(part)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadMessage(f"not a message header: {error}") from error
-
-
-def decode_object(part: bytes | memoryview) -> dict[str, Any]:
-    """A JSON object; kernels that write NaN or broken UTF-8 are understood. Raises BadMessage."""
-    try:
-        value = msgspec.json.decode(part)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        try:
-            value = json.loads(bytes(part).decode("utf-8", "replace"))
-        except ValueError as error:
-            raise BadMessage(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadMessage("not a JSON object")
-    return value
+    except RecursionError:
+        raise TooDeep("the message header is nested too deeply") from None
 
 
 def pack(channel: str, parts: Sequence[bytes | memoryview]) -> bytes:

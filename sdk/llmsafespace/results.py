@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmsafespace import rendering
+from llmsafespace.decoding import BadMessage, decode_json
 
 ENDS = ("ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -30,10 +30,12 @@ class Result:
     @classmethod
     def from_content(cls, content: Mapping[str, Any], *, is_main_result: bool = False) -> Result:
         """The result in the content of an execute_result, display_data or update_display_data."""
-        transient = content.get("transient") or {}
-        display_id = transient.get("display_id") if isinstance(transient, Mapping) else None
+        display_id = _mapping(content.get("transient")).get("display_id")
         return cls(
-            dict(content.get("data") or {}), dict(content.get("metadata") or {}), is_main_result, display_id
+            _mapping(content.get("data")),
+            _mapping(content.get("metadata")),
+            is_main_result,
+            display_id if isinstance(display_id, str) else None,
         )
 
     @property
@@ -82,8 +84,8 @@ class Result:
         value = self.raw.get("application/json")
         if isinstance(value, str):
             try:
-                return json.loads(value)
-            except ValueError:
+                return decode_json(value)
+            except BadMessage:
                 return value
         return value
 
@@ -107,6 +109,11 @@ class Result:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return rendering.result_bundle(self.raw, str(self))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """A copy of a mapping; empty for anything else that a kernel may send in its place."""
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 _SHORT = {

@@ -11,11 +11,12 @@ from typing import Any
 from llmsafespace import requests
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, SandboxTimeout
+from llmsafespace.event_stream import follow
 from llmsafespace.events import End, Event, end_from_json
-from llmsafespace.executions import AsyncOutput, follow
 from llmsafespace.kernel_stream import KernelStream, watch
 from llmsafespace.messages import new_id
 from llmsafespace.models import SandboxInfo
+from llmsafespace.outputs import AsyncOutput
 from llmsafespace.results import ExecutionError
 from llmsafespace.subscription import Subscription
 from llmsafespace.transport import API, Transport, segment

@@ -14,9 +14,10 @@ from llmsafespace.clients import Client, client_for
 from llmsafespace.commands import AsyncCommands, Command
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import NotFound, SandboxEnded, SandboxError
-from llmsafespace.executions import AsyncOutput, Callbacks, SandboxWarning, Stdin, follow
+from llmsafespace.event_stream import follow
 from llmsafespace.files import AsyncFiles, FileList
 from llmsafespace.models import CommandResult, FileInfo, SandboxInfo, SandboxStatus, Start
+from llmsafespace.outputs import AsyncOutput, Callbacks, SandboxWarning, Stdin
 from llmsafespace.requests import Content, NetworkAccess
 from llmsafespace.results import Execution
 from llmsafespace.runner import Runner, RunOptions

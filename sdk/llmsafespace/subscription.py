@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from llmsafespace import patience
+from llmsafespace.decoding import BadMessage
 from llmsafespace.errors import PermissionDenied
-from llmsafespace.events import End, Event, Gap, InputRequest, end_from_reply, from_message
+from llmsafespace.events import End, Event, Gap, InputRequest, end_from_reply, from_message, unreadable
 from llmsafespace.messages import Message
+from llmsafespace.results import ExecutionError
 
 IDLE_GRACE = 5.0  # seconds of silence between an execution's reply and its idle (or the other way round)
 
@@ -42,7 +44,13 @@ class Subscription:
         if self.over or (message.seq and message.seq <= self._last_seq):
             return
         self._last_seq = message.seq or self._last_seq
-        msg_type = message.header().msg_type
+        try:
+            self._take(message, message.header().msg_type)
+        except BadMessage as error:
+            self._take_unreadable(message, error)
+        self._finish_if_complete()
+
+    def _take(self, message: Message, msg_type: str) -> None:
         if message.channel == "iopub" and msg_type == "status":
             self._status(str(message.content().get("execution_state")))
         elif message.channel == "shell" and msg_type == "execute_reply":
@@ -55,7 +63,14 @@ class Subscription:
                 self.input_header = bytes(message.parts[0])
             if event is not None:
                 self._add(event, sum(len(part) for part in message.parts))
-        self._finish_if_complete()
+
+    def _take_unreadable(self, message: Message, why: BadMessage) -> None:
+        """Code can make its kernel send anything: say so, and go on."""
+        if message.channel == "shell":
+            reason = ExecutionError("UnreadableReply", str(why))
+            self._reply = self._reply or End("error", None, reason, 1, seq=message.seq)
+        else:
+            self._add(unreadable(why, message.seq), 0)
 
     def put_gap(self, missed: int, resume: int) -> None:
         """Messages were lost, perhaps of this execution."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 from llmsafespace.contexts import ContextLike
-from llmsafespace.executions import Callbacks, Stdin
 from llmsafespace.files import FileList
 from llmsafespace.models import CommandResult, FileInfo, SandboxInfo, SandboxStatus, Start
+from llmsafespace.outputs import Callbacks, Stdin
 from llmsafespace.portal import portal
 from llmsafespace.requests import Content, NetworkAccess
 from llmsafespace.results import Execution

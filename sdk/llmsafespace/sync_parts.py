@@ -10,9 +10,9 @@ from llmsafespace.commands import AsyncCommands
 from llmsafespace.commands import Command as AsyncCommand
 from llmsafespace.contexts import AsyncContexts, ContextLike, ContextList
 from llmsafespace.events import End, Event, InputRequest
-from llmsafespace.executions import AsyncOutput, Callbacks
 from llmsafespace.files import AsyncFiles, FileList, Progress
 from llmsafespace.models import CommandResult, Context, FileEvent, FileInfo
+from llmsafespace.outputs import AsyncOutput, Callbacks
 from llmsafespace.portal import Portal, SyncIterator
 from llmsafespace.results import Execution
 

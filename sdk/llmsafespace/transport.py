@@ -12,6 +12,7 @@ import msgspec
 
 from llmsafespace import connections, patience
 from llmsafespace.connections import http_client, time_limits
+from llmsafespace.decoding import BadMessage, decode_json
 from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout, error_for
 from llmsafespace.patience import Patience
 from llmsafespace.settings import Endpoint
@@ -170,8 +171,11 @@ def last_sign(error: Exception, alive: float, began: float) -> float:
 
 
 def decoded(response: httpx.Response) -> Any:
-    """The JSON body of an answer, None when it has none."""
-    return msgspec.json.decode(response.content) if response.content else None
+    """The JSON body of an answer, None when it has none. Raises GatewayUnavailable for another body."""
+    try:
+        return decode_json(response.content) if response.content else None
+    except BadMessage as error:
+        raise GatewayUnavailable(f"{response.request.url.path}: the gateway's answer is {error}") from error
 
 
 def raise_for(response: httpx.Response) -> None:
@@ -187,8 +191,8 @@ def _error(response: httpx.Response) -> SandboxError:
 
 def _document(content: bytes) -> object:
     try:
-        return msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_json(content)
+    except BadMessage:
         return None
 
 

@@ -9,7 +9,8 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.session import Session
 
-from llmsafespace import channel, cli, messages
+from llmsafespace import channel, cli
+from llmsafespace.decoding import decode_object
 from llmsafespace.jupyter.bridge import Bridge
 from llmsafespace.jupyter.install import kernel_json
 from llmsafespace.jupyter.provisioner import portable, sandbox_env
@@ -97,5 +98,5 @@ async def test_a_message_that_no_gateway_takes_is_answered_here(
     assert [message.header().msg_type for message in told] == answers
     assert [message.parent().msg_id for message in told] == ["m"] * len(told)
     assert [message.channel for message in told] == ["iopub", *[where] * (len(told) - 2), "iopub"]
-    assert "too large" in messages.decode_object(told[0].parts[3])["evalue"]
+    assert "too large" in decode_object(told[0].parts[3])["evalue"]
     assert list(bridge.unanswered()) == []

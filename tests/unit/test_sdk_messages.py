@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from llmsafespace import messages
+from llmsafespace.decoding import BadMessage, decode_object
 from llmsafespace_agent.wire import kernel_messages
 
 
@@ -38,12 +39,12 @@ def test_a_message_survives_the_way_there_and_back() -> None:
     ],
 )
 def test_broken_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(messages.BadMessage):
+    with pytest.raises(BadMessage):
         messages.unpack(data)
 
 
 def test_content_that_is_not_strict_json_is_understood() -> None:
-    assert messages.decode_object(b'{"a": NaN}')["a"] != 0
-    assert messages.decode_object(b'{"a": "\xff"}') == {"a": "�"}
-    with pytest.raises(messages.BadMessage):
-        messages.decode_object(b"[1]")
+    assert decode_object(b'{"a": NaN}')["a"] != 0
+    assert decode_object(b'{"a": "\xff"}') == {"a": "�"}
+    with pytest.raises(BadMessage):
+        decode_object(b"[1]")

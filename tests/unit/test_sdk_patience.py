@@ -11,8 +11,9 @@ import pytest
 
 from llmsafespace import connections, patience, transport
 from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout
-from llmsafespace.executions import AsyncOutput, follow
+from llmsafespace.event_stream import follow
 from llmsafespace.files import AsyncFiles
+from llmsafespace.outputs import AsyncOutput
 from llmsafespace.patience import Patience
 from llmsafespace.settings import Endpoint
 from llmsafespace.transport import Transport

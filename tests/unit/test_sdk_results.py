@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmsafespace import Execution, ExecutionError, ExecutionFailed, Logs, Result, events
-from llmsafespace.executions import (
+from llmsafespace.outputs import (
     END_OF_INPUT,
     Callbacks,
     ExecutionBuilder,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmsafespace.cli import common
 from llmsafespace.events import Display, Error, Event, Gap, Stderr, Stdout, Update
-from llmsafespace.executions import SandboxWarning
+from llmsafespace.outputs import SandboxWarning
 from llmsafespace.results import Execution, Result
 from llmsafespace.sync import Sandbox
 

@@ -9,8 +9,8 @@ import warnings
 
 from llmsafespace.cli import common
 from llmsafespace.errors import NotFound, SandboxEnded
-from llmsafespace.executions import SandboxWarning
 from llmsafespace.models import SandboxInfo
+from llmsafespace.outputs import SandboxWarning
 from llmsafespace.sync import Sandbox
 
 _HEADINGS = ("ID", "RUNTIME", "STATE", "START", "CREATED")

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmsafespace import messages
 from llmsafespace.channel import Channel, check_size
+from llmsafespace.decoding import BadMessage, decode_object
 from llmsafespace.errors import InvalidRequest, SandboxEnded, SandboxError
 from llmsafespace.jupyter.sockets import KernelSockets
 from llmsafespace.messages import Message
@@ -42,9 +43,11 @@ _AHEAD = 500  # messages that may wait for the local sockets
 
 def is_dead(message: Message) -> bool:
     """True for the status message that tells of a kernel's death."""
-    if message.channel != "iopub" or message.header().msg_type != "status":
+    try:
+        status = message.channel == "iopub" and message.header().msg_type == "status"
+        return status and message.content().get("execution_state") == "dead"
+    except BadMessage:
         return False
-    return message.content().get("execution_state") == "dead"
 
 
 class Bridge:
@@ -117,7 +120,7 @@ class Bridge:
 
     async def _shutdown(self, channel: str, parts: list[bytes]) -> None:
         """Stop being a kernel. A restart keeps the sandbox: the application starts us again."""
-        restart = bool(messages.decode_object(parts[3]).get("restart"))
+        restart = bool(decode_object(parts[3]).get("restart"))
         content = {"status": "ok", "restart": restart}
         if self._sockets is not None:
             for where in (channel, "iopub"):
@@ -134,7 +137,8 @@ class Bridge:
         if channel is not None and message.seq and message.seq <= (channel.cursor or 0):
             return  # came before; it answers a request that was sent again
         if message.channel in ("shell", "control"):
-            self._unanswered.pop(message.parent().msg_id, None)
+            with contextlib.suppress(BadMessage):
+                self._unanswered.pop(message.parent().msg_id, None)
         if is_dead(message):
             self._unanswered.clear()
             self._tell({"event": "dead"})
@@ -197,7 +201,7 @@ class Bridge:
             try:
                 if self._sockets is not None:
                     await self._sockets.send(message)
-            except messages.BadMessage as error:
+            except BadMessage as error:
                 log.warning("a message of the kernel was dropped: %s", error)
             finally:
                 self._outgoing.task_done()

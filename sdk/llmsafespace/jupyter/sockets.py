@@ -13,8 +13,9 @@ import zmq.asyncio
 from zmq.constants import SocketOption, SocketType
 
 from llmsafespace import messages
+from llmsafespace.decoding import BadMessage
 from llmsafespace.jupyter.zmq_messages import Signer, WrongSignature, address
-from llmsafespace.messages import BadMessage, Message
+from llmsafespace.messages import Message
 
 log = logging.getLogger("llmsafespace.bridge")
 _REMEMBERED = 10_000  # requests whose senders are known; older ones have had their reply
