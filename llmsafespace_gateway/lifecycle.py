@@ -18,7 +18,7 @@ import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
-from llmsafespace_gateway import descriptors, wiring
+from llmsafespace_gateway import descriptors, tasks, wiring
 from llmsafespace_gateway.loop_watch import LoopWatch
 from llmsafespace_gateway.serving import Server, TrustedProxies, listen_tcp, listen_unix, starting
 from llmsafespace_gateway.serving.limits import serving_limits
@@ -106,8 +106,7 @@ async def _unless(
             return building.result()
     finally:
         stopping.cancel()
-        building.cancel()
-        await asyncio.wait({building})
+        await tasks.end(building)
     return None
 
 
@@ -131,13 +130,13 @@ async def _ended(services: wiring.Services, server: Server) -> None:
 
 async def _first(*works: Coroutine[object, object, object]) -> None:
     """Until one of them is done; the others are cancelled."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    running = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _standard_input_ended(stop: asyncio.Event) -> None:

@@ -180,6 +180,8 @@ def gateway(data_root: Path, pytestconfig: pytest.Config) -> Iterator[Any]:
     made = make_gateway(folder, slow_callback=HELD)
     yield made
     made.end_all()
+    unheard = [line for line in made.output if "exception was never retrieved" in line]
+    assert not unheard, "nobody took a task's exception:\n" + "".join(unheard[:20])
     held = [line for line in made.output if '"the event loop was held"' in line]
     assert not held, "requests held the gateway's event loop:\n" + "".join(held[:20])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
-from llmsafespace_gateway import bulk
+from llmsafespace_gateway import bulk, tasks
 from llmsafespace_gateway.access.executions import ACTION as EXECUTION
 from llmsafespace_gateway.access.executions import COMMAND
 from llmsafespace_gateway.access.http import REFUSALS, identify
@@ -170,9 +170,7 @@ class RestHandler(Answers):
         finally:
             undo()
             gone.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            await tasks.end(task)  # its client went away in the middle of what it writes
 
     def _watch_right(self) -> Callable[[], None]:
         if self._right is None:

@@ -22,6 +22,7 @@ from llmsafespace_agent.wire.requests import (
     OpenCommand,
     OpenExecution,
 )
+from llmsafespace_gateway import tasks
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.types import (
     ExecutionAnswer,
@@ -162,9 +163,7 @@ async def heard(
                 while not (await asyncio.wait({following}, timeout=silence))[0]:
                     await alive()
             finally:
-                if not following.done():
-                    following.cancel()
-                    await asyncio.wait({following})
+                await tasks.end(following)
             event = following.result()
             if event is None:
                 return

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, TypeVar
 
 import sqlalchemy
@@ -119,8 +119,6 @@ def _is_busy(error: OperationalError) -> bool:
 
 
 def _checkpoint(path: str) -> None:
-    connection = sqlite3.connect(path)
-    try:
+    # A full disk, a locked file: who writes hears of it.
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    finally:
-        connection.close()
