@@ -122,9 +122,9 @@ def tick():
         print("tick", flush=True)
         time.sleep(0.02)
 threading.Thread(target=tick, daemon=True).start()
-print("first")
+print("\\nfirst\\n", end="")  # one write: the thread prints between two of them, and within a line
 time.sleep(0.5)
-print("last")
+print("\\nlast\\n", end="")
 6 * 7
 """
 
@@ -148,7 +148,7 @@ def test_an_end_that_is_lost_while_a_thread_keeps_printing(
         assert execution.end == "ok"
         assert execution.text == "42"
         lines = execution.stdout.split("\n")
-        assert (lines.count("first"), lines.count("last")) == (1, 1)
+        assert (lines.count("first"), lines.count("last")) == (1, 1), execution.stdout
 
 
 EMBEDDED = """
