@@ -315,6 +315,31 @@ async def test_one_process_cannot_take_all_memory_without_cgroups(monkeypatch: p
         assert await support.run(backend, "sb-a", count) == "(512, 512)"
 
 
+async def test_no_thread_hides_descriptors_without_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in pipes is counted by the descriptors of a process, so each of its threads has the same."""
+    from llmsafespace_gateway.backends.local import limits
+
+    monkeypatch.setattr(limits, "discover", lambda parent: limits.NONE)
+    clone = 56 if os.uname().machine == "x86_64" else 220
+    async with support.fresh() as backend:
+        await backend.claim(support.spec("sb-a"))
+        code = f"""
+import ctypes, os, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    ctypes.set_errno(0)
+    libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) for a in arguments))
+    return ctypes.get_errno()
+print([call(436, 3000, 3001, flags) for flags in (0, 4, 2, 6)])
+print(call({clone}, 0x100 | 0x800 | 0x10000, 0, 0, 0, 0), flush=True)
+outcome = []
+thread = threading.Thread(target=lambda: outcome.append(subprocess.run(["true"], close_fds=True).returncode))
+thread.start(); thread.join()
+print(outcome, os.waitpid(os.posix_spawn("/bin/true", ["true"], {{}}), 0)[1])
+"""
+        assert await support.run(backend, "sb-a", code) == "[0, 0, 22, 22]\n1\n[0] 0"
+
+
 async def test_disk_fill_is_bounded_and_the_neighbour_works() -> None:
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))

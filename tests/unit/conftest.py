@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_gateway.store import Store, sqlite_url
+from llmsafespace_gateway.store import Store, sqlite_url, users
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 from tests import postgres
 
@@ -30,6 +30,15 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 async def store(store_url: str) -> AsyncIterator[Store]:
     """An open, empty store."""
     opened = await Store.open(store_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def sqlite_store(tmp_path: Path) -> AsyncIterator[Store]:
+    """An open SQLite store with the tenant "default"; it keeps whatever is written into a column."""
+    opened = await Store.open(sqlite_url(tmp_path))
+    await users.ensure_tenant(opened, "default")
     yield opened
     await opened.close()
 

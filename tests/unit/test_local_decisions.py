@@ -343,6 +343,37 @@ def test_filter_refuses_memory_that_nobody_could_count(machine: str, charged: bo
     assert call("setsockopt", 3, socket.IPPROTO_TCP, socket.SO_SNDBUF) == 0
 
 
+# Flags of clone: what C libraries and Go ask for. 0x11 is SIGCHLD.
+FORK = 0x1200011  # CHILD_SETTID, CHILD_CLEARTID
+VFORK, SPAWN = 0x4111, 0x4100  # VM, VFORK
+THREAD = 0x3D0F00  # as Go's, and SETTLS, PARENT_SETTID, CHILD_CLEARTID
+GO_THREAD = 0x50F00  # VM, FS, FILES, SIGHAND, THREAD, SYSVSEM
+
+
+@pytest.mark.parametrize("charged", [True, False])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_filter_refuses_descriptors_that_nobody_could_count(machine: str, charged: bool) -> None:
+    """A thread with descriptors of its own; whatever thread libraries, fork and spawn ask for is allowed."""
+    column = seccomp.ARCHITECTURES[machine][0]
+    numbers = ALLOWED | CHECKED | UNCHARGED
+
+    def call(name: str, *arguments: int) -> int:
+        number = numbers[name][column]
+        assert number is not None
+        answer = evaluate(machine, number, arguments, charged=charged)
+        return 0 if answer == ALLOW else answer - 0x50000
+
+    assert [call("clone", flags) for flags in (FORK, VFORK, SPAWN, THREAD, GO_THREAD)] == [0] * 5
+    files, new_user = 0x400, 0x10000000
+    for flags in (THREAD & ~files, GO_THREAD & ~files):
+        assert call("clone", flags) == (0 if charged else errno.EPERM)
+    assert [call("clone", flags | new_user) for flags in (FORK, THREAD)] == [errno.EPERM] * 2
+    cloexec, unshare = 4, 2
+    assert [call("close_range", 3, 9, flags) for flags in (0, cloexec)] == [0, 0]
+    for flags in (unshare, unshare | cloexec):
+        assert call("close_range", 3, 9, flags) == (0 if charged else errno.EINVAL)
+
+
 UNIFIED = {"": ("/sys/fs/cgroup", "/")}
 
 

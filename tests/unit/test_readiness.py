@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,21 +47,13 @@ def backend() -> Backend:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await Store.open(sqlite_url(tmp_path))
-    await users.ensure_tenant(opened, "default")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def ready(tmp_path: Path, store: Store, backend: Any, monkeypatch: pytest.MonkeyPatch) -> Readiness:
+def ready(tmp_path: Path, sqlite_store: Store, backend: Any, monkeypatch: pytest.MonkeyPatch) -> Readiness:
     monkeypatch.setattr(readiness, "_FRESH", -1.0)
     monkeypatch.setattr(readiness, "_LOCKED", 0.1)
     monkeypatch.setattr(readiness, "WITHIN", 1.0)
     found = sqlite_file(sqlite_url(tmp_path))
     assert found is not None
-    return Readiness(tmp_path, Path(found), store, backend)
+    return Readiness(tmp_path, Path(found), sqlite_store, backend)
 
 
 async def test_all_is_well(ready: Readiness, tmp_path: Path) -> None:
@@ -71,7 +63,7 @@ async def test_all_is_well(ready: Readiness, tmp_path: Path) -> None:
 
 
 async def test_nobody_is_told_what_only_admins_may_know(
-    ready: Readiness, store: Store, backend: Any, tmp_path: Path
+    ready: Readiness, sqlite_store: Store, backend: Any, tmp_path: Path
 ) -> None:
     """The parts are named to anybody; paths and the words of others are for the log and for admins."""
 
@@ -82,7 +74,7 @@ async def test_nobody_is_told_what_only_admins_may_know(
     backend.fails = ApiError("service_unavailable", "host db.internal, port 5432, user gateway")
     (tmp_path / "db.sqlite").rename(tmp_path / "elsewhere")
     call: Any = SimpleNamespace(
-        readiness=ready, store=store, backend=backend, principal=SimpleNamespace(tenant="default")
+        readiness=ready, store=sqlite_store, backend=backend, principal=SimpleNamespace(tenant="default")
     )
     with pytest.raises(ApiError) as refused:
         await system.ready(call)
@@ -102,14 +94,16 @@ async def test_it_stops(ready: Readiness) -> None:
 OTHER = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM tenants'); c.close()"
 
 
-async def test_what_was_written_is_there_after_a_kill(ready: Readiness, store: Store, tmp_path: Path) -> None:
+async def test_what_was_written_is_there_after_a_kill(
+    ready: Readiness, sqlite_store: Store, tmp_path: Path
+) -> None:
     """A look must not drop this process's locks: the next process that closes the file takes itself for the
     last one then, and removes the log into which this one goes on to write.
     """
     for number in range(3):
         assert await ready.problems() == {}
         subprocess.run([sys.executable, "-c", OTHER, tmp_path / "db.sqlite"], check=True)
-        await users.ensure_tenant(store, f"tenant-{number}")
+        await users.ensure_tenant(sqlite_store, f"tenant-{number}")
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tmp_path.glob("db.sqlite*"):

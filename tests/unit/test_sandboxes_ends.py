@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from sqlalchemy import text
 from llmsafespace_gateway.backends.base import Ended
 from llmsafespace_gateway.sandboxes import ends
 from llmsafespace_gateway.sandboxes.ends import Ends
-from llmsafespace_gateway.store import Store, kernels, sandboxes, sqlite_url, users
+from llmsafespace_gateway.store import Store, kernels, sandboxes
 from llmsafespace_gateway.store.engine import Unwritten
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
 
@@ -51,26 +50,17 @@ def backend() -> Backend:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    """SQLite, which keeps whatever is written into a column."""
-    opened = await Store.open(sqlite_url(tmp_path))
-    await users.ensure_tenant(opened, "default")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 async def made(
-    store: Store, backend: Any, make_sandbox: MakeSandbox, make_kernel: MakeKernel
+    sqlite_store: Store, backend: Any, make_sandbox: MakeSandbox, make_kernel: MakeKernel
 ) -> AsyncIterator[Ends]:
     """The ends of three sandboxes, the first of which is damaged by the tests."""
     for name in NAMES:
-        await sandboxes.insert(store, make_sandbox(name), make_kernel(f"k-{name}", name))
+        await sandboxes.insert(sqlite_store, make_sandbox(name), make_kernel(f"k-{name}", name))
 
     async def forget(sandbox_id: str) -> None:
-        await kernels.ids_of(store, sandbox_id)
+        await kernels.ids_of(sqlite_store, sandbox_id)
 
-    recorded = Ends(store, backend, lambda ended: None, lambda sandbox_id: False, forget)
+    recorded = Ends(sqlite_store, backend, lambda ended: None, lambda sandbox_id: False, forget)
     yield recorded
     await recorded.stop()
 
@@ -107,12 +97,12 @@ def wait_all(store: Store) -> None:
         "UPDATE kernels SET language = X'ff' WHERE sandbox_id = 'sb-bad'",
     ],
 )
-async def test_a_damaged_row_ends_as_any_other(store: Store, made: Ends, damage: str) -> None:
-    await run(store, damage)
-    wait_all(store)
+async def test_a_damaged_row_ends_as_any_other(sqlite_store: Store, made: Ends, damage: str) -> None:
+    await run(sqlite_store, damage)
+    wait_all(sqlite_store)
     made._retry()
-    await until(lambda: not store.unwritten)
-    assert set((await states(store)).values()) == {"ended"}
+    await until(lambda: not sqlite_store.unwritten)
+    assert set((await states(sqlite_store)).values()) == {"ended"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +111,7 @@ async def test_a_damaged_row_ends_as_any_other(store: Store, made: Ends, damage:
     ids=["refused row", "any", "as if all"],
 )
 async def test_an_end_that_cannot_be_written_holds_up_no_other(
-    store: Store, made: Ends, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    sqlite_store: Store, made: Ends, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     real = sandboxes.end
 
@@ -131,35 +121,37 @@ async def test_an_end_that_cannot_be_written_holds_up_no_other(
         return await real(store, sandbox_id, *more)
 
     refuse = "BEFORE UPDATE ON sandboxes WHEN NEW.id = 'sb-bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
-    await run(store, f"CREATE TRIGGER refuse {refuse}")
+    await run(sqlite_store, f"CREATE TRIGGER refuse {refuse}")
     with monkeypatch.context() as patched:
         patched.setattr(ends.sandboxes, "end", end)
-        wait_all(store)
+        wait_all(sqlite_store)
         made._retry()
-        await until(lambda: list(store.unwritten) == ["sb-bad"])
+        await until(lambda: list(sqlite_store.unwritten) == ["sb-bad"])
         await made.record(Ended(sandbox_id="sb-bad", end="expired"))
         await asyncio.sleep(0.1)
-    assert await states(store) == {"sb-bad": "running", "sb-1": "ended", "sb-2": "ended"}
-    await run(store, "DROP TRIGGER refuse")
-    await until(lambda: not store.unwritten)
-    assert (await states(store))["sb-bad"] == "ended"
+    assert await states(sqlite_store) == {"sb-bad": "running", "sb-1": "ended", "sb-2": "ended"}
+    await run(sqlite_store, "DROP TRIGGER refuse")
+    await until(lambda: not sqlite_store.unwritten)
+    assert (await states(sqlite_store))["sb-bad"] == "ended"
 
 
-async def test_an_end_that_cannot_be_written_is_held(store: Store, made: Ends, backend: Backend) -> None:
+async def test_an_end_that_cannot_be_written_is_held(
+    sqlite_store: Store, made: Ends, backend: Backend
+) -> None:
     refuse = "BEFORE UPDATE ON sandboxes WHEN NEW.id = 'sb-bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
-    await run(store, f"CREATE TRIGGER refuse {refuse}")
+    await run(sqlite_store, f"CREATE TRIGGER refuse {refuse}")
     await made.record(Ended(sandbox_id="sb-bad", end="oom"))
     assert (backend.held, backend.noted_) == (["sb-bad"], [])
-    await run(store, "DROP TRIGGER refuse")
+    await run(sqlite_store, "DROP TRIGGER refuse")
     await until(lambda: backend.noted_ == ["sb-bad"])
 
 
 async def test_a_backend_that_cannot_forget_holds_up_no_end(
-    store: Store, made: Ends, backend: Backend
+    sqlite_store: Store, made: Ends, backend: Backend
 ) -> None:
     backend.fails = OSError(30, "Read-only file system")
-    wait_all(store)
+    wait_all(sqlite_store)
     made._retry()
-    await until(lambda: not store.unwritten)
-    assert set((await states(store)).values()) == {"ended"}
+    await until(lambda: not sqlite_store.unwritten)
+    assert set((await states(sqlite_store)).values()) == {"ended"}
     await made.record(Ended(sandbox_id="sb-1", end="expired"))

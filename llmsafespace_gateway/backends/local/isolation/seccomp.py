@@ -25,6 +25,8 @@ _ERRNO = 0x00050000
 
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _NAMESPACES = 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+_CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
+_CLOSE_RANGE_UNSHARE = 2
 _TERMINAL_IOCTLS = (0x5412, 0x541C, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCSETD
 _MAP_HUGETLB, _SHM_HUGETLB, _MFD_HUGETLB = 0x40000, 0o4000, 4
 _F_SETPIPE_SZ = 1031
@@ -58,6 +60,22 @@ def _one_of(index: int, values: Iterable[int], otherwise: int) -> list[Instructi
 
 def _check_clone() -> list[Instruction]:
     return [_argument(0), (_JSET, 0, 1, _NAMESPACES), _refuse(errno.EPERM), _PERMIT]
+
+
+def _check_clone_uncharged() -> list[Instruction]:
+    """As `_check_clone`, and a thread shares the descriptors of its process, as all thread libraries have it.
+
+    The agent counts descriptors in /proc/PID/fd, which are those of the process' main thread.
+    """
+    return [
+        _argument(0),
+        (_JSET, 0, 1, _NAMESPACES),
+        _refuse(errno.EPERM),
+        (_JSET, 0, 2, _CLONE_THREAD),
+        (_JSET, 1, 0, _CLONE_FILES),
+        _refuse(errno.EPERM),
+        _PERMIT,
+    ]
 
 
 def _check_socket() -> list[Instruction]:
@@ -145,9 +163,13 @@ def _uncharged_checks() -> dict[str, list[Instruction]]:
     """Where no cgroup charges memory: what would hold some that cannot be counted (see UNCHARGED).
 
     A memfd is held by descriptors that wait in sockets, a page that vmsplice has lent by a pipe. Programs
-    fall back to /dev/shm, and to copying, as on kernels without these calls.
+    fall back to /dev/shm, and to copying, as on kernels without these calls. A thread with descriptors of
+    its own (clone, close_range with CLOSE_RANGE_UNSHARE; unshare is refused anyway) hides pipes. C libraries,
+    Python, Go, Node and Java do neither; the answer is that of kernels that do not know the flag.
     """
     return {
+        "clone": _check_clone_uncharged(),
+        "close_range": _without(2, _CLOSE_RANGE_UNSHARE, errno.EINVAL),
         "memfd_create": [_refuse(errno.ENOSYS)],
         "vmsplice": [_refuse(errno.ENOSYS)],
         "fcntl": [_argument(1), (_JEQ, 0, 1, _F_SETPIPE_SZ), _refuse(errno.EPERM), _PERMIT],
