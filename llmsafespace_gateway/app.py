@@ -199,7 +199,7 @@ class GatewayApp(JupyterApp):
         """True when everything that is written is JSON: where machines read the logs."""
         return bool(self.backend == "kubernetes")
 
-    def announce(self, services: wiring.Services) -> None:
+    def announce(self, services: wiring.Gateway) -> None:
         """Say where it serves, and on the first start the admin key: the only time that it is shown."""
         if self.embedded:
             print(json.dumps({"ready": True, "socket": self.socket}), flush=True)
