@@ -30,7 +30,7 @@ from llmsafespace_gateway.rest.types_processes import (
     PackagesBody,
 )
 from llmsafespace_gateway.rest.validation import invalid
-from llmsafespace_gateway.sandboxes.executions import collect
+from llmsafespace_gateway.sandboxes.collecting import collect
 
 
 async def _answer(

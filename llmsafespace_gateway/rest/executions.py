@@ -36,8 +36,9 @@ from llmsafespace_gateway.rest.types import (
 )
 from llmsafespace_gateway.rest.types_processes import ContextCreateBody, ContextList
 from llmsafespace_gateway.rest.validation import invalid
+from llmsafespace_gateway.sandboxes.collecting import Collected, collect
 from llmsafespace_gateway.sandboxes.events import End, Event, Failure
-from llmsafespace_gateway.sandboxes.executions import Collected, collect, moment
+from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 
 _LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)

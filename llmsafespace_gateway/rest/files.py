@@ -45,12 +45,13 @@ async def list_files(call: RestHandler) -> FileListAnswer:
         path=workspace_path(call.query("path"), "query.path"), depth=call.query("depth"), limit=limit + 1
     )
     found: list[FileInfo] = await call.sandboxes.rpc(row.id, "files.list", wanted)
-    items = await bulk.run(len(found) * _ENTRY, _answers, found[:limit])
-    return FileListAnswer(items=items, truncated=len(found) > limit)
+    truncated = len(found) > limit
+    items = await bulk.run(len(found) * _ENTRY, _answers, found)
+    return FileListAnswer(items=items[:limit], truncated=truncated)
 
 
 def _answers(found: list[FileInfo]) -> list[FileAnswer]:
-    return [file_answer(info) for info in found]
+    return [file_answer(info) for info in bulk.drained(found)]
 
 
 async def stat_file(call: RestHandler) -> FileAnswer:

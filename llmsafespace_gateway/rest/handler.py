@@ -332,7 +332,13 @@ class RestHandler(Answers):
         if self._status_code == 200:
             self.set_status(route.status)
         self.set_header("Content-Type", JSON)
-        self.finish(await bulk.encode(answer))
+        pieces = await bulk.encode(answer)
+        if len(pieces) == 1 or self._principal is None:
+            self.finish(b"".join(pieces))
+            return
+        self.set_header("Content-Length", str(sum(map(len, pieces))))
+        await self.send(bulk.in_turns(pieces))
+        self.finish()
 
     get = head = post = put = patch = delete = options = _serve
 

@@ -307,7 +307,7 @@ class ExecuteBody(Body, kw_only=True):
     cwd: Path | None = None
 
 
-class ResultAnswer(Answer, kw_only=True):
+class ResultAnswer(Answer, kw_only=True, gc=False):
     """One rich output: a MIME bundle. `isMainResult` marks the value of the cell's last expression."""
 
     data: dict[str, Any]
