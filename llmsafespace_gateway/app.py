@@ -24,10 +24,7 @@ EXAMPLE = """Try it:
     export LLMSAFESPACE_API_URL={where} LLMSAFESPACE_API_KEY={key}
     .venv/bin/llmsafespace run - <<< 'import sys; print("hello from", sys.version)'
     open {where}/api/v1/docs"""
-DEFAULT_POOLS = (
-    {"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},
-    {"name": "sdk-default", "runtime": "python:3.10", "minSize": 2, "maxSize": 4},
-)
+DEFAULT_POOLS = ({"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},)
 
 
 class GatewayApp(JupyterApp):

@@ -150,14 +150,16 @@ def timezones() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSandbox:
+def create_request(
+    body: SandboxCreate, idempotency_key: str | None, default_runtime: str = "python"
+) -> CreateSandbox:
     """A validated wish for a sandbox. Raises ApiError(invalid_request)."""
     if body.timezone is not None and body.timezone not in timezones():
         raise invalid("body.timezone", f"expected a name as Europe/Paris, got {body.timezone!r}")
     if body.warm_pool is not None and not body.use_warm_pool:
         raise invalid("body.warmPool", "cannot be combined with useWarmPool: false")
     request = CreateSandbox(
-        runtime=body.runtime,
+        runtime=body.runtime or default_runtime,
         security_level=body.security_level,
         timeout=body.timeout,
         resources=resources(body.resources),

@@ -38,6 +38,7 @@ INTERRUPT_SOON = 10.0
 class AsyncSandbox:
     """A sandbox. It begins with `await AsyncSandbox(...)` or `async with AsyncSandbox(...) as sandbox:`.
 
+    Without `runtime` it has that of the warm pool named, or the gateway's default, a current Python.
     `timeout` (seconds) is the longest that one execution may run. The sandbox ends with `terminate()`,
     after `idle_timeout` seconds with nothing running and nobody connected, or at `max_lifetime`.
     `warm_pool` names the pool to take it from, with what that preloads; see `start.pool` and `pool_owner`.
@@ -46,7 +47,7 @@ class AsyncSandbox:
 
     def __init__(
         self,
-        runtime: str = "python:3.10",
+        runtime: str | None = None,
         api_key: str | None = None,
         security_level: str = "standard",
         timeout: float | None = 300,

@@ -22,6 +22,7 @@ from llmsafespace.sync_parts import Command, Commands, Contexts, Files, Output
 class Sandbox:
     """A sandbox: an isolated place with a real Jupyter kernel in it. Usable from any thread.
 
+    Without `runtime` it has that of the warm pool named, or the gateway's default, a current Python.
     `timeout` (seconds) is the longest that one execution may run. The sandbox ends with `terminate()`, at
     the end of a `with` block, after `idle_timeout` seconds with nothing running and nobody connected, or at
     `max_lifetime`. Without `api_url`, `api_key` and their environment variables a private gateway is started.
@@ -29,7 +30,7 @@ class Sandbox:
 
     def __init__(
         self,
-        runtime: str = "python:3.10",
+        runtime: str | None = None,
         api_key: str | None = None,
         security_level: str = "standard",
         timeout: float | None = 300,

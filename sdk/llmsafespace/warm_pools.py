@@ -38,7 +38,7 @@ class WarmPool:
     def __init__(
         self,
         name: str,
-        runtime: str = "python:3.10",
+        runtime: str = "python",
         min_size: int = 1,
         max_size: int = 0,
         security_level: str = "standard",

@@ -20,6 +20,7 @@ from llmsafespace import (
     Sandbox,
     SandboxEnded,
     SandboxError,
+    WarmPool,
     events,
 )
 from tests.conftest import Gateway
@@ -299,6 +300,22 @@ def test_a_runtime_that_is_not_there_is_warned_of() -> None:
             assert sandbox.runtime != "python:3.99"
             assert sandbox.warnings
     assert any("3.99" in str(warning.message) for warning in told)
+
+
+def test_no_runtime_is_the_gateways_default_or_the_pools() -> None:
+    with Sandbox() as plain:
+        assert plain.runtime.startswith("python:3.")
+        assert plain.warnings == []
+    pool = WarmPool("shells", runtime="bash", min_size=0)
+    try:
+        with Sandbox(warm_pool="shells") as shell:
+            assert shell.runtime == "bash"
+        with pytest.raises(InvalidRequest, match="runtime"):
+            Sandbox(runtime="python", warm_pool="shells")
+        with pytest.raises(NotFound, match="nothing"):
+            Sandbox(warm_pool="nothing")
+    finally:
+        pool.delete()
 
 
 async def test_async_twins() -> None:
