@@ -17,7 +17,7 @@ OPERATOR := --editable operator
 DISTRIBUTIONS := setup.cfg pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
 SOURCES := llmsafespace_gateway kernel-images/agent sdk operator tests benchmarks
 
-.PHONY: help install install-dev run test test-cluster test-heavy bench images crds lint format docs constraints
+.PHONY: help install install-dev run check test test-all test-cluster test-heavy bench images crds lint format docs constraints
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,8 +29,14 @@ install-dev: $(VENV)/.installed-dev ## the same with what tests, benchmarks and 
 run: install ## start the gateway (ARGS="--port 9000 …")
 	@exec $(BIN)/llmsafespace-gateway $(ARGS)
 
-test: install-dev ## the whole test suite (ARGS="-k name …"); with KUBECONFIG set, on that cluster too
-	@$(BIN)/python -m pytest $(ARGS)
+check: lint ## before each commit: lint and unit tests
+	@$(BIN)/python -m pytest tests/unit -q $(ARGS)
+
+test: install-dev ## all usual tests, as CI runs them; with KUBECONFIG set, on that cluster too. Some: ARGS="-k name …"
+	@$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests.groups)
+
+test-all: install-dev ## tests by group, with a table at the end (GROUPS="heavy cluster …"; without: every group)
+	@$(BIN)/python -m tests.groups $(or $(GROUPS),$$($(BIN)/python -m tests.groups --list | cut -d' ' -f1)) $(ARGS)
 
 test-cluster: install-dev ## only what needs a cluster, which KUBECONFIG names
 	@$(BIN)/python -m pytest tests/cluster $(ARGS)
