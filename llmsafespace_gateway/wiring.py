@@ -13,6 +13,7 @@ from tornado.web import Application
 
 from llmsafespace_gateway import failures, jupyter, rest
 from llmsafespace_gateway.access import Access, local_principal
+from llmsafespace_gateway.access.audit_events import AuditEvents, event_logger
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes import Runtimes
@@ -128,6 +129,8 @@ async def _build(app: GatewayApp) -> Gateway:
             audit_entries=app.audit_entries,
             anonymous=local_principal() if app.embedded else None,
         )
+        if (events := event_logger(app.config)) is not None:
+            access.emit_audit(AuditEvents(events))
         await users.ensure_tenant(store, DEFAULT_TENANT)
         parts.push_async_callback(access.stop)
         await access.start()
