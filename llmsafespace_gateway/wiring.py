@@ -24,6 +24,7 @@ from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.services import Parts, Services
+from llmsafespace_gateway.services.completion import Completion
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, stated_url, users
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
@@ -145,6 +146,10 @@ async def _build(app: GatewayApp) -> Gateway:
         sandboxes.on_adopted = access.sandbox_adopted
         parts.push_async_callback(sandboxes.stop)
         await sandboxes.start()
+        completing = asyncio.create_task(
+            Completion(access, sandboxes, store).run(), name="complete the audit"
+        )
+        parts.callback(completing.cancel)
         await asyncio.to_thread(rest.prepare)
         database = Path(found) if (found := sqlite_file(url or sqlite_url(data_dir))) else None
         readiness = Readiness(data_dir, database, store, backend)

@@ -151,6 +151,21 @@ class ExecutionLog:
             refusedBy="sandbox",
         )
 
+    def complete(
+        self, tenant: str, user: str | None, sandbox_id: str, kind: Kind, execution: str, at: float
+    ) -> None:
+        """Note what a killed process accepted and could not write any more."""
+        self._audit.add_execution(
+            (tenant, user, None),
+            ACTION if kind == "code" else COMMAND,
+            sandbox_id,
+            {"execution": execution, "door": "unknown", "completed": True},
+            mark=key_of(sandbox_id, kind, execution),
+            again=False,
+            count=lambda: self.count("unknown", "ok"),
+            at=at,
+        )
+
     def _remember(
         self, principal: Principal, sandbox_id: str, execution: str, row: AuditRow, mark: Mark | None
     ) -> None:

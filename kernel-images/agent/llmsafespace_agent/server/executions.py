@@ -83,6 +83,7 @@ class Execution:
             first=self.first,
             last=self.last,
             execution_count=self.execution_count,
+            principal=self.principal,
         )
 
 
