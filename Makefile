@@ -9,13 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUIET := $(shell test -t 2 || echo --quiet)  # bars are for terminals
 PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
+PROTOCOL := --editable protocol
 AGENT := --editable kernel-images/agent
 SDK := --editable 'sdk[cli,jupyter]'
 OPERATOR := --editable operator
 
 # Whatever an installation depends on; sources do not count, as all packages are editable.
-DISTRIBUTIONS := setup.cfg pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
-SOURCES := llmsafespace_gateway kernel-images/agent sdk operator tests benchmarks
+DISTRIBUTIONS := setup.cfg pyproject.toml protocol/pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
+SOURCES := llmsafespace_gateway protocol kernel-images/agent sdk operator tests benchmarks
 
 .PHONY: help install install-dev run check test test-all test-cluster test-heavy bench images crds lint format docs constraints
 
@@ -57,7 +58,7 @@ crds: install-dev ## write the chart's CRDs and its values' schema from the type
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator
+	MYPYPATH=protocol:kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator
 	$(BIN)/lint-imports
 
 format: install-dev ## bring all code into the one style
@@ -107,10 +108,10 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
 	@echo 'installing gateway, agent and SDK'
-	@$(PIP) $(AGENT) $(SDK) --editable .
+	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing what tests, benchmarks and linters need'
-	@$(PIP) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
+	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
 	@touch $@

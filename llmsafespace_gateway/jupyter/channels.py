@@ -10,9 +10,6 @@ from typing import Any
 
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.kernel_messages import unpack
-from llmsafespace_agent.wire.requests import ById, Error, OpenChannels
 from llmsafespace_gateway.access import message_allowed
 from llmsafespace_gateway.access.executions import Door, Mark, mark_of
 from llmsafespace_gateway.access.http import is_websocket_upgrade
@@ -23,6 +20,9 @@ from llmsafespace_gateway.jupyter.base import JupyterHandler
 from llmsafespace_gateway.jupyter.codecs import DURABLE, codec_for, select
 from llmsafespace_gateway.sandboxes.relay import CloseCode, Relay
 from llmsafespace_gateway.store import kernels, sandboxes
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.kernel_messages import unpack
+from llmsafespace_protocol.requests import ById, Error, OpenChannels
 
 MAX_MESSAGE = 64 * 1024 * 1024
 _MAX_SESSION = 256

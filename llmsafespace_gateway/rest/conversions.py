@@ -11,7 +11,6 @@ from zoneinfo import available_timezones
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import CommandInfo, FileInfo
 from llmsafespace_gateway.backends.base import EgressRule, Resources, WarmPoolSpec, WarmPoolStatus
 from llmsafespace_gateway.rest import quantities
 from llmsafespace_gateway.rest.routing import PREFIX
@@ -43,6 +42,7 @@ from llmsafespace_gateway.sandboxes import specs
 from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
 from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.requests import CommandInfo, FileInfo
 
 WORKSPACE = "/workspace"
 MAX_FILES = 16 * 1024 * 1024

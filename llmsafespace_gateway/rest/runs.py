@@ -12,16 +12,6 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.requests import (
-    ById,
-    CommandInfo,
-    CommandStart,
-    Empty,
-    ExecutionInfo,
-    OpenCommand,
-    OpenExecution,
-)
 from llmsafespace_gateway import bulk, tasks
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.types import (
@@ -35,6 +25,16 @@ from llmsafespace_gateway.sandboxes.events import End, Event
 from llmsafespace_gateway.sandboxes.executions import batches, moment
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.requests import (
+    ById,
+    CommandInfo,
+    CommandStart,
+    Empty,
+    ExecutionInfo,
+    OpenCommand,
+    OpenExecution,
+)
 
 _ATTEMPTS = 6
 _SILENCE = 20.0  # seconds without an event after which the agent is asked for a sign of life

@@ -6,7 +6,6 @@ import re
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import Empty, Limits, Status
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import conversions
@@ -30,6 +29,7 @@ from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.sandboxes.rows import request_digest
 from llmsafespace_gateway.store import kernels, sandboxes
 from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.requests import Empty, Limits, Status
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _STATES = ("creating", "running", "ended")

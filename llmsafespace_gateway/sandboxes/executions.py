@@ -17,9 +17,6 @@ from typing import TypeVar
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, header_of, unpack
-from llmsafespace_agent.wire.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.events import (
     Clear,
@@ -33,6 +30,9 @@ from llmsafespace_gateway.sandboxes.events import (
     Stdout,
     Update,
 )
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, header_of, unpack
+from llmsafespace_protocol.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 
 ENDS = frozenset({"ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired"})
 _AHEAD = 1024 * 1024  # bytes of frames that wait decoded for a slow reader; then the socket waits

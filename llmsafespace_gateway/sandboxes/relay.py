@@ -15,12 +15,12 @@ from typing import Protocol
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameError, FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack
-from llmsafespace_agent.wire.requests import Ack, Error, Gap
 from llmsafespace_gateway.sandboxes import notices
 from llmsafespace_gateway.sandboxes.liveness import Liveness
 from llmsafespace_gateway.sandboxes.websocket_frames import TEXT, ByteStream, FrameWriter
+from llmsafespace_protocol.frames import FrameError, FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack
+from llmsafespace_protocol.requests import Ack, Error, Gap
 
 log = logging.getLogger(__name__)
 

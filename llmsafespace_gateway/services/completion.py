@@ -16,13 +16,13 @@ import logging
 import time
 from collections.abc import Iterable
 
-from llmsafespace_agent.wire.requests import CommandInfo, Empty, ExecutionInfo
 from llmsafespace_gateway.access import Access
 from llmsafespace_gateway.access.executions import Kind, key_of
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.store import Store, audit, grants, sandboxes
 from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.requests import CommandInfo, Empty, ExecutionInfo
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import pack
-from llmsafespace_agent.wire.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.collecting import collect
 from llmsafespace_gateway.sandboxes.events import Clear, Display, End, ErrorEvent, Missed, Stdout, Update
 from llmsafespace_gateway.sandboxes.executions import events
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import pack
+from llmsafespace_protocol.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 
 Agent = Callable[[FrameStream], Any]
 
