@@ -18,7 +18,7 @@ from tests.cluster.support_sandboxes import WARMPOOL, Sandboxes, condition, mani
 from tests.conftest import Gateway
 from tests.integration.rest_support import Client, is_error
 
-SCHEDULE_TIMEOUT = 8.0
+SCHEDULE_TIMEOUT = 15.0
 HUGE = {"cpu": "500", "memory": "256Mi", "ephemeralStorage": "256Mi"}
 NDJSON = {"Accept": "application/x-ndjson"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from llmsafespace_operator.resources.types import (
     Sandbox,
     SandboxSpec,
     WarmPod,
+    WarmPodClaim,
     WarmPodSpec,
 )
 from llmsafespace_operator.sandbox.apply import Actions
@@ -223,8 +224,16 @@ class Server:
         self.deleted: list[str] = []
         self.answers: dict[str, bool | Exception] = {}  # otherwise: True
 
-    async def delete(self, kind: Any, name: str, namespace: str, **_: Any) -> bool:
+        self.now: dict[str, WarmPod] = {}  # by name: as it is, where that is not as the operator knows it
+
+    async def get(self, kind: Any, name: str, namespace: str) -> WarmPod:
+        return self.now[name]
+
+    async def delete(self, kind: Any, name: str, namespace: str, *, uid: str, resource_version: str) -> bool:
+        known = self.now.get(name)
         answer = self.answers.get(name, True)
+        if known is not None and resource_version != known.metadata.resource_version:
+            answer = Conflict("another resource version")
         if isinstance(answer, Exception):
             raise answer
         if answer:
@@ -290,12 +299,51 @@ async def test_what_never_fits_empties_one_node_once(clock: Clock, tmp_path: Pat
     assert len(server.deleted) == 3
 
 
+def unclaimed(
+    name: str, version: str, born: datetime | None = None, claim: WarmPodClaim | None = None
+) -> WarmPod:
+    meta = Metadata(name=name, namespace="pools", uid=name, resource_version=version, creation_timestamp=born)
+    return WarmPod(meta, WarmPodSpec(NamedObject("pool", "pools"), claim=claim))
+
+
+async def test_one_whose_status_was_just_written_gives_way(clock: Clock, tmp_path: Path) -> None:
+    """Otherwise it takes the room that the others made: a pool's replacement of one that was claimed."""
+    server, waiting = Server(), Waiting()
+    actions = actions_of(server, waiting, tmp_path, warm("placed"), warm("queued", ""), warm("taken", ""))
+    server.now["queued"] = unclaimed("queued", "2")
+    claim = WarmPodClaim("u", NamedObject("somebody", "n"), datetime.now(UTC))
+    server.now["taken"] = unclaimed("taken", "2", claim=claim)
+    await give_way(actions, waiting, waits("sandbox", "1"))
+    assert sorted(server.deleted) == ["placed", "queued"]
+
+
+async def test_what_a_pool_was_about_to_make_gives_way(clock: Clock, tmp_path: Path) -> None:
+    server, waiting = Server(), Waiting()
+    actions = actions_of(server, waiting, tmp_path, warm("old1"), warm("old2"))
+    known = actions._caches.warm_pods
+    seen, born = waits("sandbox", "1"), datetime.now(UTC)
+    seen.sandbox.metadata.creation_timestamp = born
+    known.observe(unclaimed("podless", "1"))
+    await give_way(actions, waiting, seen)
+    assert len(server.deleted) == 2
+    assert "podless" in server.deleted
+
+    known.observe(unclaimed("new", "1", born + timedelta(seconds=1)))
+    await give_way(actions, waiting, seen)  # at once, and not after a pause
+    assert server.deleted[2:] == ["new"]
+    clock.now += HOLD  # what never fits costs others nothing any more
+    known.observe(unclaimed("newer", "1", born + timedelta(seconds=2)))
+    await give_way(actions, waiting, seen)
+    assert server.deleted[2:] == ["new"]
+
+
 @pytest.mark.parametrize("answer", [Conflict("claimed meanwhile"), False])
 async def test_who_came_too_late_for_all_of_them_has_another_turn(
     clock: Clock, tmp_path: Path, answer: bool | Exception
 ) -> None:
     server, waiting = Server(), Waiting()
     server.answers["x"] = answer
+    server.now["x"] = unclaimed("x", "1")
     actions = actions_of(server, waiting, tmp_path, warm("x"))
     await give_way(actions, waiting, waits("late", "1"))
     assert not server.deleted

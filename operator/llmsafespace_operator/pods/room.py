@@ -6,12 +6,15 @@ only order the queue (a cold start before a warm pod), and the operator deletes 
 precondition as everywhere: in the state in which nobody had claimed them.
 
 What never fits must cost others little: a sandbox gets one round of deletions, and holds pools back for HOLD.
+A pool may be at making a warm pod just then, which would take the room: while pools are held back, those that
+are younger than the sandbox go, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -92,6 +95,11 @@ class Waiting:
         if wait is not None:
             wait.served = True
 
+    def has_room_made(self, key: Key) -> bool:
+        """Whether it has had its round, and still holds pools back."""
+        wait = self._waits.get(key)
+        return wait is not None and wait.served and wait.until > time.monotonic()
+
     def _tell(self, held_before: float) -> None:
         if held_before and not self.held():
             self.on_over()
@@ -133,6 +141,16 @@ def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
         if rank > best_rank or (not best and rank[0] >= _LEAST_SHARE):
             best, best_rank = chosen, rank
     return [*queued, *(spare.warm_pod for spare in best)]
+
+
+def made_since(born: datetime | None, spares: Iterable[Spare]) -> list[WarmPod]:
+    """The warm pods that are no older than a sandbox that was born then."""
+    found = (spare.warm_pod for spare in spares)
+    return [
+        one
+        for one in found
+        if born is not None and one.metadata.creation_timestamp and one.metadata.creation_timestamp >= born
+    ]
 
 
 def _enough(wanted: Resources, spares: Sequence[Spare]) -> list[Spare]:

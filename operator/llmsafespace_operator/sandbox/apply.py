@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,18 +12,18 @@ from llmsafespace_operator.claims import binding, tokens
 from llmsafespace_operator.claims.choice import request_of
 from llmsafespace_operator.claims.claim import Claims
 from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Conflict, Forbidden, Invalid
+from llmsafespace_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
 from llmsafespace_operator.kube.objects import key_of
 from llmsafespace_operator.pods.build import Recipe
 from llmsafespace_operator.pods.ends import End
 from llmsafespace_operator.pods.made_as import made_as
-from llmsafespace_operator.pods.room import Spare, Waiting, giving_way, nodes_for
+from llmsafespace_operator.pods.room import Spare, Waiting, giving_way, made_since, nodes_for
 from llmsafespace_operator.pods.start import NameTaken, start
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD
 from llmsafespace_operator.resources.kubernetes import Pod
 from llmsafespace_operator.resources.settings import Settings, read_key
-from llmsafespace_operator.resources.types import NamedObject, Sandbox, SandboxStatus, WarmPod
+from llmsafespace_operator.resources.types import NamedObject, PoolResources, Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.sandbox import plan, status
 from llmsafespace_operator.sandbox.binding import bind_request
 from llmsafespace_operator.sandbox.observe import Caches, Observer, Wanted
@@ -154,21 +153,42 @@ class Actions:
             raise Refused(f"its agent was not bound: {error}") from error
 
     async def _give_way(self, seen: plan.Observed) -> None:
-        """One that is claimed meanwhile stays: its resource version is another then."""
+        """Delete warm pods once; afterwards those that pools were about to make, and that take the room."""
         sandbox, key = seen.sandbox, key_of(seen.sandbox)
-        if seen.pod is None or not self._waiting.take_turn(key):
+        if seen.pod is None:
             return
-        for one in giving_way(sandbox.spec.resources, self._spares(seen.pod)):
-            meta = one.metadata
-            with contextlib.suppress(Conflict):
-                deleted = await self._client.delete(
-                    WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
-                )
-                if not deleted:
-                    continue
+        if self._waiting.take_turn(key):
+            chosen = giving_way(sandbox.spec.resources, self._spares(seen.pod))
+        elif self._waiting.has_room_made(key):
+            chosen = made_since(sandbox.metadata.creation_timestamp, self._spares(seen.pod))
+        else:
+            return
+        for one in chosen:
+            if await self._delete_unclaimed(one):
                 self._waiting.served(key)
                 words = f"gave way to the Sandbox {sandbox.metadata.namespace}/{sandbox.metadata.name}"
-                log.info("the warm pod %s/%s %s", meta.namespace, meta.name, words)
+                log.info("the warm pod %s/%s %s", one.metadata.namespace, one.metadata.name, words)
+
+    async def _delete_unclaimed(self, one: WarmPod) -> bool:
+        """One that is claimed meanwhile stays: its resource version is another then.
+
+        It is another as well when the pool has just written its status: so it is looked at once more.
+        """
+        meta = one.metadata
+        for _ in range(2):
+            try:
+                return await self._client.delete(
+                    WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
+                )
+            except Conflict:
+                try:
+                    found = await self._client.get(WARMPOD, meta.name, meta.namespace)
+                except NotFound:
+                    return False
+                if found.spec.claim is not None or found.metadata.uid != meta.uid:
+                    return False
+                meta = found.metadata
+        return False
 
     def _spares(self, wanted: Pod) -> Iterator[Spare]:
         """Warm pods that nobody has claimed, on nodes that could take this pod or on none yet."""
@@ -177,8 +197,11 @@ class Actions:
             if one.spec.claim is not None or one.metadata.deletion_timestamp is not None:
                 continue
             pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
-            resources = made_as(pod).resources if pod is not None else None
-            if pod is None or resources is None:
+            if pod is None:  # it is about to be made
+                yield Spare(one, "", PoolResources())
+                continue
+            resources = made_as(pod).resources
+            if resources is None:
                 continue
             if not pod.spec.node_name or pod.spec.node_name in nodes:
                 yield Spare(one, pod.spec.node_name, resources)
