@@ -61,7 +61,8 @@ lint: install-dev ## style, types, and the direction of imports
 	MYPYPATH=protocol:kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator
 	$(BIN)/lint-imports
 
-format: install-dev ## bring all code into the one style
+format: install-dev ## bring all code into the one style, and write what is generated from it
+	$(BIN)/python sdk/generate_sync.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,4 +1,4 @@
-"""What callers may write in several ways, brought into the one form that the gateway takes."""
+"""Arguments that callers may write in several ways, converted to the form of the REST API."""
 
 from __future__ import annotations
 
