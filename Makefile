@@ -58,7 +58,7 @@ crds: install-dev ## write the chart's CRDs and its values' schema from the type
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=protocol:kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator
+	MYPYPATH=protocol:kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator -p benchmarks
 	$(BIN)/lint-imports
 
 format: install-dev ## bring all code into the one style, and write what is generated from it
@@ -66,17 +66,8 @@ format: install-dev ## bring all code into the one style, and write what is gene
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## write docs/openapi.json from the types of the REST API
-	@$(BIN)/python -c "$$OPENAPI" > docs/openapi.json
-
-define OPENAPI
-import msgspec
-from importlib.metadata import version
-from llmsafespace_gateway.rest import API, openapi
-document = openapi.document(API, version("llmsafespace-gateway"))
-print(msgspec.json.format(msgspec.json.encode(document)).decode())
-endef
-export OPENAPI
+docs: install-dev ## write the generated references in docs/ from the types
+	@$(BIN)/python docs/reference/generate.py
 
 # With the oldest Python that is supported: some packages of newer ones do not install there.
 constraints: install-dev ## write constraints.txt anew, from what is installed in .venv
