@@ -1,16 +1,12 @@
 """Executions, as access control sees them: each is limited, audited and counted once, whatever door it takes.
 
-A use case calls `admit` before it passes an execution on, and `note` when it knows what became of that:
-accepted, or the code of the refusal. A refusal by `admit` itself is noted here. Every refusal is counted; the
-audit log has those that a key gets again and again as a few entries with a count.
-
-Over a kernel's websocket an execution counts as accepted when it was sent to the sandbox, whose refusal comes
-a moment later: then `refused_by_sandbox` takes the entry back and notes the refusal.
+A door calls `admit` before it passes an execution on, and `note` when it knows what became of that: accepted,
+or the code of the refusal. A refusal by `admit` itself is noted here. Every refusal is counted; the audit log
+has those that a key gets again and again as a few entries with a count.
 
 Where a client's id names one execution, a request that is sent again (over another connection, say) is the
 same, and the agent does not run it again. Such a door gives the execution's `Mark`. The agent forgets the
-oldest ids of a sandbox and would run them anew, so that here fewer are remembered than there. What another
-process of the gateway passed on is found when the entry is written: its `key_of` is there already.
+oldest ids of a sandbox and would run them anew, so that here fewer are remembered than there.
 """
 
 from __future__ import annotations
@@ -21,20 +17,14 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from llmsafespace_gateway.access.audit import AuditLog
 from llmsafespace_gateway.access.principal import Principal
 from llmsafespace_gateway.access.rates import RateLimited, RateLimits
-from llmsafespace_gateway.errors import STATUS
-from llmsafespace_gateway.store.rows import AuditRow
 
 Door = Literal["rest", "stream", "jupyter", "durable"]
 Kind = Literal["code", "command"]
 
 ACTION = "sandbox.execute"
 COMMAND = "command.start"
-PACKAGES = "packages.install"
-_SENT: tuple[Door, ...] = ("jupyter", "durable")  # what is refused by the sandbox is told later
-_LATEST = 2_000  # accepted executions that their sandbox may still refuse
 _REMEMBERED = 20_000  # of all sandboxes
 _OF_SANDBOX: dict[Kind, int] = {"code": 5_000, "command": 128}  # half of what an agent keeps of each kind
 
@@ -51,23 +41,16 @@ def mark_of(kind: Kind, *content: Any) -> Mark:
     return Mark(kind, hashlib.blake2b(msgspec.msgpack.encode(content), digest_size=16).digest())
 
 
-def key_of(sandbox_id: str, kind: Kind, execution: str) -> str:
-    """What the audit log knows an execution by: the agent runs an id of a kind at most once."""
-    name = f"{sandbox_id}\0{kind}\0{execution}".encode("utf-8", "replace")
-    return hashlib.blake2b(name, digest_size=16).hexdigest()
-
-
 class ExecutionLog:
-    """`audit` takes what was accepted, `refused(principal, action, target, outcome, **details)` the rest.
+    """`audit(principal, action, target, outcome, **details)` writes down what was accepted.
 
-    `count(door, outcome)` counts: what was accepted once its entry is written, as only then it is known
-    whether another process has counted it.
+    `refused` is the same for refusals; `count(door, outcome)` counts.
     """
 
     def __init__(
         self,
         limits: RateLimits,
-        audit: AuditLog,
+        audit: Callable[..., None],
         refused: Callable[..., None],
         anonymous: Principal | None,
     ) -> None:
@@ -76,17 +59,10 @@ class ExecutionLog:
         self._refused = refused
         self._anonymous = anonymous
         self._seen = _Seen()
-        self._latest: dict[tuple[str, str, str], tuple[AuditRow, Mark | None]] = {}
         self.count: Callable[[str, str], None] = lambda door, outcome: None
 
     def admit(
-        self,
-        principal: Principal,
-        sandbox_id: str,
-        execution: str,
-        door: Door,
-        mark: Mark | None = None,
-        **details: Any,
+        self, principal: Principal, sandbox_id: str, execution: str, door: Door, mark: Mark | None = None
     ) -> None:
         """May it run now? Raises RateLimited, which is noted then."""
         if principal is self._anonymous or self._seen.has(sandbox_id, execution, mark):
@@ -94,8 +70,7 @@ class ExecutionLog:
         try:
             self._limits.execution(principal.key_id)
         except RateLimited as error:
-            error.audited = True
-            self.note(principal, sandbox_id, execution, door, error.code, **details)
+            self.note(principal, sandbox_id, execution, door, error.code)
             raise
 
     def note(
@@ -114,64 +89,12 @@ class ExecutionLog:
         details = {"execution": execution, "door": door, **details}
         if outcome != "ok":
             self._refused(principal, action, sandbox_id, outcome, **details)
-            self.count(door, outcome)
-        elif not self._seen.has(sandbox_id, execution, mark):
-            again = mark is None or self._seen.knew(sandbox_id, execution, mark)
-            self._seen.add(sandbox_id, execution, mark)
-            row = self._audit.add_execution(
-                (principal.tenant, principal.user_id, principal.key_id),
-                action,
-                sandbox_id,
-                details,
-                mark=key_of(sandbox_id, mark.kind if mark is not None else "code", execution),
-                again=again,
-                count=lambda: self.count(door, "ok"),
-            )
-            if door in _SENT:
-                self._remember(principal, sandbox_id, execution, row, mark)
-
-    def refused_by_sandbox(
-        self, principal: Principal, sandbox_id: str, execution: str, door: Door, code: str
-    ) -> None:
-        """The sandbox refuses what was just noted as accepted; a refusal of anything else is ignored."""
-        row, mark = self._latest.pop((sandbox_id, principal.user_id, execution), (None, None))
-        if row is None:
+        elif self._seen.has(sandbox_id, execution, mark):
             return
-        self._audit.withdraw(row)
-        self._seen.remove(sandbox_id, execution, mark)
-        told = {name: value for name, value in row.details.items() if name not in ("execution", "door")}
-        self.note(
-            principal,
-            sandbox_id,
-            execution,
-            door,
-            code if code in STATUS else "invalid_request",
-            action=row.action,
-            **told,
-            refusedBy="sandbox",
-        )
-
-    def complete(
-        self, tenant: str, user: str | None, sandbox_id: str, kind: Kind, execution: str, at: float
-    ) -> None:
-        """Note what a killed process accepted and could not write any more."""
-        self._audit.add_execution(
-            (tenant, user, None),
-            ACTION if kind == "code" else COMMAND,
-            sandbox_id,
-            {"execution": execution, "door": "unknown", "completed": True},
-            mark=key_of(sandbox_id, kind, execution),
-            again=False,
-            count=lambda: self.count("unknown", "ok"),
-            at=at,
-        )
-
-    def _remember(
-        self, principal: Principal, sandbox_id: str, execution: str, row: AuditRow, mark: Mark | None
-    ) -> None:
-        self._latest[sandbox_id, principal.user_id, execution] = (row, mark)
-        if len(self._latest) > _LATEST:
-            del self._latest[next(iter(self._latest))]
+        else:
+            self._seen.add(sandbox_id, execution, mark)
+            self._audit(principal, action, sandbox_id, outcome, **details)
+        self.count(door, outcome)
 
 
 class _Seen:
@@ -192,15 +115,6 @@ class _Seen:
         if number is None:
             return False
         return self._counters.get((sandbox_id, mark.kind), 0) - number < _OF_SANDBOX[mark.kind]
-
-    def knew(self, sandbox_id: str, execution: str, mark: Mark) -> bool:
-        """Whether it is one that ran here before, perhaps so long ago that the agent has forgotten it."""
-        return _key(sandbox_id, execution, mark) in self._numbers
-
-    def remove(self, sandbox_id: str, execution: str, mark: Mark | None) -> None:
-        """It did not run after all."""
-        if mark is not None:
-            self._numbers.pop(_key(sandbox_id, execution, mark), None)
 
     def add(self, sandbox_id: str, execution: str, mark: Mark | None) -> None:
         """Without a mark it is not remembered, but the agent makes room for it all the same."""

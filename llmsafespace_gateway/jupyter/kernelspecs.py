@@ -128,7 +128,4 @@ def _kernel_json(folder: Path) -> dict[str, Any]:
     path = folder / "kernel.json"
     if not path.is_file():
         return {}
-    described = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    # How it starts where `jupyter kernelspec install` puts it concerns no kernel of this gateway.
-    described.get("metadata", {}).pop("kernel_provisioner", None)
-    return described | {"argv": ["python"]}
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])

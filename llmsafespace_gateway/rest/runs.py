@@ -8,25 +8,12 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from llmsafespace_gateway import bulk, tasks
-from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest.types import (
-    ExecutionAnswer,
-    ExecutionErrorAnswer,
-    ExecutionSummary,
-    ResultAnswer,
-)
-from llmsafespace_gateway.sandboxes.collecting import Collected
-from llmsafespace_gateway.sandboxes.events import End, Event
-from llmsafespace_gateway.sandboxes.executions import batches, moment
-from llmsafespace_gateway.sandboxes.manager import Sandboxes
-from llmsafespace_gateway.store.rows import SandboxRow
-from llmsafespace_protocol.frames import FrameStream
-from llmsafespace_protocol.requests import (
+from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_agent.wire.requests import (
     ById,
     CommandInfo,
     CommandStart,
@@ -35,13 +22,23 @@ from llmsafespace_protocol.requests import (
     OpenCommand,
     OpenExecution,
 )
+from llmsafespace_gateway import tasks
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest.types import (
+    ExecutionAnswer,
+    ExecutionErrorAnswer,
+    ExecutionSummary,
+    ResultAnswer,
+)
+from llmsafespace_gateway.sandboxes.events import End, Event
+from llmsafespace_gateway.sandboxes.executions import Collected, command_events, events, moment
+from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.store.rows import SandboxRow
 
 _ATTEMPTS = 6
 _SILENCE = 20.0  # seconds without an event after which the agent is asked for a sign of life
 _ANSWER = 10.0  # seconds that it has for it
 _ENDS = {"expired": "expired", "oom": "oom", "terminated": "aborted", "timeout": "timeout"}
-
-_T = TypeVar("_T")
 
 Kind = Literal["code", "command"]
 Status = Literal["queued", "running", "completed", "failed"]
@@ -127,21 +124,20 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
         try:
             if stream is None:
                 stream = await sandboxes.open(run.sandbox_id, msgspec.structs.replace(run.open, after=after))
-            decoded = batches(stream, command=run.kind == "command")
+            decoded = events(stream) if run.kind == "code" else command_events(stream)
 
             async def alive() -> None:
                 await sandboxes.rpc(run.sandbox_id, "status", Empty(), _ANSWER)
 
             async with contextlib.aclosing(heard(decoded, alive)) as source:
-                async for batch in source:
+                async for event in source:
                     failures = 0
-                    for event in batch:
-                        after = max(after, event.seq)
-                        if isinstance(event, End):
-                            sandboxes.overdue.ended(run.sandbox_id, run.id)
-                        yield event
-                        if isinstance(event, End):
-                            return
+                    after = max(after, event.seq)
+                    if isinstance(event, End):
+                        sandboxes.overdue.ended(run.sandbox_id, run.id)
+                    yield event
+                    if isinstance(event, End):
+                        return
         except (ConnectionError, ApiError) as error:
             failures += 1
             if isinstance(error, ApiError) and error.code == "gone":
@@ -154,9 +150,9 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
 
 
 async def heard(
-    source: AsyncGenerator[_T], alive: Callable[[], Awaitable[None]], silence: float = _SILENCE
-) -> AsyncGenerator[_T]:
-    """What `source` yields; whenever nothing has come for `silence` seconds, `alive` must not raise.
+    source: AsyncGenerator[Event], alive: Callable[[], Awaitable[None]], silence: float = _SILENCE
+) -> AsyncGenerator[Event]:
+    """The events of `source`; whenever none has come for `silence` seconds, `alive` must not raise.
 
     A sandbox that has used up its processor (a fork bomb) keeps its stream open and says nothing on it.
     """
@@ -168,10 +164,10 @@ async def heard(
                     await alive()
             finally:
                 await tasks.end(following)
-            found = following.result()
-            if found is None:
+            event = following.result()
+            if event is None:
                 return
-            yield found
+            yield event
 
 
 def _ended_with_sandbox(run: Run, error: ApiError) -> End:
@@ -201,7 +197,7 @@ def status_of(end: str | None, running: bool = True) -> Status:
 
 
 def answer(kind: Kind, collected: Collected) -> ExecutionAnswer:
-    """The REST answer of an execution that has ended; empties `collected.results`."""
+    """The REST answer of an execution that has ended."""
     end = collected.end
     return ExecutionAnswer(
         execution_id=end.execution_id,
@@ -214,12 +210,12 @@ def answer(kind: Kind, collected: Collected) -> ExecutionAnswer:
         stderr=collected.stderr,
         results=[
             ResultAnswer(
-                data=result.data,
-                metadata=result.metadata,
+                data=dict(result.data),
+                metadata=dict(result.metadata),
                 is_main_result=result.is_main_result,
                 display_id=result.display_id,
             )
-            for result in bulk.drained(collected.results)
+            for result in collected.results
         ],
         end=end.end,  # type: ignore[arg-type]  # executions.ENDS are these words
         message=end.message,

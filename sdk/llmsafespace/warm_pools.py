@@ -17,7 +17,7 @@ from llmsafespace.transport import API, segment
 
 @dataclass(frozen=True)
 class WarmPoolStatus:
-    """The number of sandboxes that are available (warm), assigned (in use) and pending (starting)."""
+    """How a pool stands: warm and unclaimed, claimed and living, on their way."""
 
     available: int
     assigned: int
@@ -27,18 +27,18 @@ class WarmPoolStatus:
 
 
 class WarmPool:
-    """A pool of started sandboxes; `WarmPool(...)` creates it.
+    """A warm pool; it is made by `WarmPool(...)`.
 
     `preload_scripts` maps names to Python code; `auto_scaling` is a mapping such as
-    `{"enabled": True, "target_utilization": 80}`. `max_size` 0 is unlimited. A pool that preloads code
-    serves sandboxes that name it, `Sandbox(warm_pool=name)`. Only an admin can make it `published`: then it
-    serves other sandboxes too.
+    `{"enabled": True, "target_utilization": 80}`. `max_size` 0 is unlimited. What it preloads is for
+    sandboxes that name it, `Sandbox(warm_pool=name)`; of a `published` one, which takes an admin, for others
+    as well.
     """
 
     def __init__(
         self,
         name: str,
-        runtime: str = "python",
+        runtime: str = "python:3.10",
         min_size: int = 1,
         max_size: int = 0,
         security_level: str = "standard",
@@ -89,8 +89,8 @@ class WarmPool:
 
     def scale(self, min_size: int | None = None, max_size: int | None = None) -> WarmPool:
         """Change how many sandboxes it keeps."""
-        sizes = {"minSize": min_size, "maxSize": max_size}
-        body = {key: value for key, value in sizes.items() if value is not None}
+        wish = {"minSize": min_size, "maxSize": max_size}
+        body = {key: value for key, value in wish.items() if value is not None}
         self._take(_request(self._where, "PATCH", self._path, body))
         return self
 
@@ -103,7 +103,7 @@ class WarmPool:
         return True
 
     def status(self) -> WarmPoolStatus:
-        """The current numbers of sandboxes, and conditions."""
+        """How it stands now."""
         document = _request(self._where, "GET", f"{self._path}/status")
         return WarmPoolStatus(
             document["availablePods"],

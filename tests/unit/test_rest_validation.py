@@ -21,7 +21,8 @@ def refused(body: bytes) -> str:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b'{"runtime":3}', "body.runtime: expected str | null, got int"),
+        (b'{"runtime":3}', "body.runtime: expected str, got int"),
+        (b"{}", "body.runtime: is required"),
         (b"[]", "body: expected object, got array"),
         (
             b'{"runtime":"x","resources":{"cpu":[]}}',
