@@ -6,12 +6,6 @@ import asyncio
 from typing import Any
 
 
-def take(future: asyncio.Future[Any]) -> None:
-    """Take the exception of a future that is done, if it has one. Also a done callback."""
-    if not future.cancelled():
-        future.exception()
-
-
 async def end(future: asyncio.Future[Any]) -> None:
     """Cancel one that runs, wait for its end, and take what it failed with, before or meanwhile.
 
@@ -20,4 +14,5 @@ async def end(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.cancel()
         await asyncio.wait({future})
-    take(future)
+    if not future.cancelled():
+        future.exception()

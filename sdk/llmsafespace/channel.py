@@ -19,11 +19,11 @@ from websockets.typing import Subprotocol
 
 from llmsafespace import messages, patience
 from llmsafespace.connections import keep_alive, tls_context
-from llmsafespace.decoding import BadMessage, decode_json, decode_object
+from llmsafespace.decoding import BadMessage, decode_object
 from llmsafespace.errors import GatewayUnavailable, InvalidRequest, SandboxError, error_for
 from llmsafespace.messages import Message
 from llmsafespace.patience import Patience
-from llmsafespace.transport import Transport, segment
+from llmsafespace.transport import Transport, document_of, segment
 
 _BROKEN = (OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, asyncio.TimeoutError, TimeoutError)
 PING_AFTER = 15.0  # seconds of silence
@@ -353,8 +353,4 @@ def _refusal(error: BaseException) -> SandboxError | None:
         return None
     if not isinstance(error, InvalidStatus) or error.response.status_code in (429, 500, 502, 503, 504):
         return None
-    try:
-        document = decode_json(error.response.body or b"")
-    except BadMessage:
-        document = None
-    return error_for(error.response.status_code, document)
+    return error_for(error.response.status_code, document_of(error.response.body or b""))

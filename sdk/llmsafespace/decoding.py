@@ -15,7 +15,7 @@ MAX_DEPTH = 200
 
 
 class BadMessage(ValueError):
-    """These bytes are not a kernel message, or not JSON."""
+    """The bytes cannot be decoded as a kernel message or as JSON."""
 
 
 class TooDeep(BadMessage):

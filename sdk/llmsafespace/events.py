@@ -134,7 +134,7 @@ def end_from_reply(content: dict[str, Any], metadata: dict[str, Any], seq: int =
 
 
 def from_line(line: bytes) -> Event | None:
-    """The event in a line of an event stream; None for a heartbeat and for kinds that are not known here.
+    """The event in a line of an event stream; None for a heartbeat and for an unknown kind.
 
     Raises GatewayUnavailable for a line that is not JSON, and for the gateway's word that it cannot go on.
     """

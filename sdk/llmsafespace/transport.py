@@ -186,10 +186,11 @@ def raise_for(response: httpx.Response) -> None:
 
 def _error(response: httpx.Response) -> SandboxError:
     retry_after = response.headers.get("Retry-After")
-    return error_for(response.status_code, _document(response.content), retry_after)
+    return error_for(response.status_code, document_of(response.content), retry_after)
 
 
-def _document(content: bytes) -> object:
+def document_of(content: bytes | bytearray) -> object:
+    """The JSON document of an error answer; None where it is not JSON."""
     try:
         return decode_json(content)
     except BadMessage:

@@ -17,9 +17,8 @@ from llmsafespace.kernel_stream import KernelStream
 from llmsafespace.messages import Message
 from llmsafespace.outputs import AsyncOutput
 from llmsafespace.results import Execution
-from llmsafespace.settings import Endpoint
 from llmsafespace.subscription import Subscription
-from llmsafespace.transport import Transport
+from tests.unit.sdk_streams import kernel_stream_to
 
 
 def nested(depth: int) -> bytes:
@@ -125,11 +124,8 @@ async def kernel() -> AsyncIterator[HostileKernel]:
 
 @pytest.fixture
 async def stream(kernel: HostileKernel) -> AsyncIterator[KernelStream]:
-    transport = Transport(Endpoint(f"http://127.0.0.1:{kernel.port}", "key"))
-    made = KernelStream(transport, "kernel-id")
-    yield made
-    await made.close()
-    await transport.close()
+    async with kernel_stream_to(f"http://127.0.0.1:{kernel.port}") as made:
+        yield made
 
 
 async def run(stream: KernelStream) -> Execution:

@@ -25,10 +25,9 @@ from llmsafespace.errors import (
     SandboxTimeout,
 )
 from llmsafespace.kernel_stream import KernelStream, watch
-from llmsafespace.settings import Endpoint
 from llmsafespace.subscription import Subscription
-from llmsafespace.transport import Transport
 from tests.road import Road
+from tests.unit.sdk_streams import kernel_stream_to
 
 Journal = list[tuple[str, str, dict[str, Any], dict[str, Any]]]
 
@@ -157,11 +156,8 @@ async def kernel() -> AsyncIterator[FakeKernel]:
 
 @pytest.fixture
 async def stream(kernel: FakeKernel) -> AsyncIterator[KernelStream]:
-    transport = Transport(Endpoint(f"http://127.0.0.1:{kernel.port}", "key"))
-    made = KernelStream(transport, "kernel-id")
-    yield made
-    await made.close()
-    await transport.close()
+    async with kernel_stream_to(f"http://127.0.0.1:{kernel.port}") as made:
+        yield made
 
 
 async def collect(subscription: Subscription) -> list[events.Event]:
@@ -383,11 +379,8 @@ async def slow_road(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 @pytest.fixture
 async def far_stream(slow_road: Road) -> AsyncIterator[KernelStream]:
-    transport = Transport(Endpoint(slow_road.url, "key"))
-    made = KernelStream(transport, "kernel-id")
-    yield made
-    await made.close()
-    await transport.close()
+    async with kernel_stream_to(slow_road.url) as made:
+        yield made
 
 
 async def test_a_large_message_on_a_slow_road_arrives(kernel: FakeKernel, far_stream: KernelStream) -> None:

@@ -144,13 +144,11 @@ def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
 
 
 def made_since(born: datetime | None, spares: Iterable[Spare]) -> list[WarmPod]:
-    """The warm pods that are no older than a sandbox that was born then."""
+    """The warm pods that were created at `born`, a sandbox's creation time, or later."""
+    if born is None:
+        return []
     found = (spare.warm_pod for spare in spares)
-    return [
-        one
-        for one in found
-        if born is not None and one.metadata.creation_timestamp and one.metadata.creation_timestamp >= born
-    ]
+    return [one for one in found if (made := one.metadata.creation_timestamp) is not None and made >= born]
 
 
 def _enough(wanted: Resources, spares: Sequence[Spare]) -> list[Spare]:

@@ -5,8 +5,8 @@ the few that cannot be seen are refused by the seccomp filter where memory is no
 vmsplice, larger pipes and socket buffers; huge pages everywhere). Files in memory file systems are bounded
 by the sizes of these, and are counted as storage.
 
-* private pages and page tables: VmRSS and its kin, exact (PSS) once the upper bound is over the limit and a
-  lower bound is not;
+* private pages and page tables: VmRSS and its kin, exact (PSS) when the upper bound exceeds the limit and
+  the lower bound does not;
 * shared anonymous mappings: the kernel keeps all of such an object while one page of it is mapped, so that
   neither RSS nor the size of what is still mapped tells. An object counts by the most that was ever seen of
   it, a new one by at least the page faults that its process had meanwhile: each of its pages took one;

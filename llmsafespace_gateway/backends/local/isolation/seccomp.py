@@ -58,8 +58,9 @@ def _one_of(index: int, values: Iterable[int], otherwise: int) -> list[Instructi
     return [*program, _refuse(otherwise)]
 
 
-def _check_clone() -> list[Instruction]:
-    return [_argument(0), (_JSET, 0, 1, _NAMESPACES), _refuse(errno.EPERM), _PERMIT]
+def _check_clone(*more: Instruction) -> list[Instruction]:
+    """No namespaces, and what `more` refuses of the flags, which are loaded."""
+    return [_argument(0), (_JSET, 0, 1, _NAMESPACES), _refuse(errno.EPERM), *more, _PERMIT]
 
 
 def _check_clone_uncharged() -> list[Instruction]:
@@ -67,15 +68,7 @@ def _check_clone_uncharged() -> list[Instruction]:
 
     The agent counts descriptors in /proc/PID/fd, which are those of the process' main thread.
     """
-    return [
-        _argument(0),
-        (_JSET, 0, 1, _NAMESPACES),
-        _refuse(errno.EPERM),
-        (_JSET, 0, 2, _CLONE_THREAD),
-        (_JSET, 1, 0, _CLONE_FILES),
-        _refuse(errno.EPERM),
-        _PERMIT,
-    ]
+    return _check_clone((_JSET, 0, 2, _CLONE_THREAD), (_JSET, 1, 0, _CLONE_FILES), _refuse(errno.EPERM))
 
 
 def _check_socket() -> list[Instruction]:
