@@ -9,15 +9,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUIET := $(shell test -t 2 || echo --quiet)  # bars are for terminals
 PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
+PROTOCOL := --editable protocol
 AGENT := --editable kernel-images/agent
 SDK := --editable 'sdk[cli,jupyter]'
 OPERATOR := --editable operator
 
 # Whatever an installation depends on; sources do not count, as all packages are editable.
-DISTRIBUTIONS := setup.cfg pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
-SOURCES := llmsafespace_gateway kernel-images/agent sdk operator tests benchmarks
+DISTRIBUTIONS := setup.cfg pyproject.toml protocol/pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
+SOURCES := llmsafespace_gateway protocol kernel-images/agent sdk operator tests benchmarks
 
-.PHONY: help install install-dev run test test-cluster test-heavy bench images crds lint format docs constraints
+.PHONY: help install install-dev run check test test-all test-cluster test-heavy bench images crds lint format docs constraints
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,8 +30,14 @@ install-dev: $(VENV)/.installed-dev ## the same with what tests, benchmarks and 
 run: install ## start the gateway (ARGS="--port 9000 …")
 	@exec $(BIN)/llmsafespace-gateway $(ARGS)
 
-test: install-dev ## the whole test suite (ARGS="-k name …"); with KUBECONFIG set, on that cluster too
-	@$(BIN)/python -m pytest $(ARGS)
+check: lint ## before each commit: lint and unit tests
+	@$(BIN)/python -m pytest tests/unit -q $(ARGS)
+
+test: install-dev ## all usual tests, as CI runs them; with KUBECONFIG set, on that cluster too. Some: ARGS="-k name …"
+	@$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests.groups)
+
+test-all: install-dev ## tests by group, with a table at the end (GROUPS="heavy cluster …"; without: every group)
+	@$(BIN)/python -m tests.groups $(or $(GROUPS),$$($(BIN)/python -m tests.groups --list | cut -d' ' -f1)) $(ARGS)
 
 test-cluster: install-dev ## only what needs a cluster, which KUBECONFIG names
 	@$(BIN)/python -m pytest tests/cluster $(ARGS)
@@ -51,24 +58,16 @@ crds: install-dev ## write the chart's CRDs and its values' schema from the type
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator
+	MYPYPATH=protocol:kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator -p benchmarks
 	$(BIN)/lint-imports
 
-format: install-dev ## bring all code into the one style
+format: install-dev ## bring all code into the one style, and write what is generated from it
+	$(BIN)/python sdk/generate_sync.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install ## write docs/openapi.json from the types of the REST API
-	@$(BIN)/python -c "$$OPENAPI" > docs/openapi.json
-
-define OPENAPI
-import msgspec
-from importlib.metadata import version
-from llmsafespace_gateway.rest import API, openapi
-document = openapi.document(API, version("llmsafespace-gateway"))
-print(msgspec.json.format(msgspec.json.encode(document)).decode())
-endef
-export OPENAPI
+docs: install-dev ## write the generated references in docs/ from the types
+	@$(BIN)/python docs/reference/generate.py
 
 # With the oldest Python that is supported: some packages of newer ones do not install there.
 constraints: install-dev ## write constraints.txt anew, from what is installed in .venv
@@ -101,10 +100,10 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
 	@echo 'installing gateway, agent and SDK'
-	@$(PIP) $(AGENT) $(SDK) --editable .
+	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing what tests, benchmarks and linters need'
-	@$(PIP) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
+	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
 	@touch $@

@@ -344,7 +344,7 @@ async def descriptors(bench: Bench) -> Values:
         kernels = [await target.connect(kernel_id) for kernel_id in ids]
         for kernel in kernels:
             await kernel.execute("1")
-        each = (target.usage().num_fds() - before) / 5
+        each = float(target.usage().num_fds() - before) / 5
         for kernel in kernels:
             await kernel.close()
         for kernel_id in ids:
@@ -359,7 +359,7 @@ async def agent_memory(bench: Bench) -> Values:
 
     async def own(target: ThisGateway) -> float:
         kernel_id = await target.create()
-        largest = max(agent.memory_info().rss for agent in target.agents()) / 1e6
+        largest = float(max(agent.memory_info().rss for agent in target.agents())) / 1e6
         await target.delete(kernel_id)
         return largest
 

@@ -208,8 +208,8 @@ class ThisGateway(HttpTarget):
         """Start and wait until it serves."""
         pool = {"name": "bench", "runtime": "python", "minSize": self.warm, "maxSize": self.warm}
         config = self.data_dir / "config.json"
-        settings = {"warm_pools": [pool], "rate_limit": 1e6, "rate_burst": 1_000_000}
-        settings["quotas"] = {"sandboxes": 1000, "cpu": 1000, "memory": 2**50}  # type: ignore[assignment]
+        settings: dict[str, Any] = {"warm_pools": [pool], "rate_limit": 1e6, "rate_burst": 1_000_000}
+        settings["quotas"] = {"sandboxes": 1000, "cpu": 1000, "memory": 2**50}
         config.write_text(json.dumps({"GatewayApp": settings}))
         python = sys.executable if self._checkout is None else str(self._checkout / ".venv/bin/python")
         command = [python, "-m", "llmsafespace_gateway", "--port", str(self._port)]

@@ -12,7 +12,7 @@ PROXY = "http://127.0.0.1:3128"  # the agent's, on the sandbox's own loopback
 
 
 def runtime(languages: list[str]) -> dict[str, object]:
-    """What `ImageRuntime` of the agent's wire package has; the first language is the default."""
+    """What `ImageRuntime` of llmsafespace_protocol has; the first language is the default."""
     python = f"{KERNEL}/python"
     version = "{}.{}".format(*sys.version_info)
     return {

@@ -24,10 +24,7 @@ EXAMPLE = """Try it:
     export LLMSAFESPACE_API_URL={where} LLMSAFESPACE_API_KEY={key}
     .venv/bin/llmsafespace run - <<< 'import sys; print("hello from", sys.version)'
     open {where}/api/v1/docs"""
-DEFAULT_POOLS = (
-    {"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},
-    {"name": "sdk-default", "runtime": "python:3.10", "minSize": 2, "maxSize": 4},
-)
+DEFAULT_POOLS = ({"name": "python", "runtime": "python", "minSize": 2, "maxSize": 8},)
 
 
 class GatewayApp(JupyterApp):
@@ -199,7 +196,7 @@ class GatewayApp(JupyterApp):
         """True when everything that is written is JSON: where machines read the logs."""
         return bool(self.backend == "kubernetes")
 
-    def announce(self, services: wiring.Services) -> None:
+    def announce(self, services: wiring.Gateway) -> None:
         """Say where it serves, and on the first start the admin key: the only time that it is shown."""
         if self.embedded:
             print(json.dumps({"ready": True, "socket": self.socket}), flush=True)

@@ -29,7 +29,7 @@ STATUS = {
 class ApiError(Exception):
     """A request cannot be served. `code` is a key of STATUS; the message says what was wrong and what to do.
 
-    `retry_after` (seconds) becomes the Retry-After header.
+    `retry_after` (seconds) becomes the Retry-After header. `audited` is set once it is in the audit log.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class ApiError(Exception):
         self.message = message
         self.details = details or {}
         self.retry_after = retry_after
+        self.audited = False
 
     @property
     def retry_headers(self) -> dict[str, str]:

@@ -54,7 +54,7 @@ async def serve(app: GatewayApp) -> None:
     signals = Signals()
     server = _listening(app)
     parent = asyncio.create_task(_standard_input_ended(signals.stop)) if app.embedded else None
-    services: wiring.Services | None = None
+    services: wiring.Gateway | None = None
     watch: LoopWatch | None = None
     try:
         services = await _unless(signals.stop, wiring.build(app))
@@ -95,8 +95,8 @@ def _listening(app: GatewayApp) -> Server:
 
 
 async def _unless(
-    stop: asyncio.Event, work: Coroutine[object, object, wiring.Services]
-) -> wiring.Services | None:
+    stop: asyncio.Event, work: Coroutine[object, object, wiring.Gateway]
+) -> wiring.Gateway | None:
     """The result of `work`; None, and `work` cancelled, when `stop` is set first."""
     building = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
@@ -110,7 +110,7 @@ async def _unless(
     return None
 
 
-async def _drain(app: GatewayApp, services: wiring.Services, server: Server, signals: Signals) -> None:
+async def _drain(app: GatewayApp, services: wiring.Gateway, server: Server, signals: Signals) -> None:
     log.info("draining: no new connections, sandboxes stay", extra={"fields": {"open": server.connections}})
     services.readiness.draining = True
     await _first(signals.now.wait(), asyncio.sleep(app.drain_delay))
@@ -123,7 +123,7 @@ async def _drain(app: GatewayApp, services: wiring.Services, server: Server, sig
         log.warning("connections are cut off", extra={"fields": {"open": server.connections}})
 
 
-async def _ended(services: wiring.Services, server: Server) -> None:
+async def _ended(services: wiring.Gateway, server: Server) -> None:
     await services.tell_clients_to_return()
     await server.all_ended()
 

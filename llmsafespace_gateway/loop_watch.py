@@ -1,7 +1,8 @@
 """Tells who holds the event loop: for tests, and for those who look for a fault.
 
-A thread asks the loop for a sign of life again and again, and counts the processor time that the loop's
-thread used meanwhile: not the time on the clock, which says nothing on a busy machine.
+A thread asks the loop for a sign of life again and again, and the loop says how much processor time it has
+used until then: not the time on the clock, which says nothing on a busy machine. The loop reads its clock
+itself, as the thread may learn of the sign of life much later.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ class LoopWatch:
     def _watch(self) -> None:
         while not self._stopped.is_set():
             alive = threading.Event()
+            ended: list[float] = []
             began = time.clock_gettime(self._clock)
             try:
-                self._loop.call_soon_threadsafe(alive.set)
+                self._loop.call_soon_threadsafe(_sign_of_life, ended, alive)
             except RuntimeError:  # the loop is closed
                 return
             where = ""
             while not alive.wait(_PAUSE):
                 if not where and time.clock_gettime(self._clock) - began > self._limit / 2:
                     where = self._place()
-            taken = time.clock_gettime(self._clock) - began
+            taken = ended[0] - began
             if taken > self._limit:
                 fields = {"milliseconds": round(taken * 1000, 1), "where": where}
                 log.warning("the event loop was held", extra={"fields": fields})
@@ -56,3 +58,8 @@ class LoopWatch:
         frame = sys._current_frames().get(self._ident)
         calls = traceback.extract_stack(frame)[-_DEEPEST:] if frame is not None else []
         return " < ".join(f"{each.name} ({each.filename}:{each.lineno})" for each in reversed(calls))
+
+
+def _sign_of_life(ended: list[float], alive: threading.Event) -> None:
+    ended.append(time.thread_time())
+    alive.set()

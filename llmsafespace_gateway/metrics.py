@@ -52,6 +52,12 @@ class Metrics:
             ("door", "outcome"),
             registry=self.registry,
         )
+        self.acts = Counter(
+            "llmsafespace_acts",
+            "Acts that the audit log has, by action, door (rest, jupyter) and outcome.",
+            ("action", "door", "outcome"),
+            registry=self.registry,
+        )
         self.websockets = Gauge(
             "llmsafespace_websocket_connections",
             "Open websockets: stream, channels.",

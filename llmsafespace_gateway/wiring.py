@@ -13,6 +13,7 @@ from tornado.web import Application
 
 from llmsafespace_gateway import failures, jupyter, rest
 from llmsafespace_gateway.access import Access, local_principal
+from llmsafespace_gateway.access.audit_events import AuditEvents, event_logger
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes import Runtimes
@@ -22,6 +23,8 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.services import Parts, Services
+from llmsafespace_gateway.services.completion import Completion
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, stated_url, users
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
 
 
-class Services:
+class Gateway:
     """The parts of one gateway process, started."""
 
     def __init__(
@@ -57,6 +60,7 @@ class Services:
     def application(self) -> Application:
         """Every route, and what its handlers use."""
         settings: dict[str, Any] = {
+            "services": Services(self._service_parts()),
             "access": self._access,
             "sandboxes": self._sandboxes,
             "store": self._store,
@@ -69,6 +73,16 @@ class Services:
             "default_handler_args": {"router": rest.Router(()), "prefix": ""},
         }
         return Application([*rest.routes(), *jupyter.routes()], **settings)
+
+    def _service_parts(self) -> Parts:
+        return Parts(
+            self._access,
+            self._sandboxes,
+            self._store,
+            self._backend,
+            self._metrics,
+            self._app.default_runtime,
+        )
 
     async def tell_clients_to_return(self) -> None:
         """Close every websocket with the code that says: connect again. Returns when all have closed."""
@@ -90,7 +104,7 @@ def _own(app: GatewayApp, parts: AsyncExitStack) -> Path:
     return data_dir.path
 
 
-async def build(app: GatewayApp) -> Services:
+async def build(app: GatewayApp) -> Gateway:
     """Make and start every part. Raises ApiError with what to do when one cannot."""
     try:
         return await _build(app)
@@ -100,7 +114,7 @@ async def build(app: GatewayApp) -> Services:
         raise _no_store(error, Path(found) if found else None) from error
 
 
-async def _build(app: GatewayApp) -> Services:
+async def _build(app: GatewayApp) -> Gateway:
     async with AsyncExitStack() as parts:
         data_dir = _own(app, parts)
         url = stated_url(app.database_url, app.database_url_file)
@@ -116,6 +130,8 @@ async def _build(app: GatewayApp) -> Services:
             audit_entries=app.audit_entries,
             anonymous=local_principal() if app.embedded else None,
         )
+        if (events := event_logger(app.config)) is not None:
+            access.emit_audit(AuditEvents(events))
         await users.ensure_tenant(store, DEFAULT_TENANT)
         parts.push_async_callback(access.stop)
         await access.start()
@@ -130,14 +146,16 @@ async def _build(app: GatewayApp) -> Services:
         sandboxes.on_adopted = access.sandbox_adopted
         parts.push_async_callback(sandboxes.stop)
         await sandboxes.start()
+        completing = asyncio.create_task(
+            Completion(access, sandboxes, store).run(), name="complete the audit"
+        )
+        parts.callback(completing.cancel)
         await asyncio.to_thread(rest.prepare)
         database = Path(found) if (found := sqlite_file(url or sqlite_url(data_dir))) else None
         readiness = Readiness(data_dir, database, store, backend)
         # Last: a key that is made is shown, as nothing that could fail comes after it.
         first_key = await access.first_run(given_key)
-        return Services(
-            app, store, access, backend, sandboxes, metrics, readiness, parts.pop_all(), first_key
-        )
+        return Gateway(app, store, access, backend, sandboxes, metrics, readiness, parts.pop_all(), first_key)
 
 
 async def _store(url: str) -> Store:

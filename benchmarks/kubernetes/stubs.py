@@ -19,9 +19,15 @@ from typing import Any
 import msgspec
 
 from llmsafespace_agent.server import certificate
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import ProofError, fingerprint, prove_as_agent
-from llmsafespace_agent.wire.requests import (
+from llmsafespace_operator.claims.tokens import agent_token
+from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_operator.resources.kinds import POD
+from llmsafespace_operator.resources.kubernetes import Pod
+from llmsafespace_operator.resources.names import AGENT_PORT, COMPONENT, SANDBOX_COMPONENT
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import ProofError, fingerprint, prove_as_agent
+from llmsafespace_protocol.requests import (
     METHODS,
     Answer,
     BindRequest,
@@ -36,12 +42,6 @@ from llmsafespace_agent.wire.requests import (
     Request,
     Status,
 )
-from llmsafespace_operator.claims.tokens import agent_token
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources.kinds import POD
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.names import AGENT_PORT, COMPONENT, SANDBOX_COMPONENT
 
 _UNKNOWN_LIMIT = 5.0  # seconds that our watch may lag behind the one of who connects
 _PAUSE = 0.01

@@ -1,11 +1,19 @@
-"""The audit log: every decision that changed something, or was refused; written in batches."""
+"""The audit log: every decision that changed something, or was refused; written in batches.
+
+Entries wait in memory for EVERY seconds at most, then all that wait are one transaction. When a process is
+killed, what waited is lost: refusals for good, while executions get their entries when a gateway starts again
+(see services.completion), as their agents know them. So an execution's entry has a mark (see
+access.executions), which no two entries have: a request that is sent again through another process of the
+gateway leaves no second entry.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from llmsafespace_gateway.access.key_format import ANY_KEY
@@ -15,6 +23,9 @@ from llmsafespace_gateway.store.rows import AuditRow
 
 log = logging.getLogger(__name__)
 
+EVERY = 0.1  # seconds that an entry waits, so that it is written within twice that
+RETRY = 0.5  # seconds, while the store cannot be written
+SAME_FOR = 3600.0  # seconds after which a request that is sent again counts as a new one
 BATCH = 500
 FORGET_AT_ONCE = 200
 FORGET_PAUSE = 0.05  # seconds, while there is more to forget
@@ -23,6 +34,8 @@ LOOK_AT_ONCE = 5_000  # entries that one look walks past
 LOOK_PAUSE = 0.005
 MAX_WAITING = 20_000
 MAX_TEXT = 256
+
+Who = tuple[str | None, str | None, str | None]  # tenant, a user's id, a key's id
 # What people put into a sandbox is theirs: not even a careless caller gets it into the log.
 PRIVATE = frozenset(
     {
@@ -42,13 +55,33 @@ PRIVATE = frozenset(
 
 
 class AuditLog:
-    """Entries wait in memory until `flush`, which is called twice a second and when the gateway drains."""
+    """Entries wait in memory until `flush`. `start` calls it EVERY seconds while something waits.
+
+    `on_written` hears of the entries that were written, each once.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: list[AuditRow] = []
+        self._waiting: dict[str, AuditRow] = {}  # by id, oldest first
+        self._again: set[str] = set()  # of those: executions that run even if their id ran before
+        self._counts: dict[str, Callable[[], None]] = {}
+        self._withdrawn: dict[str | None, list[str]] = {}
         self._lost = 0
         self._writing = asyncio.Lock()
+        self._some = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.on_written: Callable[[list[AuditRow]], Awaitable[None]] | None = None
+
+    def start(self) -> None:
+        """Write in the background from now on."""
+        self._task = asyncio.create_task(self._write_on(), name="audit log")
+
+    async def stop(self) -> None:
+        """Write what waits, for the last time. Raises the store's error."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.flush()
 
     def add(
         self,
@@ -64,41 +97,109 @@ class AuditLog:
 
     def add_for(
         self,
-        who: tuple[str | None, str | None, str | None],
+        who: Who,
         action: str,
         target: str,
         outcome: str,
         details: Mapping[str, Any],
-    ) -> None:
+        at: float | None = None,
+        execution: str | None = None,
+    ) -> AuditRow:
         """Note a decision about what belongs to `who`: a tenant, a user's id, a key's id."""
         tenant, user_id, key_id = who
+        row = AuditRow(
+            id=audit.new_id(),
+            at=time.time() if at is None else at,
+            user_id=user_id,
+            tenant=tenant,
+            key_id=key_id,
+            action=text(action)[:64],
+            target=text(target),
+            outcome=text(outcome)[:32],
+            details=harmless(details),
+            execution=execution,
+        )
         if len(self._waiting) >= MAX_WAITING:
             self._lost += 1
-            return
-        self._waiting.append(
-            AuditRow(
-                id=audit.new_id(),
-                at=time.time(),
-                user_id=user_id,
-                tenant=tenant,
-                key_id=key_id,
-                action=text(action)[:64],
-                target=text(target),
-                outcome=text(outcome)[:32],
-                details=harmless(details),
-            )
-        )
+        else:
+            self._waiting[row.id] = row
+            self._some.set()
+        return row
+
+    def add_execution(
+        self,
+        who: Who,
+        action: str,
+        target: str,
+        details: Mapping[str, Any],
+        *,
+        mark: str,
+        again: bool,
+        count: Callable[[], None],
+        at: float | None = None,
+    ) -> AuditRow:
+        """Note that an execution was accepted: once for its mark, or each time where `again` is true.
+
+        `count` is called when the entry has been written, and not where the execution had one.
+        """
+        row = self.add_for(who, action, target, "ok", details, at, mark)
+        if row.id not in self._waiting:
+            count()
+            return row
+        self._counts[row.id] = count
+        if again:
+            self._again.add(row.id)
+        return row
+
+    def withdraw(self, row: AuditRow) -> None:
+        """What an entry tells of did not happen: it is not written, or deleted where it has been."""
+        if self._waiting.pop(row.id, None) is None or self._writing.locked():
+            self._withdrawn.setdefault(row.tenant, []).append(row.id)
+            self._some.set()
+        self._counts.pop(row.id, None)
+        self._again.discard(row.id)
 
     async def flush(self) -> None:
         """Write what waits, in order. What cannot be written waits on; raises the store's error."""
         async with self._writing:
-            while self._waiting:
-                batch = self._waiting[:BATCH]
-                await audit.append(self._store, batch)
-                del self._waiting[: len(batch)]
+            while batch := list(itertools.islice(self._waiting.values(), BATCH)):
+                added = await audit.append(self._store, batch, time.time() - SAME_FOR, self._again)
+                self._written(batch, added)
+                if self.on_written is not None:
+                    await self.on_written(added)
+            while self._withdrawn:
+                tenant, ids = next(iter(self._withdrawn.items()))
+                await audit.withdraw(self._store, tenant, ids[:BATCH])
+                del ids[:BATCH]
+                if not ids:
+                    del self._withdrawn[tenant]
         if self._lost:
             log.error("%d audit entries were lost while the store could not be written", self._lost)
             self._lost = 0
+
+    def _written(self, batch: list[AuditRow], added: list[AuditRow]) -> None:
+        new = {row.id for row in added}
+        for row in batch:
+            self._waiting.pop(row.id, None)
+            self._again.discard(row.id)
+            count = self._counts.pop(row.id, None)
+            if count is not None and row.id in new:
+                count()
+
+    async def _write_on(self) -> None:
+        failing = False
+        while True:
+            await self._some.wait()
+            await asyncio.sleep(RETRY if failing else EVERY)
+            self._some.clear()
+            try:
+                await self.flush()
+                failing = False
+            except Exception:
+                self._some.set()
+                if not failing:
+                    log.exception("the audit log cannot be written; its entries wait")
+                failing = True
 
 
 class Retention:

@@ -17,7 +17,7 @@ _MINUTE = 60.0
 _MOST = 20_000  # entries in memory
 
 Who = tuple[str | None, str | None, str | None]
-Add = Callable[[Who, str, str, str, dict[str, Any]], None]
+Add = Callable[[Who, str, str, str, dict[str, Any]], object]
 
 
 class _Entry:

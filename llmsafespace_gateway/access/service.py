@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from llmsafespace_gateway.access.administration import Administration
 from llmsafespace_gateway.access.audit import FORGET_PAUSE, AuditLog, Retention
+from llmsafespace_gateway.access.audit_events import AuditEvents
 from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
 from llmsafespace_gateway.access.egress_log import EgressLog
@@ -61,7 +63,7 @@ class Access(Administration):
         super().__init__(store, AuditLog(store), Authenticator(store))
         self._limits = RateLimits(rate, burst)
         self._refusals = Refusals(self.audit)
-        self.executions = ExecutionLog(self._limits, self.audit, self.refused, anonymous)
+        self.executions = ExecutionLog(self._limits, self._audit, self.refused, anonymous)
         self._quotas = Quotas(_default_quota(quota or {}))
         self._grant_watches = GrantWatches(store)
         self._anonymous = anonymous
@@ -77,6 +79,7 @@ class Access(Administration):
             self._quotas.set_quota(tenant.id, tenant.quota)
         for row in await sandboxes.holdings(self._store):
             self._quotas.rebuild(row)
+        self._audit.start()
         self._background = [asyncio.create_task(self._poll()), asyncio.create_task(self._forget())]
 
     async def stop(self) -> None:
@@ -86,7 +89,7 @@ class Access(Administration):
         await asyncio.gather(*self._background, return_exceptions=True)
         self._egress.flush()
         self._refusals.flush()
-        for flush in (self._authenticator.flush, self._audit.flush):
+        for flush in (self._authenticator.flush, self._audit.stop):
             try:
                 await flush()
             except SQLAlchemyError:
@@ -291,6 +294,15 @@ class Access(Administration):
         else:
             super().audit(principal, action, target, outcome, **details)
 
+    def emit_audit(self, events: AuditEvents) -> None:
+        """Emit what is written to the audit log from now on."""
+        self._audit.on_written = events.emit
+
+    async def flush_audit(self) -> None:
+        """Write what waits for the audit log now, as far as the store takes it."""
+        with contextlib.suppress(SQLAlchemyError):
+            await self._audit.flush()
+
     async def audit_log(self, principal: Principal, **wanted: Any) -> list[AuditRow]:
         """See Administration.audit_log. What the egress proxy decided in this minute is in it, too."""
         self.require(principal, ADMIN)
@@ -360,7 +372,6 @@ class Access(Administration):
                 await self._grant_watches.poll()
                 self._egress.flush_past()
                 self._refusals.flush_past()
-                await self._audit.flush()
                 failing = False
             except Exception:
                 self._authenticator.distrust()

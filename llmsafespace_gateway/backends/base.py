@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.requests import BindRequest, Limits, Open
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.requests import BindRequest, Limits, Open
 
 PUBLISHED = "published"  # in place of an owner: the pool's code was approved by an admin
 

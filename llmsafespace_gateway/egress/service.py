@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from llmsafespace_agent.wire.egress import MAX_PREAMBLE, token_of
 from llmsafespace_gateway.egress.connection import Connection, Decided, Dialer, Limits, Policy
 from llmsafespace_gateway.egress.http_head import error_answer
 from llmsafespace_gateway.egress.rules import Network, Rule, to_rules
 from llmsafespace_operator.claims.egress_token import BadToken, EgressGrant, verify
+from llmsafespace_protocol.egress import MAX_PREAMBLE, token_of
 
 log = logging.getLogger("llmsafespace.egress")
 

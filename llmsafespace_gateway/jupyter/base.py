@@ -15,6 +15,7 @@ from llmsafespace_gateway.access.http import REFUSALS, AuthenticatedHandler
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.services import Caller, Services
 from llmsafespace_gateway.store import Store
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,16 @@ class JupyterHandler(AuthenticatedHandler):
         return bytes(self._received).strip()
 
     @property
+    def caller(self) -> Caller:
+        """Who is asking, as services take it."""
+        return Caller(self.principal, "jupyter")
+
+    @property
+    def services(self) -> Services:
+        """The use cases."""
+        return cast(Services, self.settings["services"])
+
+    @property
     def access(self) -> Access:
         """Who may do what."""
         return cast(Access, self.settings["access"])
@@ -120,7 +131,7 @@ class JupyterHandler(AuthenticatedHandler):
         """Answer an exception as `{message, reason}`, and as `error` in the words of `/api/v1`."""
         error = as_error(status_code, kwargs.get("exc_info"))
         who = getattr(self, "principal", None) or getattr(self, "identified", None)
-        if error.code in REFUSALS and who is not None:
+        if error.code in REFUSALS and not error.audited and who is not None:
             kind = f"{self.request.method} {type(self).__name__}"
             self.access.refused(who, kind, "", error.code)
         self.set_status(error.status)

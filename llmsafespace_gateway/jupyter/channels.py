@@ -10,9 +10,6 @@ from typing import Any
 
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.kernel_messages import unpack
-from llmsafespace_agent.wire.requests import ById, OpenChannels
 from llmsafespace_gateway.access import message_allowed
 from llmsafespace_gateway.access.executions import Door, Mark, mark_of
 from llmsafespace_gateway.access.http import is_websocket_upgrade
@@ -23,6 +20,9 @@ from llmsafespace_gateway.jupyter.base import JupyterHandler
 from llmsafespace_gateway.jupyter.codecs import DURABLE, codec_for, select
 from llmsafespace_gateway.sandboxes.relay import CloseCode, Relay
 from llmsafespace_gateway.store import kernels, sandboxes
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.kernel_messages import unpack
+from llmsafespace_protocol.requests import ById, Error, OpenChannels
 
 MAX_MESSAGE = 64 * 1024 * 1024
 _MAX_SESSION = 256
@@ -84,6 +84,7 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
             allowed=self._allowed,
             note=self._note,
             executing=self._executing,
+            refused=self._refused,
             why_gone=self._why_gone,
         )
         _open.add(relay)
@@ -127,20 +128,30 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
 
     def _executing(self, msg_id: str, allowed: bool, v1: bytes) -> str | None:
         """Count and audit an execution; why it is refused, None when it is not."""
-        log, kernel = self.access.executions, self._kernel.id
-        door: Door = "jupyter"
-        mark: Mark | None = None  # plain Jupyter runs whatever it gets
+        log, kernel, door = self.access.executions, self._kernel.id, self._door
         try:
-            if self._subprotocol == DURABLE:
-                door = "durable"
-                mark = _mark(kernel, v1) if allowed else None
+            parts = unpack(v1)[1]
+            details: dict[str, Any] = {"context": kernel, "size": len(parts[3])}
+            # plain Jupyter runs whatever it gets
+            mark = _mark(kernel, parts) if allowed and door == "durable" else None
             if allowed:
-                log.admit(self.principal, self._row.id, msg_id, door, mark)
+                log.admit(self.principal, self._row.id, msg_id, door, mark, **details)
             outcome = "ok" if allowed else "forbidden"
-            log.note(self.principal, self._row.id, msg_id, door, outcome, mark, context=kernel)
+            log.note(self.principal, self._row.id, msg_id, door, outcome, mark, **details)
         except ApiError as error:
             return error.message
         return None
+
+    def _refused(self, error: Error) -> None:
+        """The sandbox refuses a message."""
+        execution = error.details.get("execution")
+        if isinstance(execution, str):
+            log = self.access.executions
+            log.refused_by_sandbox(self.principal, self._row.id, execution, self._door, error.code)
+
+    @property
+    def _door(self) -> Door:
+        return "durable" if self._subprotocol == DURABLE else "jupyter"
 
     def _note(self, state: str) -> None:
         self.sandboxes.note_activity(self._kernel.id, state=state)
@@ -233,10 +244,10 @@ class ChannelsHandler(WebSocketHandler, JupyterHandler):
         return super().check_origin(origin)
 
 
-def _mark(kernel: str, v1: bytes) -> Mark:
+def _mark(kernel: str, parts: list[memoryview]) -> Mark:
     """What a durable request is. Of a large one only the beginning: the agent compares it whole."""
-    parts = unpack(v1)[1][2:4]  # metadata and content
-    return mark_of("code", kernel, *((len(part), bytes(part[:_DIGESTED])) for part in parts))
+    relevant = parts[2:4]  # metadata and content
+    return mark_of("code", kernel, *((len(part), bytes(part[:_DIGESTED])) for part in relevant))
 
 
 def _ended_text(end: str | None, message: str | None) -> str:

@@ -1,6 +1,6 @@
 """The three subprotocols of a kernel's websocket: how a kernel message looks in a frame.
 
-The gateway holds messages as `u64 seq | v1 bytes`, as the agent sends them (see the agent's wire package).
+The gateway holds messages as `u64 seq | v1 bytes`, as the agent sends them (see llmsafespace_protocol).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import struct
 
 import msgspec
 
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, header_of, pack, unpack
-from llmsafespace_agent.wire.requests import Error
 from llmsafespace_gateway.sandboxes.relay import Codec, Incoming, WrongFrame
 from llmsafespace_gateway.sandboxes.websocket_frames import BINARY, TEXT
+from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, header_of, pack, unpack
+from llmsafespace_protocol.requests import Error
 
 V1 = "v1.kernel.websocket.jupyter.org"
 DURABLE = "v1.durable.llmsafespace.dev"

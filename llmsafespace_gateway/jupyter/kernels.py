@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmsafespace_agent.wire.requests import ById, ContextInfo
 from llmsafespace_gateway.access.principal import EXECUTE, SANDBOXES_READ, SANDBOXES_WRITE
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.jupyter.base import JupyterHandler
@@ -18,6 +17,7 @@ from llmsafespace_gateway.jupyter.models import (
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.store import kernels
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
+from llmsafespace_protocol.requests import ById, ContextInfo
 
 
 class KernelsHandler(JupyterHandler):

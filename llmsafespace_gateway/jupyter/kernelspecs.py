@@ -128,4 +128,7 @@ def _kernel_json(folder: Path) -> dict[str, Any]:
     path = folder / "kernel.json"
     if not path.is_file():
         return {}
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    described = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    # How it starts where `jupyter kernelspec install` puts it concerns no kernel of this gateway.
+    described.get("metadata", {}).pop("kernel_provisioner", None)
+    return described | {"argv": ["python"]}

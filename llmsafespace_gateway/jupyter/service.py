@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 import msgspec
 
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE
 from llmsafespace_gateway.access.principal import (
     ADMIN,
     EXECUTE,
@@ -25,6 +24,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.jupyter.base import JupyterHandler
 from llmsafespace_gateway.jupyter.kernelspecs import DEFAULT, Spec, model, resource, specs
 from llmsafespace_gateway.jupyter.models import timestamp
+from llmsafespace_protocol.kernel_messages import UNREADABLE
 
 STARTED = time.time()
 _VERSIONS = {"version": version("jupyter_server"), "gateway_version": version("llmsafespace-gateway")}

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-from llmsafespace_agent.wire.requests import (
-    ById,
-    CommandInfo,
-    CommandSignal,
-    CommandStart,
-    CommandStdin,
-    Empty,
-    OpenCommand,
-    PackagesInstall,
-)
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import COMMAND, Mark, mark_of
 from llmsafespace_gateway.rest import runs
@@ -30,7 +20,17 @@ from llmsafespace_gateway.rest.types_processes import (
     PackagesBody,
 )
 from llmsafespace_gateway.rest.validation import invalid
-from llmsafespace_gateway.sandboxes.executions import collect
+from llmsafespace_gateway.sandboxes.collecting import collect
+from llmsafespace_protocol.requests import (
+    ById,
+    CommandInfo,
+    CommandSignal,
+    CommandStart,
+    CommandStdin,
+    Empty,
+    OpenCommand,
+    PackagesInstall,
+)
 
 
 async def _answer(

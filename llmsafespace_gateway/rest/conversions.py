@@ -11,7 +11,6 @@ from zoneinfo import available_timezones
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import CommandInfo, FileInfo
 from llmsafespace_gateway.backends.base import EgressRule, Resources, WarmPoolSpec, WarmPoolStatus
 from llmsafespace_gateway.rest import quantities
 from llmsafespace_gateway.rest.routing import PREFIX
@@ -43,6 +42,7 @@ from llmsafespace_gateway.sandboxes import specs
 from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
 from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.requests import CommandInfo, FileInfo
 
 WORKSPACE = "/workspace"
 MAX_FILES = 16 * 1024 * 1024
@@ -150,14 +150,16 @@ def timezones() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-def create_request(body: SandboxCreate, idempotency_key: str | None) -> CreateSandbox:
+def create_request(
+    body: SandboxCreate, idempotency_key: str | None, default_runtime: str = "python"
+) -> CreateSandbox:
     """A validated wish for a sandbox. Raises ApiError(invalid_request)."""
     if body.timezone is not None and body.timezone not in timezones():
         raise invalid("body.timezone", f"expected a name as Europe/Paris, got {body.timezone!r}")
     if body.warm_pool is not None and not body.use_warm_pool:
         raise invalid("body.warmPool", "cannot be combined with useWarmPool: false")
     request = CreateSandbox(
-        runtime=body.runtime,
+        runtime=body.runtime or default_runtime,
         security_level=body.security_level,
         timeout=body.timeout,
         resources=resources(body.resources),

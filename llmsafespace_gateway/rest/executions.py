@@ -8,18 +8,6 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import (
-    ById,
-    CommandInfo,
-    CommandSignal,
-    CommandStart,
-    ContextCreate,
-    ContextInfo,
-    Empty,
-    ExecutionInfo,
-    OpenCommand,
-    OpenExecution,
-)
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import Mark, mark_of
 from llmsafespace_gateway.errors import ApiError
@@ -36,9 +24,22 @@ from llmsafespace_gateway.rest.types import (
 )
 from llmsafespace_gateway.rest.types_processes import ContextCreateBody, ContextList
 from llmsafespace_gateway.rest.validation import invalid
+from llmsafespace_gateway.sandboxes.collecting import Collected, collect
 from llmsafespace_gateway.sandboxes.events import End, Event, Failure
-from llmsafespace_gateway.sandboxes.executions import Collected, collect, moment
+from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_protocol.requests import (
+    ById,
+    CommandInfo,
+    CommandSignal,
+    CommandStart,
+    ContextCreate,
+    ContextInfo,
+    Empty,
+    ExecutionInfo,
+    OpenCommand,
+    OpenExecution,
+)
 
 _LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
 _AFTER = Query("after", "the sequence number after which to go on", "integer", 0, 0)

@@ -10,16 +10,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE
-from llmsafespace_agent.wire.requests import (
-    FileInfo,
-    FileList,
-    FileMove,
-    FilePath,
-    OpenFileRead,
-    OpenFileWrite,
-)
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import ranges
@@ -28,6 +18,16 @@ from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import BYTES, Query, Route
 from llmsafespace_gateway.rest.types import FileAnswer, FileListAnswer, FileMoveBody
 from llmsafespace_gateway.sandboxes.agent_client import unreachable, written
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE
+from llmsafespace_protocol.requests import (
+    FileInfo,
+    FileList,
+    FileMove,
+    FilePath,
+    OpenFileRead,
+    OpenFileWrite,
+)
 
 _TIMEOUT = 60.0
 _PIECE = 256 * 1024
@@ -45,12 +45,13 @@ async def list_files(call: RestHandler) -> FileListAnswer:
         path=workspace_path(call.query("path"), "query.path"), depth=call.query("depth"), limit=limit + 1
     )
     found: list[FileInfo] = await call.sandboxes.rpc(row.id, "files.list", wanted)
-    items = await bulk.run(len(found) * _ENTRY, _answers, found[:limit])
-    return FileListAnswer(items=items, truncated=len(found) > limit)
+    truncated = len(found) > limit
+    items = await bulk.run(len(found) * _ENTRY, _answers, found)
+    return FileListAnswer(items=items[:limit], truncated=truncated)
 
 
 def _answers(found: list[FileInfo]) -> list[FileAnswer]:
-    return [file_answer(info) for info in found]
+    return [file_answer(info) for info in bulk.drained(found)]
 
 
 async def stat_file(call: RestHandler) -> FileAnswer:

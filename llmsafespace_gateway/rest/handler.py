@@ -20,6 +20,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.answers import Answers
 from llmsafespace_gateway.rest.routing import JSON, PREFIX, Route, Router
 from llmsafespace_gateway.rest.validation import decode
+from llmsafespace_gateway.services import Caller
 from llmsafespace_gateway.store import kernels
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.metrics import Metrics
     from llmsafespace_gateway.readiness import Readiness
     from llmsafespace_gateway.sandboxes.manager import Sandboxes
+    from llmsafespace_gateway.services import Services
     from llmsafespace_gateway.store import Store
     from llmsafespace_gateway.store.rows import SandboxRow
 
@@ -83,6 +85,16 @@ class RestHandler(Answers):
         if self._principal is None:
             raise ApiError("unauthorized", "send an API key: `Authorization: Bearer <key>`")
         return self._principal
+
+    @property
+    def caller(self) -> Caller:
+        """Who is asking, as services take it. Only on routes that are not public."""
+        return Caller(self.principal, "rest")
+
+    @property
+    def services(self) -> Services:
+        """The use cases."""
+        return cast("Services", self.settings["services"])
 
     @property
     def access(self) -> Access:
@@ -320,7 +332,13 @@ class RestHandler(Answers):
         if self._status_code == 200:
             self.set_status(route.status)
         self.set_header("Content-Type", JSON)
-        self.finish(await bulk.encode(answer))
+        pieces = await bulk.encode(answer)
+        if len(pieces) == 1 or self._principal is None:
+            self.finish(b"".join(pieces))
+            return
+        self.set_header("Content-Length", str(sum(map(len, pieces))))
+        await self.send(bulk.in_turns(pieces))
+        self.finish()
 
     get = head = post = put = patch = delete = options = _serve
 
@@ -362,7 +380,7 @@ class RestHandler(Answers):
     async def _audit_refusal(self, error: Exception) -> None:
         """Write a refusal down, unless that was done. Who presents no valid key is in the log only."""
         who, route = self._principal or getattr(self, "identified", None), self.route
-        if self._audited or who is None or route is None or not isinstance(error, ApiError):
+        if self._audited or who is None or route is None or not isinstance(error, ApiError) or error.audited:
             return
         executes = route.action in (EXECUTION, COMMAND)
         if not executes and error.code not in REFUSALS:

@@ -84,11 +84,17 @@ async def every_pool(store: Store, backend: SandboxBackend) -> list[WarmPoolSpec
     return kept if kept is not None else [_spec(row) for row in await pools.visible(store, None)]
 
 
-async def _one(call: RestHandler, *, change: bool = False) -> WarmPoolSpec:
-    """The pool that the path names: of two with one name the tenant's own. Raises ApiError."""
-    name, tenant = call.path_values["name"], call.principal.tenant
+async def visible_pool(call: RestHandler, name: str) -> WarmPoolSpec | None:
+    """The pool of this name that serves the caller: of two the tenant's own."""
+    tenant = call.principal.tenant
     known = [spec for spec in await _visible(call) if spec.name == name]
-    found = min(known, key=lambda spec: spec.tenant != tenant, default=None)
+    return min(known, key=lambda spec: spec.tenant != tenant, default=None)
+
+
+async def _one(call: RestHandler, *, change: bool = False) -> WarmPoolSpec:
+    """The pool that the path names. Raises ApiError."""
+    name = call.path_values["name"]
+    found = await visible_pool(call, name)
     if found is None:
         raise ApiError("not_found", f"there is no warm pool {name[:128]!r} that you can see")
     if change:

@@ -8,12 +8,25 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.requests import (
+from llmsafespace_gateway import bulk, tasks
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.rest.types import (
+    ExecutionAnswer,
+    ExecutionErrorAnswer,
+    ExecutionSummary,
+    ResultAnswer,
+)
+from llmsafespace_gateway.sandboxes.collecting import Collected
+from llmsafespace_gateway.sandboxes.events import End, Event
+from llmsafespace_gateway.sandboxes.executions import batches, moment
+from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.requests import (
     ById,
     CommandInfo,
     CommandStart,
@@ -22,23 +35,13 @@ from llmsafespace_agent.wire.requests import (
     OpenCommand,
     OpenExecution,
 )
-from llmsafespace_gateway import tasks
-from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest.types import (
-    ExecutionAnswer,
-    ExecutionErrorAnswer,
-    ExecutionSummary,
-    ResultAnswer,
-)
-from llmsafespace_gateway.sandboxes.events import End, Event
-from llmsafespace_gateway.sandboxes.executions import Collected, command_events, events, moment
-from llmsafespace_gateway.sandboxes.manager import Sandboxes
-from llmsafespace_gateway.store.rows import SandboxRow
 
 _ATTEMPTS = 6
 _SILENCE = 20.0  # seconds without an event after which the agent is asked for a sign of life
 _ANSWER = 10.0  # seconds that it has for it
 _ENDS = {"expired": "expired", "oom": "oom", "terminated": "aborted", "timeout": "timeout"}
+
+_T = TypeVar("_T")
 
 Kind = Literal["code", "command"]
 Status = Literal["queued", "running", "completed", "failed"]
@@ -124,20 +127,21 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
         try:
             if stream is None:
                 stream = await sandboxes.open(run.sandbox_id, msgspec.structs.replace(run.open, after=after))
-            decoded = events(stream) if run.kind == "code" else command_events(stream)
+            decoded = batches(stream, command=run.kind == "command")
 
             async def alive() -> None:
                 await sandboxes.rpc(run.sandbox_id, "status", Empty(), _ANSWER)
 
             async with contextlib.aclosing(heard(decoded, alive)) as source:
-                async for event in source:
+                async for batch in source:
                     failures = 0
-                    after = max(after, event.seq)
-                    if isinstance(event, End):
-                        sandboxes.overdue.ended(run.sandbox_id, run.id)
-                    yield event
-                    if isinstance(event, End):
-                        return
+                    for event in batch:
+                        after = max(after, event.seq)
+                        if isinstance(event, End):
+                            sandboxes.overdue.ended(run.sandbox_id, run.id)
+                        yield event
+                        if isinstance(event, End):
+                            return
         except (ConnectionError, ApiError) as error:
             failures += 1
             if isinstance(error, ApiError) and error.code == "gone":
@@ -150,9 +154,9 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
 
 
 async def heard(
-    source: AsyncGenerator[Event], alive: Callable[[], Awaitable[None]], silence: float = _SILENCE
-) -> AsyncGenerator[Event]:
-    """The events of `source`; whenever none has come for `silence` seconds, `alive` must not raise.
+    source: AsyncGenerator[_T], alive: Callable[[], Awaitable[None]], silence: float = _SILENCE
+) -> AsyncGenerator[_T]:
+    """What `source` yields; whenever nothing has come for `silence` seconds, `alive` must not raise.
 
     A sandbox that has used up its processor (a fork bomb) keeps its stream open and says nothing on it.
     """
@@ -164,10 +168,10 @@ async def heard(
                     await alive()
             finally:
                 await tasks.end(following)
-            event = following.result()
-            if event is None:
+            found = following.result()
+            if found is None:
                 return
-            yield event
+            yield found
 
 
 def _ended_with_sandbox(run: Run, error: ApiError) -> End:
@@ -197,7 +201,7 @@ def status_of(end: str | None, running: bool = True) -> Status:
 
 
 def answer(kind: Kind, collected: Collected) -> ExecutionAnswer:
-    """The REST answer of an execution that has ended."""
+    """The REST answer of an execution that has ended; empties `collected.results`."""
     end = collected.end
     return ExecutionAnswer(
         execution_id=end.execution_id,
@@ -210,12 +214,12 @@ def answer(kind: Kind, collected: Collected) -> ExecutionAnswer:
         stderr=collected.stderr,
         results=[
             ResultAnswer(
-                data=dict(result.data),
-                metadata=dict(result.metadata),
+                data=result.data,
+                metadata=result.metadata,
                 is_main_result=result.is_main_result,
                 display_id=result.display_id,
             )
-            for result in collected.results
+            for result in bulk.drained(collected.results)
         ],
         end=end.end,  # type: ignore[arg-type]  # executions.ENDS are these words
         message=end.message,

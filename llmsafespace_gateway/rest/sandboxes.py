@@ -6,13 +6,13 @@ import re
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import Empty, Limits, Status
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import conversions
 from llmsafespace_gateway.rest.creation import answered
 from llmsafespace_gateway.rest.executions import context_answer
 from llmsafespace_gateway.rest.handler import RestHandler
+from llmsafespace_gateway.rest.pools import visible_pool
 from llmsafespace_gateway.rest.routing import JSON, NDJSON, Query, Route
 from llmsafespace_gateway.rest.types import (
     CreateEvent,
@@ -29,6 +29,7 @@ from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.sandboxes.rows import request_digest
 from llmsafespace_gateway.store import kernels, sandboxes
 from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_protocol.requests import Empty, Limits, Status
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _STATES = ("creating", "running", "ended")
@@ -63,7 +64,7 @@ async def create_sandbox(call: RestHandler) -> SandboxAnswer | None:
     key = call.request.headers.get("Idempotency-Key")
     if key is not None and _KEY.fullmatch(key) is None:
         raise invalid("header.Idempotency-Key", "expected 1 to 200 printable ASCII characters, no spaces")
-    wanted = await bulk.run(call.body_size, _wanted, body, key)
+    wanted = await bulk.run(call.body_size, _wanted, body, key, await _default_runtime(call, body))
     owner = Owner(call.principal.user_id, call.principal.tenant)
     return await answered(call, _made(call, owner, wanted))
 
@@ -76,8 +77,16 @@ async def _made(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> Sandb
     return conversions.sandbox_answer(row, await call.default_kernel(row.id))
 
 
-def _wanted(body: SandboxCreate, key: str | None) -> CreateSandbox:
-    wanted = conversions.create_request(body, key)
+async def _default_runtime(call: RestHandler, body: SandboxCreate) -> str:
+    """The runtime of a request that names none: its warm pool's, else the configured one."""
+    pool = None
+    if body.runtime is None and body.warm_pool is not None:
+        pool = await visible_pool(call, body.warm_pool)
+    return pool.runtime if pool is not None else str(call.settings["default_runtime"])
+
+
+def _wanted(body: SandboxCreate, key: str | None, default_runtime: str) -> CreateSandbox:
+    wanted = conversions.create_request(body, key, default_runtime)
     return msgspec.structs.replace(wanted, digest=request_digest(wanted)) if key is not None else wanted
 
 

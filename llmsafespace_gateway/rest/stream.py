@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from llmsafespace_agent.wire.requests import CommandStart, Empty, OpenExecution, Status
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import Mark, mark_of
 from llmsafespace_gateway.access.http import AuthenticatedHandler, is_websocket_upgrade
@@ -51,6 +50,7 @@ from llmsafespace_gateway.sandboxes.events import (
     Update,
 )
 from llmsafespace_gateway.sandboxes.liveness import Liveness
+from llmsafespace_protocol.requests import CommandStart, Empty, OpenExecution, Status
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access

@@ -93,6 +93,7 @@ def prepare(routes: tuple[Route, ...]) -> None:
 
 async def metrics(call: RestHandler) -> None:
     """GET /metrics: counts only, nothing of any tenant's."""
+    await call.access.flush_audit()  # executions count when they are written
     living = await sandboxes.running_since(call.store, call.backend.name)
     call.metrics.sandboxes.set(len(living))
     sums: collections.Counter[tuple[str, str]] = collections.Counter()

@@ -107,7 +107,15 @@ class FileContent(Body, kw_only=True):
 class SandboxCreate(Body, kw_only=True):
     """A new sandbox. Header `Idempotency-Key` makes a repeated request one sandbox."""
 
-    runtime: Name
+    runtime: (
+        Annotated[
+            Name,
+            Meta(
+                description="as python:3.12; default: that of the warm pool named, or the gateway's own",
+            ),
+        ]
+        | None
+    ) = None
     security_level: SecurityLevel = "standard"
     timeout: Timeout | None = 300.0
     resources: ResourcesBody | None = None
@@ -307,7 +315,7 @@ class ExecuteBody(Body, kw_only=True):
     cwd: Path | None = None
 
 
-class ResultAnswer(Answer, kw_only=True):
+class ResultAnswer(Answer, kw_only=True, gc=False):
     """One rich output: a MIME bundle. `isMainResult` marks the value of the cell's last expression."""
 
     data: dict[str, Any]

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE
-from llmsafespace_agent.wire.requests import METHODS, Answer, Error, FileInfo, Opened, Request
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import STATUS, ApiError
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE
+from llmsafespace_protocol.requests import METHODS, Answer, Error, FileInfo, Opened, Request
 
 CALL_TIMEOUT = 60.0
 _answers = msgspec.json.Decoder(Answer)

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.requests import Open, OpenRpc
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.sandboxes.agent_client import CALL_TIMEOUT, AgentClient, opened, unreachable
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.requests import Open, OpenRpc
 
 IDLE_AFTER = 30.0
 

@@ -1,4 +1,4 @@
-"""From an agent's execution and command streams to typed events, and from events to one answer.
+"""From an agent's execution and command streams to typed events.
 
 Everything an agent sends is hostile: what does not keep to the wire's rules ends the stream with
 ApiError(service_unavailable); rich output is checked to be JSON but never built into objects here.
@@ -11,15 +11,12 @@ import collections
 import contextlib
 import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, header_of, unpack
-from llmsafespace_agent.wire.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.events import (
     Clear,
@@ -33,12 +30,14 @@ from llmsafespace_gateway.sandboxes.events import (
     Stdout,
     Update,
 )
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, header_of, unpack
+from llmsafespace_protocol.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 
 ENDS = frozenset({"ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired"})
-COLLECT_LIMIT = (
-    20 * 1024 * 1024
-)  # bytes of JSON; while it is encoded, an answer is in memory twice and a half
 _AHEAD = 1024 * 1024  # bytes of frames that wait decoded for a slow reader; then the socket waits
+_TURN_FRAMES = 64
+_TURN_BYTES = 256 * 1024
 _MAX_TEXT = 2000
 _SEQ = struct.Struct(">Q")
 _LAST_SECOND = 253402300799.0  # of the year 9999
@@ -89,7 +88,6 @@ class _Sort(msgspec.Struct):
     seq: int | None = None
 
 
-_encode = msgspec.json.Encoder().encode
 _sort = msgspec.json.Decoder(_Sort)
 _gap = msgspec.json.Decoder(Gap)
 _info = msgspec.json.Decoder(ExecutionInfo)
@@ -135,54 +133,61 @@ class _Frames:
         self._ended = True
         self._changed.set()
 
-    async def next(self) -> tuple[int, bytes] | None:
-        """The next frame, or None when the stream has ended."""
+    async def some(self) -> list[tuple[int, bytes]]:
+        """The next frames, as many as one turn of the loop may take; none when the stream has ended."""
         while not self._waiting:
             if self._ended or self._stream.closed:
-                return None
+                return []
             self._changed.clear()
             await self._changed.wait()
-        kind, body = self._waiting.popleft()
-        self._size -= len(body)
+        taken: list[tuple[int, bytes]] = []
+        size = 0
+        while self._waiting and len(taken) < _TURN_FRAMES and size < _TURN_BYTES:
+            frame = self._waiting.popleft()
+            taken.append(frame)
+            size += len(frame[1])
+        self._size -= size
         if self._size <= _AHEAD // 2:
             self._stream.release()
-        return kind, body
+        return taken
 
 
-async def events(stream: FrameStream) -> AsyncGenerator[Event]:
-    """The events of an opened execution stream, `End` last. Closes the stream in the end.
+async def batches(stream: FrameStream, *, command: bool = False) -> AsyncGenerator[list[Event]]:
+    """The events of an opened execution or command stream as they come, `End` last; closes it in the end.
 
     Raises ConnectionError when the stream ends without an end (follow the execution again from the last
     `seq`), ApiError(service_unavailable) when the agent breaks the protocol.
     """
-    decoder = _ExecutionDecoder()
-    async with contextlib.aclosing(_decoded(stream, decoder.frame)) as decoded:
-        async for event in decoded:
-            yield event
-
-
-async def command_events(stream: FrameStream) -> AsyncGenerator[Event]:
-    """The events of an opened command stream, `End` last; closes it in the end. Raises like `events`."""
-    async with contextlib.aclosing(_decoded(stream, _command_frame)) as decoded:
-        async for event in decoded:
-            yield event
-
-
-async def _decoded(stream: FrameStream, decode: Callable[[int, bytes], list[Event]]) -> AsyncGenerator[Event]:
+    decode = _command_frame if command else _ExecutionDecoder().frame
     frames = _Frames(stream)
     try:
-        while (frame := await frames.next()) is not None:
+        while taken := await frames.some():
+            found: list[Event] = []
             try:
-                found = decode(*frame)
+                for frame in taken:
+                    found += decode(*frame)
+                    if found and isinstance(found[-1], End):
+                        break
             except (BadKernelMessage, *UNREADABLE) as error:
+                yield found
                 raise broken("output that is not valid") from error
-            for event in found:
-                yield event
-                if isinstance(event, End):
-                    return
+            except ApiError:
+                yield found
+                raise
+            yield found
+            if found and isinstance(found[-1], End):
+                return
         raise ConnectionResetError("the agent's stream ended before the execution did")
     finally:
         stream.close()
+
+
+async def events(stream: FrameStream, *, command: bool = False) -> AsyncGenerator[Event]:
+    """The events of `batches`, one by one."""
+    async with contextlib.aclosing(batches(stream, command=command)) as source:
+        async for batch in source:
+            for event in batch:
+                yield event
 
 
 # -- decoding ------------------------------------------------------------------------------------------
@@ -305,131 +310,3 @@ def command_end(info: CommandInfo) -> End:
         started_at=moment(info.started_at),
         completed_at=moment(info.completed_at or info.started_at),
     )
-
-
-# -- collecting ----------------------------------------------------------------------------------------
-
-
-class Result(msgspec.Struct, kw_only=True):
-    """One rich output that stood at the end."""
-
-    data: dict[str, msgspec.Raw]
-    metadata: dict[str, msgspec.Raw] = {}
-    is_main_result: bool = False
-    display_id: str | None = None
-
-
-class Collected(msgspec.Struct, kw_only=True):
-    """Everything an execution put out, up to a size; `truncated` when there was more."""
-
-    stdout: str = ""
-    stderr: str = ""
-    results: list[Result] = []
-    error: ErrorEvent | None = None
-    end: End
-    truncated: bool = False
-    missed: int = 0
-
-
-async def collect(source: AsyncIterator[Event], limit: int = COLLECT_LIMIT) -> Collected:
-    """All events as one answer of at most about `limit` bytes of JSON. Raises what `source` raises."""
-    collector = _Collector(limit)
-    async for event in source:
-        if isinstance(event, End):
-            return collector.finish(event)
-        collector.add(event)
-    raise broken("no end of the execution")
-
-
-class _Collector:
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-        self._text: dict[type[Event], list[str]] = {Stdout: [], Stderr: []}
-        self._results: list[Result] = []
-        self._shown: dict[str, list[Result]] = {}  # those with a display id
-        self._error: ErrorEvent | None = None
-        self._truncated = False
-        self._clear_later = False
-        self._missed = 0
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Stdout | Stderr):
-            self._add_text(type(event), event.text)
-        elif isinstance(event, Display):
-            self._apply_clear()
-            if self._fits(_size(event.data)):
-                result = Result(
-                    data=event.data,
-                    metadata=event.metadata,
-                    is_main_result=event.is_main_result,
-                    display_id=event.display_id,
-                )
-                self._results.append(result)
-                if event.display_id is not None:
-                    self._shown.setdefault(event.display_id, []).append(result)
-        elif isinstance(event, Update):
-            self._update(event)
-        elif isinstance(event, Clear):
-            self._clear_later = True
-            if not event.wait:
-                self._apply_clear()
-        elif isinstance(event, ErrorEvent):
-            self._set_error(event)
-        elif isinstance(event, Missed):
-            self._missed += event.missed
-
-    def finish(self, end: End) -> Collected:
-        return Collected(
-            stdout="".join(self._text[Stdout]),
-            stderr="".join(self._text[Stderr]),
-            results=self._results,
-            error=self._error,
-            end=end,
-            truncated=self._truncated,
-            missed=self._missed,
-        )
-
-    def _add_text(self, stream: type[Event], text: str) -> None:
-        size = _json_size(text)
-        if size > self._left:
-            self._text[stream].append(text[: self._left * len(text) // size])
-            self._left = 0
-            self._truncated = True
-            return
-        self._left -= size
-        self._text[stream].append(text)
-
-    def _set_error(self, event: ErrorEvent) -> None:
-        """An error is never left out: what does not fit is cut."""
-        if not self._fits(_json_size(event.value) + sum(map(_json_size, event.traceback))):
-            event = msgspec.structs.replace(event, value=event.value[:_MAX_TEXT], traceback=[])
-        self._error = event
-
-    def _update(self, event: Update) -> None:
-        for result in self._shown.get(event.display_id, ()) if event.display_id is not None else ():
-            if not self._fits(_size(event.data) - _size(result.data)):
-                return
-            result.data, result.metadata = event.data, event.metadata
-
-    def _apply_clear(self) -> None:
-        if self._clear_later:
-            self._clear_later = False
-            self._left += sum(_size(result.data) for result in self._results)
-            self._results = []
-            self._shown = {}
-
-    def _fits(self, size: int) -> bool:
-        if size > self._left:
-            self._truncated = True
-            return False
-        self._left -= size
-        return True
-
-
-def _json_size(text: str) -> int:
-    """Bytes of `text` in JSON: a control character has six."""
-    return len(_encode(text)) - 2
-
-
-def _size(bundle: dict[str, Any]) -> int:
-    return sum(len(mime) + len(memoryview(value)) for mime, value in bundle.items())

@@ -18,18 +18,6 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import (
-    BindRequest,
-    ById,
-    ContextCreate,
-    FileInfo,
-    Limits,
-    Open,
-    OpenFileWrite,
-    PackagesInstall,
-    Shutdown,
-)
 from llmsafespace_gateway.backends.base import Claim, Ended, SandboxBackend, SandboxSpec
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes import specs
@@ -43,6 +31,18 @@ from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
 from llmsafespace_gateway.sandboxes.rows import kernel_row, request_digest, sandbox_row
 from llmsafespace_gateway.store import Store, kernels, sandboxes
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import (
+    BindRequest,
+    ById,
+    ContextCreate,
+    FileInfo,
+    Limits,
+    Open,
+    OpenFileWrite,
+    PackagesInstall,
+    Shutdown,
+)
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.kernel_messages import Header, pack
+from llmsafespace_protocol.kernel_messages import Header, pack
 
 _encode = msgspec.json.Encoder().encode
 _REQUEST = "_request"

@@ -23,8 +23,8 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import ById, CommandInfo, ExecutionInfo
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_protocol.requests import ById, CommandInfo, ExecutionInfo
 
 log = logging.getLogger(__name__)
 

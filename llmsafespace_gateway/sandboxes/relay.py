@@ -15,12 +15,12 @@ from typing import Protocol
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameError, FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack
-from llmsafespace_agent.wire.requests import Ack, Error, Gap
 from llmsafespace_gateway.sandboxes import notices
 from llmsafespace_gateway.sandboxes.liveness import Liveness
 from llmsafespace_gateway.sandboxes.websocket_frames import TEXT, ByteStream, FrameWriter
+from llmsafespace_protocol.frames import FrameError, FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack
+from llmsafespace_protocol.requests import Ack, Error, Gap
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,9 @@ class Relay:
     """One client on one kernel.
 
     `allowed(channel, msg_type)` says what the client may send. `executing(msg_id, allowed, v1)` hears of each
-    execute_request, and answers why it is refused although it is allowed (too many). `note(state)` hears the
-    kernel's execution states. `why_gone()` is asked when the agent's stream was lost: why the kernel is no
-    more, or None when it should still be there.
+    execute_request, and answers why it is refused although it is allowed (too many). `refused(error)` hears
+    what the agent refuses. `note(state)` hears the kernel's execution states. `why_gone()` is asked when the
+    agent's stream was lost: why the kernel is no more, or None when it should still be there.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Relay:
         allowed: Callable[[str, str], bool],
         note: Callable[[str], None],
         executing: Callable[[str, bool, bytes], str | None] = lambda msg_id, allowed, v1: None,
+        refused: Callable[[Error], None] = lambda error: None,
         why_gone: Callable[[], Awaitable[str | None]],
     ) -> None:
         self._agent = agent
@@ -124,6 +125,7 @@ class Relay:
         self._session = session
         self._allowed = allowed
         self._executing = executing
+        self._refused = refused
         self._note = note
         self._why_gone = why_gone
         self._loop = asyncio.get_running_loop()
@@ -236,6 +238,7 @@ class Relay:
             self._missed += gap.gap
 
     def _refused_by_agent(self, error: Error) -> None:
+        self._refused(error)
         if error.code != "gone":  # it closes the stream next, and then why_gone() knows more
             self._tell_refused(error, "the sandbox refused a message")
 

@@ -11,10 +11,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from llmsafespace_agent.wire.early_env import early
 from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
+from llmsafespace_protocol.early_env import early
 
 MAX_ENV = 1024 * 1024  # bytes of all names and values
 MAX_VARIABLE = 128 * 1024 - 2  # of one: the kernel gives a process no longer string (MAX_ARG_STRLEN)

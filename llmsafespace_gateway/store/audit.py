@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import msgspec
 from sqlalchemy import delete, func, select
 from sqlalchemy import insert as insert_into
 
@@ -20,11 +21,72 @@ def new_id() -> str:
     return f"{time.time_ns():016x}{secrets.token_hex(4)}"
 
 
-async def append(store: Store, rows: Sequence[AuditRow]) -> None:
-    """Add entries in one transaction."""
-    if rows:
-        async with store.write() as connection:
-            await connection.execute(insert_into(audit), [values(row) for row in rows])
+async def append(
+    store: Store, rows: Sequence[AuditRow], since: float = 0.0, again: Collection[str] = ()
+) -> list[AuditRow]:
+    """Add entries in one transaction; those that were added.
+
+    An execution that has an entry which is no older than `since` gets no second one, whichever process wrote
+    the first, unless the new entry's id is in `again`. Raises IntegrityError where another process adds an
+    entry of the same execution at this moment: then nothing was added.
+    """
+    marks: dict[str | None, list[str]] = {}
+    for row in rows:
+        if row.execution is not None:
+            marks.setdefault(row.tenant, []).append(row.execution)
+    async with store.write() as connection:
+        known: dict[str, float] = {}
+        for tenant, wanted in marks.items():
+            found = select(audit.c.execution, audit.c.at).where(
+                audit.c.tenant == tenant, audit.c.execution.in_(wanted)
+            )
+            for seen in (await connection.execute(found)).mappings():
+                known[seen["execution"]] = seen["at"]
+        added = _new(rows, known, since, again)
+        if added:
+            await connection.execute(insert_into(audit), [values(row) for row in added])
+    return added
+
+
+def _new(
+    rows: Sequence[AuditRow], known: dict[str, float], since: float, again: Collection[str]
+) -> list[AuditRow]:
+    """The rows without those of executions that are known. Only one row of an execution can have its mark."""
+    added = []
+    for row in rows:
+        mark = row.execution
+        if mark is None or mark not in known:
+            added.append(row)
+        elif row.id in again or known[mark] < since:
+            added.append(msgspec.structs.replace(row, execution=None))
+        if mark is not None:
+            known[mark] = row.at
+    return added
+
+
+async def executions(
+    store: Store, tenant: str | None, marks: Collection[str], since: float = 0.0
+) -> set[str]:
+    """Which of these executions have an entry of the tenant's that is no older than `since`."""
+    found = select(audit.c.execution).where(
+        audit.c.tenant == tenant, audit.c.execution.in_(marks), audit.c.at >= since
+    )
+    async with store.read() as connection:
+        return set((await connection.execute(found)).scalars())
+
+
+async def withdraw(store: Store, tenant: str | None, ids: Collection[str]) -> None:
+    """Delete entries of a tenant that said too early that something was accepted."""
+    async with store.write() as connection:
+        await connection.execute(delete(audit).where(audit.c.tenant == tenant, audit.c.id.in_(ids)))
+
+
+async def newest(store: Store) -> float | None:
+    """The time of the newest entry; None when there is none."""
+    async with store.read() as connection:
+        found = await connection.execute(select(audit.c.at).order_by(audit.c.id.desc()).limit(1))
+        at: float | None = found.scalar_one_or_none()
+    return at
 
 
 async def entries(

@@ -128,7 +128,10 @@ class PoolRow(Row, frozen=True, kw_only=True):
 
 
 class AuditRow(Row, frozen=True, kw_only=True):
-    """A decision that changed something, or that refused to. Ids grow with time."""
+    """A decision that changed something, or that refused to. Ids grow with time.
+
+    `execution` is the mark of the execution that was accepted (see access.executions.key_of).
+    """
 
     id: str
     at: float
@@ -139,3 +142,4 @@ class AuditRow(Row, frozen=True, kw_only=True):
     target: str
     outcome: str
     details: dict[str, Any] = {}
+    execution: str | None = None

@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0002"  # the newest migration: a store that has it needs no migration run
+HEAD = "0003"  # the newest migration: a store that has it needs no migration run
 
 metadata = MetaData()
 
@@ -152,5 +152,7 @@ audit = Table(
     Column("target", String(256), nullable=False),
     Column("outcome", String(32), nullable=False),
     Column("details", JSON, nullable=False),
+    Column("execution", String(32)),
     Index("ix_audit_tenant_id", "tenant", "id"),
+    Index("ix_audit_execution", "execution", unique=True),
 )

@@ -6,29 +6,44 @@
 42
 """
 
-from llmsafespace import events
-from llmsafespace.commands import Command as AsyncCommand
-from llmsafespace.errors import (
-    AuthenticationError,
-    GatewayUnavailable,
-    InvalidRequest,
-    NoRoom,
-    NotFound,
-    PermissionDenied,
-    QuotaExceeded,
-    RateLimited,
-    RuntimeUnavailable,
-    SandboxEnded,
-    SandboxError,
-    SandboxTimeout,
-)
-from llmsafespace.models import CommandResult, Context, FileEvent, FileInfo, SandboxInfo, SandboxStatus, Start
-from llmsafespace.outputs import AsyncOutput, SandboxWarning
-from llmsafespace.results import Execution, ExecutionError, ExecutionFailed, Logs, Result
-from llmsafespace.sandbox import AsyncSandbox
-from llmsafespace.sync import Sandbox
-from llmsafespace.sync_parts import Command, Output
-from llmsafespace.warm_pools import WarmPool, WarmPoolStatus, get_warm_pool, list_warm_pools
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmsafespace import events
+    from llmsafespace.commands import AsyncCommand
+    from llmsafespace.errors import (
+        AuthenticationError,
+        GatewayUnavailable,
+        InvalidRequest,
+        NoRoom,
+        NotFound,
+        PermissionDenied,
+        QuotaExceeded,
+        RateLimited,
+        RuntimeUnavailable,
+        SandboxEnded,
+        SandboxError,
+        SandboxTimeout,
+    )
+    from llmsafespace.models import (
+        CommandResult,
+        Context,
+        FileEvent,
+        FileInfo,
+        SandboxInfo,
+        SandboxStatus,
+        Start,
+    )
+    from llmsafespace.outputs import AsyncOutput, SandboxWarning
+    from llmsafespace.results import Execution, ExecutionError, ExecutionFailed, Logs, Result
+    from llmsafespace.sandbox import AsyncSandbox
+    from llmsafespace.sync import Sandbox
+    from llmsafespace.sync_output import Output
+    from llmsafespace.sync_parts import Command
+    from llmsafespace.warm_pools import WarmPool, WarmPoolStatus, get_warm_pool, list_warm_pools
 
 __all__ = [
     "AsyncCommand",
@@ -68,3 +83,32 @@ __all__ = [
     "get_warm_pool",
     "list_warm_pools",
 ]
+
+# Where the names are, from light modules to heavy ones: `import llmsafespace` alone loads none of them.
+_HOMES = ("errors", "models", "results", "events", "outputs", "commands", "sandbox", "sync", "warm_pools")
+
+
+def _find(name: str) -> object:
+    """A public name or a module of this package, imported now. Raises AttributeError."""
+    if name in __all__:
+        for home in map(_module, _HOMES):
+            if name in vars(home):
+                return vars(home)[name]
+    try:
+        return _module(name)
+    except ModuleNotFoundError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def _module(name: str) -> object:
+    return import_module(f"{__name__}.{name}")
+
+
+if not TYPE_CHECKING:  # else type checkers would take every name for one that exists
+
+    def __getattr__(name):
+        found = globals()[name] = _find(name)
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

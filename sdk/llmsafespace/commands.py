@@ -7,7 +7,7 @@ from typing import Any
 
 from llmsafespace import requests
 from llmsafespace.errors import NotFound, SandboxError
-from llmsafespace.event_stream import follow
+from llmsafespace.event_stream import followed
 from llmsafespace.messages import new_id
 from llmsafespace.models import CommandResult
 from llmsafespace.outputs import AsyncOutput
@@ -15,25 +15,38 @@ from llmsafespace.results import Execution
 from llmsafespace.transport import API, Transport, segment
 
 
-class Command:
+class AsyncCommand:
     """A command that runs in the background."""
 
     def __init__(self, commands: AsyncCommands, document: Mapping[str, Any]) -> None:
         self._commands = commands
-        self.id: str = document["id"]
-        self.command: str = document["command"]
-        self.pid: int = document["pid"]
+        self._document = document
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self._document["id"])
+
+    @property
+    def command(self) -> str:
+        """The command line."""
+        return str(self._document["command"])
+
+    @property
+    def pid(self) -> int:
+        """The process id that it has in the sandbox."""
+        return int(self._document["pid"])
 
     async def running(self) -> bool:
         """True while it runs."""
         return bool((await self._commands.get(self.id))["running"])
 
     def stream(self, after: int = 0) -> AsyncOutput:
-        """Its output from behind event `after`, as it comes, to its end. Leaving early does not stop it."""
+        """Its output as it arrives, from behind event `after` on. Leaving early does not stop it."""
         return self._commands.attach(self.id, after)
 
     async def wait(self) -> CommandResult:
-        """Its output and exit code, when it has ended."""
+        """Wait for its end; its output and exit code."""
         return await self._commands.finish(self.stream())
 
     async def send_stdin(self, data: str, *, eof: bool = False) -> None:
@@ -52,11 +65,11 @@ class Command:
         return f"<Command {self.id} {self.command!r}>"
 
 
-CommandList = list[Command]
+CommandList = list[AsyncCommand]
 
 
 class AsyncCommands:
-    """A sandbox's commands."""
+    """A sandbox's background commands."""
 
     def __init__(self, transport: Transport, sandbox_id: str) -> None:
         self._transport = transport
@@ -72,7 +85,7 @@ class AsyncCommands:
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
         stdin: str | None = None,
-    ) -> Command:
+    ) -> AsyncCommand:
         """Start a command in the background. Without `stdin` its standard input stays open to send_stdin."""
         body: dict[str, Any] = {"id": new_id(), "background": True, "env": dict(env or {})}
         body["command" if isinstance(command, str) else "argv"] = (
@@ -80,15 +93,17 @@ class AsyncCommands:
         )
         optional = {"cwd": cwd, "timeout": timeout, "stdin": stdin, "keepStdin": stdin is None or None}
         body |= {name: value for name, value in optional.items() if value is not None}
-        return Command(self, await self._transport.request("POST", self._path, body=body, repeatable=True))
+        return AsyncCommand(
+            self, await self._transport.request("POST", self._path, body=body, repeatable=True)
+        )
 
     async def list(self) -> CommandList:
         """The commands that the sandbox still knows, newest first."""
         document = await self._transport.request("GET", self._path)
-        return [Command(self, item) for item in document["items"]]
+        return [AsyncCommand(self, item) for item in document["items"]]
 
     async def get(self, command_id: str) -> dict[str, Any]:
-        """What the gateway says of a command. Raises NotFound."""
+        """The gateway's description of a command. Raises NotFound."""
         document: dict[str, Any] = await self._transport.request("GET", f"{self._path}/{segment(command_id)}")
         return document
 
@@ -113,7 +128,7 @@ class AsyncCommands:
         timeout: float | None = None,
         stdin: str | None = None,
     ) -> AsyncOutput:
-        """The output of a shell line as it comes; it starts when iterated."""
+        """The output of a shell command as it arrives; the command starts when iterated."""
         execution_id = new_id()
         request: dict[str, Any] = {
             "type": "command",
@@ -123,13 +138,11 @@ class AsyncCommands:
         }
         optional = {"cwd": cwd, "timeout": timeout, "stdin": stdin}
         request |= {name: value for name, value in optional.items() if value is not None}
-        return AsyncOutput(
-            execution_id, follow(self._transport, self._sandbox_id, execution_id, request=request)
-        )
+        return followed(self._transport, self._sandbox_id, execution_id, request=request)
 
     def attach(self, command_id: str, after: int = 0) -> AsyncOutput:
         """The output of a command that was started."""
-        return AsyncOutput(command_id, follow(self._transport, self._sandbox_id, command_id, after=after))
+        return followed(self._transport, self._sandbox_id, command_id, after=after)
 
     async def finish(self, output: AsyncOutput) -> CommandResult:
         """Listen to a command's end."""
@@ -156,7 +169,7 @@ class AsyncCommands:
 
 
 def command_result(output: AsyncOutput, execution: Execution) -> CommandResult:
-    """What a finished output means for a command."""
+    """The result of a command whose output has ended."""
     end = output.end
     return CommandResult(
         stdout=execution.stdout,

@@ -1,4 +1,19 @@
-"""What can go wrong, as exceptions. Every one is a SandboxError; the message says what to do about it."""
+"""What can go wrong, as exceptions. The message says what was wrong and what to do about it.
+
+SandboxError
+    AuthenticationError       no API key, or an invalid one
+    PermissionDenied          the key's role or scopes do not allow it
+    NotFound                  no such sandbox, file, context, command or pool
+    InvalidRequest            the request itself is wrong
+    RateLimited               too many requests
+    QuotaExceeded             the tenant's quota is used up
+    RuntimeUnavailable        no runtime serves the request
+    SandboxEnded              the sandbox has ended
+    SandboxTimeout            no answer in time
+    GatewayUnavailable        the gateway cannot be reached, or cannot serve now
+        NoRoom                no node has room for the sandbox
+    ExecutionFailed           raised by Execution.raise_for_error (in results.py)
+"""
 
 from __future__ import annotations
 
@@ -7,13 +22,24 @@ from typing import Any
 
 
 class SandboxError(Exception):
-    """Something about a sandbox failed. `code` is the API's error code, `details` its details."""
+    """Something about a sandbox failed. `code` and `details` are those of the API's error.
 
-    def __init__(self, message: str, *, code: str = "", details: Mapping[str, Any] | None = None) -> None:
+    `retry_after` is how many seconds to wait before the next attempt, None where the gateway named no time.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.details = dict(details or {})
+        self.retry_after = retry_after
 
 
 class AuthenticationError(SandboxError):
@@ -25,7 +51,7 @@ class PermissionDenied(SandboxError):
 
 
 class NotFound(SandboxError):
-    """There is no such sandbox, file, context, command or pool (or it is somebody else's)."""
+    """The sandbox, file, context, command or pool does not exist, or belongs to somebody else."""
 
 
 class InvalidRequest(SandboxError):
@@ -33,18 +59,7 @@ class InvalidRequest(SandboxError):
 
 
 class RateLimited(SandboxError):
-    """Too many requests. `retry_after` is how many seconds to wait, when the gateway said so."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str = "rate_limited",
-        details: Mapping[str, Any] | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, code=code, details=details)
-        self.retry_after = retry_after
+    """Too many requests; `retry_after` says how many seconds to wait."""
 
 
 class QuotaExceeded(SandboxError):
@@ -56,41 +71,27 @@ class SandboxTimeout(SandboxError):
 
 
 class SandboxEnded(SandboxError):
-    """The sandbox is no more. `end` says why: terminated, expired, timeout, oom or lost.
+    """The sandbox has ended. `end` says why: terminated, expired, timeout, oom or lost.
 
     timeout: an execution ran too long, and the sandbox's agent did not end it.
     """
 
     @property
     def end(self) -> str:
-        """How the sandbox ended, in the gateway's word."""
+        """Why the sandbox ended, as the gateway names it."""
         return str(self.details.get("end", "terminated"))
 
 
 class RuntimeUnavailable(SandboxError):
-    """No runtime serves the request; the message names those that there are."""
+    """No runtime serves the request; the message lists the available ones."""
 
 
 class GatewayUnavailable(SandboxError):
-    """The gateway could not be reached, or is not able to serve now.
-
-    `retry_after` is how many seconds to wait, when the gateway said so.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str = "",
-        details: Mapping[str, Any] | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, code=code, details=details)
-        self.retry_after = retry_after
+    """The gateway cannot be reached, or cannot serve now."""
 
     @property
     def by_gateway(self) -> bool:
-        """True when the gateway itself says that it cannot serve, not something on the way to it."""
+        """True when the gateway itself refused, False when it could not be reached."""
         return self.code == "service_unavailable"
 
 
@@ -106,6 +107,7 @@ _BY_CODE: dict[str, type[SandboxError]] = {
     "conflict": InvalidRequest,
     "payload_too_large": InvalidRequest,
     "range_not_satisfiable": InvalidRequest,
+    "rate_limited": RateLimited,
     "quota_exceeded": QuotaExceeded,
     "runtime_unavailable": RuntimeUnavailable,
     "gone": SandboxEnded,
@@ -142,12 +144,10 @@ def error_for(status: int, document: object, retry_after: str | None = None) -> 
     message = str(error.get("message") or body.get("message") or f"the gateway answered with status {status}")
     details = error.get("details")
     details = details if isinstance(details, Mapping) else {}
-    if code == "rate_limited":
-        return RateLimited(message, code=code, details=details, retry_after=_seconds(retry_after))
-    if _BY_CODE.get(code) is GatewayUnavailable:
-        kind = NoRoom if details.get("reason") == "Unschedulable" else GatewayUnavailable
-        return kind(message, code=code, details=details, retry_after=_seconds(retry_after))
-    return _BY_CODE.get(code, SandboxError)(message, code=code, details=details)
+    kind = _BY_CODE.get(code, SandboxError)
+    if kind is GatewayUnavailable and details.get("reason") == "Unschedulable":
+        kind = NoRoom
+    return kind(message, code=code, details=details, retry_after=_seconds(retry_after))
 
 
 def _seconds(text: str | None) -> float | None:

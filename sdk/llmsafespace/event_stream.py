@@ -11,8 +11,22 @@ import msgspec
 from llmsafespace import events, patience
 from llmsafespace.errors import GatewayUnavailable
 from llmsafespace.events import End, Event
+from llmsafespace.outputs import AsyncOutput
 from llmsafespace.patience import Patience
 from llmsafespace.transport import API, Transport, last_sign, segment
+
+
+def followed(
+    transport: Transport,
+    sandbox_id: str,
+    execution_id: str,
+    *,
+    after: int = 0,
+    request: dict[str, Any] | None = None,
+) -> AsyncOutput:
+    """The output that `follow` reads, from the first iteration on."""
+    batches = follow(transport, sandbox_id, execution_id, after=after, request=request)
+    return AsyncOutput(execution_id, batches)
 
 
 async def follow(

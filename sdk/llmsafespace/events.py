@@ -1,4 +1,4 @@
-"""What an execution tells while it runs, as typed events, made from kernel messages."""
+"""The events of an execution, and how they are read from kernel messages and from lines of HTTP streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmsafespace.results import ExecutionError, Result
 
 @dataclass(frozen=True)
 class Event:
-    """Something that an execution told. attach(after=seq) goes on behind it."""
+    """Something that happened in an execution. attach(after=seq) continues after it."""
 
     type: ClassVar[str] = "event"
     seq: int = field(default=0, kw_only=True, compare=False)
@@ -21,7 +21,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Stdout(Event):
-    """Text on standard output, as it came (a piece, not a line)."""
+    """Text on standard output, in pieces as it arrives (not lines)."""
 
     type: ClassVar[str] = "stdout"
     text: str = ""
@@ -85,13 +85,13 @@ class Gap(Event):
 
     @property
     def text(self) -> str:
-        """The warning that stands in the execution's logs."""
+        """The warning in the execution's logs."""
         return f"[llmsafespace] {self.missed} messages were lost: the sandbox's output quota was exceeded\n"
 
 
 @dataclass(frozen=True)
 class End(Event):
-    """It is over; `end` is one of results.ENDS, `error` says why where it is not "ok".
+    """The execution has ended; `end` is one of results.ENDS, `error` says why it is not "ok".
 
     `exit_code` is 0 or 1 for code; a command's own, -N after signal N.
     """
@@ -122,7 +122,7 @@ def from_message(msg_type: str, content: dict[str, Any], seq: int = 0) -> Event 
 
 
 def end_from_reply(content: dict[str, Any], metadata: dict[str, Any], seq: int = 0) -> End:
-    """The end that an execute_reply means: the agent's word where it spoke, else the reply's status."""
+    """The end in an execute_reply: the one that the agent states, else the reply's status."""
     status = str(content.get("status", "error"))
     status = "aborted" if status == "abort" else status
     ours = metadata.get("llmsafespace")

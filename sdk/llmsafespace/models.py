@@ -1,4 +1,4 @@
-"""What the gateway says about sandboxes and what is in them, as plain objects."""
+"""The gateway's answers about sandboxes, files, contexts and commands, as plain objects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Start:
-    """How a sandbox came to be: `kind` is "warm" or "cold", and `reason` says why it was cold.
+    """How a sandbox started: `kind` is "warm" or "cold", `reason` says why it was cold.
 
-    `pool` is the warm pool that it is of, `pool_owner` the id of the user whose pool that is, or "published"
-    where an admin or the gateway's operator stands for it.
+    `pool` is the warm pool it came from. `pool_owner` is the id of the pool's owner, or "published" for a
+    pool that an admin or the gateway's operator published.
     """
 
     kind: str
@@ -24,9 +24,9 @@ class Start:
 
 @dataclass(frozen=True)
 class SandboxStatus:
-    """How a sandbox is. `state` is creating, running or ended; `uptime` in seconds.
+    """The state of a sandbox: creating, running or ended; `uptime` in seconds.
 
-    `resources` is what it uses now, beside its limits; `isolation` what truly keeps it in.
+    `resources` is the current use beside the limits; `isolation` lists what is really enforced.
     """
 
     state: str
@@ -91,7 +91,7 @@ class Context:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left. `exit_code` is -N after signal N; `end` ok, error, timeout, interrupted, oom…"""
+    """The outcome of a command. `exit_code` is -N after signal N; `end` is ok, error, timeout, …"""
 
     stdout: str
     stderr: str
@@ -110,7 +110,7 @@ class CommandResult:
 
 
 def moment(text: str | None) -> datetime | None:
-    """An RFC 3339 time, None for none."""
+    """The time in an RFC 3339 text; None for None."""
     return None if text is None else datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 

@@ -1,4 +1,9 @@
-"""Executions while they run: what they tell, piece by piece, and what is left in the end."""
+"""The one path from events to results, whatever runs: code, commands, streams, attached executions.
+
+A source of events (a kernel's stream in runner.py, HTTP in event_stream.py) gives batches of them.
+AsyncOutput hands them to the caller, as text or typed, and ExecutionBuilder folds the same events into an
+Execution.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ END_OF_INPUT = "\x04"  # what Jupyter kernels read as the end of standard input
 
 
 class SandboxWarning(UserWarning):
-    """Something is not quite as asked for: another version of the runtime, output that was lost."""
+    """Something differs from the request (another version of the runtime), or output was lost."""
 
 
 class ExecutionBuilder:
@@ -29,7 +34,7 @@ class ExecutionBuilder:
         self._clear_on_next = False
 
     def begin(self) -> None:
-        """Somebody begins to listen: its time counts from the first of these."""
+        """Start the clock of the execution time, unless it runs."""
         if self._began is None:
             self._began = patience.now()
 
@@ -76,14 +81,14 @@ class ExecutionBuilder:
 
 
 def _better(told: ExecutionError | None, event: End) -> ExecutionError | None:
-    """The exception that the code showed, unless the end has a truer name for it (a timeout, say)."""
+    """The exception that the code showed, unless the end has a more exact one (a timeout, for example)."""
     if told is None or event.error is None or event.end in ("error", "interrupted"):
         return told or event.error
     return ExecutionError(event.error.name, event.error.value, event.error.traceback)
 
 
 def text_of(event: Event) -> str:
-    """What a terminal would show of an event: output, lost output, a traceback; else nothing."""
+    """What a terminal shows for an event: output, lost output or a traceback; "" for other events."""
     if isinstance(event, (events.Stdout, events.Stderr, events.Gap)):
         return event.text
     return event.error.plain_traceback + "\n" if isinstance(event, events.Error) else ""
@@ -97,7 +102,7 @@ def warn_of(event: Event) -> None:
 
 @dataclass
 class Callbacks:
-    """Who wants to hear what, and who answers input requests."""
+    """The callbacks of a run, and the source of its input."""
 
     on_stdout: Callable[[str], Any] | None = None
     on_stderr: Callable[[str], Any] | None = None
@@ -112,11 +117,11 @@ class Callbacks:
 
     @property
     def any(self) -> bool:
-        """True when somebody wants to hear or is asked."""
+        """True when there is a callback or a source of input."""
         return any((self.on_stdout, self.on_stderr, self.on_result, self.on_error, self.stdin is not None))
 
     def call(self, event: Event) -> Any:
-        """Tell whom it concerns; what an input request is answered with, or an awaitable of it."""
+        """Call the callback for an event. For an input request: the answer, or an awaitable of it."""
         if isinstance(event, events.Stdout):
             return self.on_stdout and self.on_stdout(event.text)
         if isinstance(event, (events.Stderr, events.Gap)):
@@ -134,10 +139,10 @@ class Callbacks:
 
 
 class AsyncOutput:
-    """The output of one execution as it comes: iterate for text, or over `.events()` for typed events.
+    """The output of one execution as it arrives: iterate for text, or over `.events()` for typed events.
 
-    It starts with the first iteration. Leaving it early (`aclose`, or simply dropping it) interrupts what
-    still runs. `execution` is what has come so far, and whole after the end.
+    The execution starts with the first iteration. Leaving it early (`aclose`, or dropping the object)
+    interrupts it. `execution` has the output so far; it is complete after the end.
     """
 
     def __init__(
@@ -155,11 +160,11 @@ class AsyncOutput:
 
     @property
     def execution(self) -> Execution:
-        """What has come so far."""
+        """The output so far."""
         return self._builder.execution
 
     async def take(self) -> Sequence[Event]:
-        """The events that have come, at least one. Raises StopAsyncIteration after the End."""
+        """The events that have arrived, at least one. Raises StopAsyncIteration after the End."""
         self._builder.begin()
         batch = await self._batches.__anext__()
         for event in batch:
@@ -170,7 +175,7 @@ class AsyncOutput:
         return batch
 
     async def batches(self) -> AsyncIterator[Sequence[Event]]:
-        """The events, as many at once as have come."""
+        """The events, in batches as they arrive."""
         while True:
             try:
                 batch = await self.take()
@@ -194,18 +199,18 @@ class AsyncOutput:
                 return text
 
     async def aclose(self) -> None:
-        """Stop listening; what still runs is interrupted."""
+        """Stop listening; an execution that still runs is interrupted."""
         close = getattr(self._batches, "aclose", None)
         if close is not None:
             await close()
 
     async def answer(self, line: str) -> None:
-        """Give the code the line of input that it waits for."""
+        """Answer the input request of the code with a line."""
         if self._answer is not None:
             await self._answer(line)
 
     async def finish(self, callbacks: Callbacks | None = None) -> Execution:
-        """Listen to the end, telling the callbacks (functions or coroutine functions)."""
+        """Wait for the end, calling the callbacks (functions or coroutine functions)."""
         try:
             async for batch in self.batches():
                 for event in batch if callbacks is not None else ():

@@ -1,4 +1,4 @@
-"""What callers may write in several ways, brought into the one form that the gateway takes."""
+"""Arguments that callers may write in several ways, converted to the form of the REST API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LANGUAGES = {"py": "python", "python3": "python", "sh": "bash", "shell": "bash"
 
 def creation(
     *,
-    runtime: str,
+    runtime: str | None,
     security_level: str,
     timeout: float | None,
     resources: Mapping[str, Any] | None,
@@ -34,13 +34,13 @@ def creation(
 ) -> dict[str, Any]:
     """The body of POST /sandboxes."""
     body: dict[str, Any] = {
-        "runtime": runtime,
         "securityLevel": security_level,
         "timeout": timeout,
         "useWarmPool": use_warm_pool,
         "idleTimeout": idle_timeout,
     }
     optional: dict[str, Any] = {
+        "runtime": runtime,
         "warmPool": warm_pool,
         "resources": camel(resources) if resources else None,
         "networkAccess": network(network_access),

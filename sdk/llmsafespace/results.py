@@ -9,6 +9,7 @@ from typing import Any
 
 from llmsafespace import rendering
 from llmsafespace.decoding import BadMessage, decode_json
+from llmsafespace.errors import SandboxError
 
 ENDS = ("ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -238,9 +239,10 @@ class Execution:
         return "\n".join(part for part in (self.stdout, results, self.stderr) if part) or f"({self.end})"
 
 
-class ExecutionFailed(Exception):
+class ExecutionFailed(SandboxError):
     """Raised by Execution.raise_for_error; `execution` is the one that failed."""
 
     def __init__(self, execution: Execution) -> None:
-        super().__init__(f"the execution ended with {execution.end!r}: {execution.error}")
+        message = f"the execution ended with {execution.end!r}: {execution.error}"
+        super().__init__(message, code="execution_failed", details={"end": execution.end})
         self.execution = execution

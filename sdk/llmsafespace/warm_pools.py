@@ -17,7 +17,7 @@ from llmsafespace.transport import API, segment
 
 @dataclass(frozen=True)
 class WarmPoolStatus:
-    """How a pool stands: warm and unclaimed, claimed and living, on their way."""
+    """The number of sandboxes that are available (warm), assigned (in use) and pending (starting)."""
 
     available: int
     assigned: int
@@ -27,18 +27,18 @@ class WarmPoolStatus:
 
 
 class WarmPool:
-    """A warm pool; it is made by `WarmPool(...)`.
+    """A pool of started sandboxes; `WarmPool(...)` creates it.
 
     `preload_scripts` maps names to Python code; `auto_scaling` is a mapping such as
-    `{"enabled": True, "target_utilization": 80}`. `max_size` 0 is unlimited. What it preloads is for
-    sandboxes that name it, `Sandbox(warm_pool=name)`; of a `published` one, which takes an admin, for others
-    as well.
+    `{"enabled": True, "target_utilization": 80}`. `max_size` 0 is unlimited. A pool that preloads code
+    serves sandboxes that name it, `Sandbox(warm_pool=name)`. Only an admin can make it `published`: then it
+    serves other sandboxes too.
     """
 
     def __init__(
         self,
         name: str,
-        runtime: str = "python:3.10",
+        runtime: str = "python",
         min_size: int = 1,
         max_size: int = 0,
         security_level: str = "standard",
@@ -89,8 +89,8 @@ class WarmPool:
 
     def scale(self, min_size: int | None = None, max_size: int | None = None) -> WarmPool:
         """Change how many sandboxes it keeps."""
-        wish = {"minSize": min_size, "maxSize": max_size}
-        body = {key: value for key, value in wish.items() if value is not None}
+        sizes = {"minSize": min_size, "maxSize": max_size}
+        body = {key: value for key, value in sizes.items() if value is not None}
         self._take(_request(self._where, "PATCH", self._path, body))
         return self
 
@@ -103,7 +103,7 @@ class WarmPool:
         return True
 
     def status(self) -> WarmPoolStatus:
-        """How it stands now."""
+        """The current numbers of sandboxes, and conditions."""
         document = _request(self._where, "GET", f"{self._path}/status")
         return WarmPoolStatus(
             document["availablePods"],

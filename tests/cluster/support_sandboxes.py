@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.requests import Answer, ExecutionInfo, OpenExecution, OpenRpc, Request
 from llmsafespace_operator.claims import agents, tokens
 from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_protocol.frames import FrameKind
+from llmsafespace_protocol.requests import Answer, ExecutionInfo, OpenExecution, OpenRpc, Request
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation
 

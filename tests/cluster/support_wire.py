@@ -16,10 +16,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
-from llmsafespace_agent.wire import proof
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import Open
 from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_protocol import proof
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import Open
 from tests.cluster.support import LIMIT
 
 FRAME = struct.Struct(">IB")

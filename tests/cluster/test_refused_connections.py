@@ -17,12 +17,12 @@ import msgspec
 import pytest
 
 from llmsafespace_agent.server import certificate
-from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.proof import Challenge, Hello, ProofError, prove_as_gateway
-from llmsafespace_agent.wire.requests import BindRequest, OpenExecution, OpenRpc, Request, Status
 from llmsafespace_operator.claims import agents, tokens
 from llmsafespace_operator.claims.binding import bind
 from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_protocol.frames import FrameKind
+from llmsafespace_protocol.proof import Challenge, Hello, ProofError, prove_as_gateway
+from llmsafespace_protocol.requests import BindRequest, OpenExecution, OpenRpc, Request, Status
 from tests.cluster.support import LIMIT, Kubectl, eventually
 from tests.cluster.support_processes import Installation, Operator
 from tests.cluster.support_sandboxes import WARMPOD, Sandboxes, ask

@@ -61,3 +61,30 @@ def test_what_ran_is_there_in_whole_afterwards(deployment: Any, person: Person) 
     assert ended["end"] == "ok"
     assert ended["stdout"] == "begun\nended\n"
     assert client.delete(base).status_code == 204
+
+
+def test_executions_of_a_killed_gateway_are_audited(
+    deployment: Any, person: Person, operator: Operator
+) -> None:
+    """Killed at once after it answered: each has one entry afterwards, written before or not."""
+    client, admin = person.client, operator.person("faults", "admin").client
+    box = client.made("POST", "/api/v1/sandboxes", {"runtime": "python"})["id"]
+    base = f"/api/v1/sandboxes/{box}"
+    code, command = [f"{box}-{number}" for number in range(3)], f"{box}-command"
+    for execution in code:
+        client.made("POST", f"{base}/execute", {"content": "1", "executionId": execution})
+    client.made("POST", f"{base}/execute", {"content": "true", "type": "command", "executionId": command})
+    deployment.kill()
+    deployment.start()
+
+    def audited() -> dict[str, Any]:
+        rows = admin.made("GET", f"/api/v1/audit?target={box}&limit=1000")["items"]
+        found = [(row["details"]["execution"], row) for row in rows if "execution" in row["details"]]
+        assert len(found) == len(dict(found))
+        return dict(found)
+
+    wanted = {*code, command}
+    until(lambda: audited().keys() == wanted, "all are audited")
+    assert {row["outcome"] for row in audited().values()} == {"ok"}
+    assert {audited()[execution]["userId"] for execution in code} == {person.id}
+    assert client.delete(base).status_code == 204

@@ -13,8 +13,8 @@ sys.path.insert(0, "/opt/llmsafespace/agent")
 if len(sys.argv) > 1:
     sys.path[:0] = sys.argv[1:]
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import prove_as_agent
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import prove_as_agent
 
 CLOCK = -1
 

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 import llmsafespace_agent
-from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.requests import OpenRpc
+import llmsafespace_protocol
 from llmsafespace_gateway.backends.base import (
     Resources,
     Runtime,
@@ -26,9 +25,12 @@ from llmsafespace_gateway.backends.base import (
 )
 from llmsafespace_gateway.backends.local import LocalBackend
 from llmsafespace_gateway.backends.runtimes.prepared import HostView, PreparedRuntime
+from llmsafespace_protocol.frames import FrameKind
+from llmsafespace_protocol.requests import OpenRpc
 
 PROBE = Path(__file__).with_name("local_probe_agent.py")
 AGENT = Path(next(iter(llmsafespace_agent.__path__)))
+PROTOCOL = Path(next(iter(llmsafespace_protocol.__path__)))
 MSGSPEC = Path(msgspec.__file__).parent
 PREFIX = Path(sys.base_prefix)
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -40,6 +42,7 @@ def probe_runtime(name: str = "probe") -> PreparedRuntime:
     binds = {
         "/opt/python": str(PREFIX),
         "/opt/llmsafespace/agent/llmsafespace_agent": str(AGENT),
+        "/opt/llmsafespace/agent/llmsafespace_protocol": str(PROTOCOL),
         "/opt/llmsafespace/agent/msgspec": str(MSGSPEC),
         "/opt/probe.py": str(PROBE),
     }

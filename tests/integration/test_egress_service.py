@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from llmsafespace_agent.server import certificate
-from llmsafespace_agent.wire.egress import MAX_PREAMBLE, preamble
 from llmsafespace_gateway.egress.connection import Limits
 from llmsafespace_gateway.egress.service import EgressService
 from llmsafespace_operator.claims.egress_token import EgressGrant, GrantedRule, sign
+from llmsafespace_protocol.egress import MAX_PREAMBLE, preamble
 
 DEADLINE = 30.0
 KEY = b"k" * 32

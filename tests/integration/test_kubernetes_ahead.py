@@ -12,7 +12,6 @@ from aiohttp import web
 
 from benchmarks.kubernetes.stubs import StubAgents
 from llmsafespace_agent.server import certificate
-from llmsafespace_agent.wire.frames import FrameStream
 from llmsafespace_gateway.backends.base import Resources, SandboxSpec
 from llmsafespace_gateway.backends.kubernetes.backend import KubernetesBackend
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
@@ -22,6 +21,7 @@ from llmsafespace_operator.resources import types
 from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.names import AGENT_PORT
 from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_protocol.frames import FrameStream
 
 LIMIT = 30.0
 POD = "127.31.7.9"

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.kernel_messages import header_of, unpack
-from llmsafespace_agent.wire.requests import BindRequest, Empty, OpenExecution, OpenRpc
 from llmsafespace_gateway.backends.base import Resources, SandboxSpec, WarmPoolSpec
 from llmsafespace_gateway.backends.runtimes.runtimes import Runtimes, default_cache_dir
 from llmsafespace_gateway.sandboxes.agent_client import AgentClient, opened
+from llmsafespace_protocol.frames import FrameKind
+from llmsafespace_protocol.kernel_messages import header_of, unpack
+from llmsafespace_protocol.requests import BindRequest, Empty, OpenExecution, OpenRpc
 
 _spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
 support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.local import backend as local_backend
 from llmsafespace_gateway.backends.local import launch, records
+from llmsafespace_protocol.requests import Limits
 
 _spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
 support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_agent.wire.requests import OpenRpc
 from llmsafespace_gateway.backends.base import EgressRule, Resources, RuntimeUnavailable
 from llmsafespace_gateway.backends.local import records
 from llmsafespace_gateway.egress.proxy import EgressProxy
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_protocol.requests import OpenRpc
 
 _spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
 support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))

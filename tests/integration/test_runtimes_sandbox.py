@@ -143,7 +143,7 @@ async def test_agents_packages_load(runtimes: Runtimes) -> None:
     runtime, _ = await runtimes.resolve("bash")
     *python, agent = runtime.agent_argv
     code = (
-        f"import sys; sys.path.insert(0, {agent!r}); import zmq, msgspec, llmsafespace_agent.wire.requests;"
+        f"import sys; sys.path.insert(0, {agent!r}); import zmq, msgspec, llmsafespace_protocol.requests;"
         "from cryptography.hazmat.primitives.asymmetric import ec; ec.generate_private_key(ec.SECP256R1());"
         "import site; print(zmq.__file__, 'six' in sys.modules)"
     )

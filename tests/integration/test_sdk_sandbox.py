@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from llmsafespace import (
     Sandbox,
     SandboxEnded,
     SandboxError,
+    WarmPool,
     events,
 )
 from tests.conftest import Gateway
@@ -131,7 +133,7 @@ def test_streams(sandbox: Sandbox) -> None:
     assert "".join(sandbox.stream_code("for i in range(3): print(i)")) == "0\n1\n2\n"
     stream = sandbox.stream_code("print('x')\n1 / 0")
     told = list(stream.events())
-    assert [event.type for event in told] == ["stdout", "error", "end"]
+    assert [kind for kind, _ in itertools.groupby(event.type for event in told)] == ["stdout", "error", "end"]
     assert stream.execution.end == "error"
     numbers = [event.seq for event in told]
     assert numbers == sorted(set(numbers))
@@ -299,6 +301,22 @@ def test_a_runtime_that_is_not_there_is_warned_of() -> None:
             assert sandbox.runtime != "python:3.99"
             assert sandbox.warnings
     assert any("3.99" in str(warning.message) for warning in told)
+
+
+def test_no_runtime_is_the_gateways_default_or_the_pools() -> None:
+    with Sandbox() as plain:
+        assert plain.runtime.startswith("python:3.")
+        assert plain.warnings == []
+    pool = WarmPool("shells", runtime="bash", min_size=0)
+    try:
+        with Sandbox(warm_pool="shells") as shell:
+            assert shell.runtime == "bash"
+        with pytest.raises(InvalidRequest, match="runtime"):
+            Sandbox(runtime="python", warm_pool="shells")
+        with pytest.raises(NotFound, match="nothing"):
+            Sandbox(warm_pool="nothing")
+    finally:
+        pool.delete()
 
 
 async def test_async_twins() -> None:

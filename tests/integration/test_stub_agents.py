@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.kubernetes.stubs import StubAgents
 from llmsafespace_agent.server import certificate
-from llmsafespace_agent.wire.proof import ProofError
-from llmsafespace_agent.wire.requests import BindRequest, ExecutionInfo, Opened, OpenExecution, OpenRpc
 from llmsafespace_operator.claims.agents import dial
 from llmsafespace_operator.claims.binding import BindRefused, bind
 from llmsafespace_operator.claims.tokens import agent_token
+from llmsafespace_protocol.proof import ProofError
+from llmsafespace_protocol.requests import BindRequest, ExecutionInfo, Opened, OpenExecution, OpenRpc
 
 KEY = b"k" * 32
 OWNERS = {"127.0.0.2": "uid-of-a", "127.0.0.3": "uid-of-b"}

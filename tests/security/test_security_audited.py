@@ -124,6 +124,26 @@ async def test_a_request_that_is_sent_again_is_one_execution(
     assert len(_rows(tenant_admin, execution)) == 1
 
 
+async def test_what_the_sandbox_refuses_is_not_audited_as_accepted(
+    gateway: Any, world: World, tenant_admin: Any
+) -> None:
+    """An id that has run with other code: one entry and one count each, of the run and of the refusal."""
+    execution, before = uuid.uuid4().hex, _counted(gateway.url)
+    durable = SUBPROTOCOLS["durable"]
+    async with channels(gateway.url, world.tenant, world.tenant.owner.key, durable) as socket:
+        await socket.answers(await socket.send("execute_request", CODE, msg_id=execution))
+        await socket.send("execute_request", CODE | {"code": "2"}, msg_id=execution)
+        while (frame := await socket.socket.recv()) is not None:
+            if isinstance(frame, str):
+                break
+    assert json.loads(frame)["error"]["code"] == "conflict"
+    rows = _rows(tenant_admin, execution)
+    assert sorted(row["outcome"] for row in rows) == ["conflict", "ok"]
+    after = _counted(gateway.url)
+    changed = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    assert changed == {("durable", "ok"): 1, ("durable", "conflict"): 1}
+
+
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Gateway]:
     """A gateway with a low limit: 20 requests at once, so 100 executions."""

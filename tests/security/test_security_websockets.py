@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from llmsafespace_agent.wire.kernel_messages import pack
+from llmsafespace_protocol.kernel_messages import pack
 from tests.security.conftest import World
 from tests.security.sockets import (
     CHANNELS_PATH,

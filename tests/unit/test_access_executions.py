@@ -10,6 +10,7 @@ from llmsafespace_gateway.access import executions
 from llmsafespace_gateway.access.executions import ExecutionLog, Mark, mark_of
 from llmsafespace_gateway.access.principal import ROLES, Principal
 from llmsafespace_gateway.access.rates import RateLimited, RateLimits
+from llmsafespace_gateway.store.rows import AuditRow
 
 ADA = Principal("ada", "ada", "acme", "developer", "k1", ROLES["developer"])
 CODE = mark_of("code", "x = 1")
@@ -22,8 +23,23 @@ class World:
     def __init__(self, limits: RateLimits | None = None) -> None:
         self.rows: list[tuple[str, str, str]] = []
         self.counted: list[str] = []
-        self.log = ExecutionLog(limits or RateLimits(1e6, 10**6), self._write, self._write, None)
+        self.again: list[bool] = []
+        self.log = ExecutionLog(limits or RateLimits(1e6, 10**6), self, self._write, None)  # type: ignore[arg-type]
         self.log.count = lambda door, outcome: self.counted.append(outcome)
+
+    def add_execution(
+        self, who: Any, action: str, target: str, details: Any, *, mark: str, again: bool, count: Any
+    ) -> AuditRow:
+        """As the audit log does it, which writes at once."""
+        self._write(ADA, action, target, "ok", **details)
+        self.again.append(again)
+        count()
+        return AuditRow(
+            id=str(len(self.rows)), at=0.0, action=action, target=target, outcome="ok", details=details
+        )
+
+    def withdraw(self, row: AuditRow) -> None:
+        del self.rows[int(row.id) - 1]
 
     def _write(self, principal: Principal, action: str, target: str, outcome: str, **details: Any) -> None:
         self.rows.append((target, details["execution"], outcome))
@@ -79,6 +95,7 @@ def test_what_the_agent_may_have_forgotten_is_no_repetition(mark: Mark, kept: in
         world.run(f"e{number}", mark if door == "stream" else None, door=door)
     world.run("first", mark)
     assert world.rows.count(("sb", "first", "ok")) == 2
+    assert world.again[-1]
     world.run("first", mark)
     assert world.rows.count(("sb", "first", "ok")) == 2
 
@@ -110,3 +127,24 @@ def test_an_execution_over_the_limit_is_noted_as_refused() -> None:
         world.run("5", CODE)
     assert world.rows[-1] == ("sb", "5", "rate_limited")
     assert world.counted[-1] == "rate_limited"
+
+
+@pytest.mark.parametrize("door", ["durable", "jupyter"])
+def test_what_the_sandbox_refuses_was_not_accepted(door: Any) -> None:
+    world = World()
+    mark = CODE if door == "durable" else None
+    world.run("x", mark, door=door)
+    world.log.refused_by_sandbox(ADA, "sb", "x", door, "conflict")
+    assert world.rows == [("sb", "x", "conflict")]
+    world.log.refused_by_sandbox(ADA, "sb", "x", door, "conflict")  # it has refused that already
+    world.log.refused_by_sandbox(ADA, "sb", "y", door, "made up")
+    assert world.rows == [("sb", "x", "conflict")]
+    world.run("x", mark, door=door)  # this time it runs
+    assert world.rows[-1] == ("sb", "x", "ok")
+
+
+def test_what_a_sandbox_says_is_no_word_of_the_log() -> None:
+    world = World()
+    world.run("x", CODE, door="durable")
+    world.log.refused_by_sandbox(ADA, "sb", "x", "durable", "any word")
+    assert world.rows == [("sb", "x", "invalid_request")]

@@ -18,8 +18,8 @@ from llmsafespace_agent.server.limits import due
 from llmsafespace_agent.server.messages import Options
 from llmsafespace_agent.server.start import checked
 from llmsafespace_agent.server.watchdog import Watchdog
-from llmsafespace_agent.wire.configuration import SandboxLimits, host_and_port
-from llmsafespace_agent.wire.requests import Limits, PackagesInstall
+from llmsafespace_protocol.configuration import SandboxLimits, host_and_port
+from llmsafespace_protocol.requests import Limits, PackagesInstall
 
 LIMITS = Limits(timeout=None, idle_timeout=10.0, max_lifetime=100.0)
 

@@ -21,7 +21,7 @@ from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.gate import Gate
 from llmsafespace_agent.server.journal import Journal
 from llmsafespace_agent.server.messages import Parts
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, header_of, unpack
+from llmsafespace_protocol.kernel_messages import BadKernelMessage, header_of, unpack
 
 DEEP = b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}"
 HOSTILE = {

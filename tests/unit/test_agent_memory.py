@@ -15,7 +15,7 @@ from llmsafespace_agent.inside import memory
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server import watchdog
 from llmsafespace_agent.server.watchdog import Suspect, Watchdog
-from llmsafespace_agent.wire.configuration import SandboxLimits
+from llmsafespace_protocol.configuration import SandboxLimits
 
 MIB = 2**20
 

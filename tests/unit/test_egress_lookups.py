@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_agent.wire.egress import preamble
 from llmsafespace_gateway.backends.base import EgressRule
 from llmsafespace_gateway.egress import EgressProxy
 from llmsafespace_gateway.egress.connection import Limits
 from llmsafespace_gateway.egress.lookups import Lookups, TooManyLookups
 from llmsafespace_gateway.egress.service import EgressService
 from llmsafespace_operator.claims.egress_token import EgressGrant, GrantedRule, sign
+from llmsafespace_protocol.egress import preamble
 
 DEADLINE = 20.0
 QUICK = "quick.example"

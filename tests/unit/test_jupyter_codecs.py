@@ -13,7 +13,6 @@ from jupyter_server.services.kernels.connection.base import (
     serialize_msg_to_ws_v1,
 )
 
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, pack, unpack
 from llmsafespace_gateway.jupyter.codecs import (
     DURABLE,
     V1,
@@ -25,6 +24,7 @@ from llmsafespace_gateway.jupyter.codecs import (
 )
 from llmsafespace_gateway.sandboxes.relay import WrongFrame
 from llmsafespace_gateway.sandboxes.websocket_frames import BINARY, TEXT, frame_head
+from llmsafespace_protocol.kernel_messages import BadKernelMessage, pack, unpack
 
 HEADER = {"msg_id": "a", "msg_type": "display_data", "session": "s", "date": "2026-01-02T03:04:05.000006Z"}
 CONTENT = {"data": {"text/plain": 'ünï "quoted" \n'}, "metadata": {}}

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.base import EgressRule, Resources, SandboxSpec, WarmPoolSpec
 from llmsafespace_gateway.backends.kubernetes import cold, errors, listing, objects, pools
 from llmsafespace_gateway.errors import ApiError
@@ -26,6 +25,7 @@ from llmsafespace_operator.kube.errors import (
 from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kubernetes import Condition, Metadata
 from llmsafespace_operator.resources.quantities import number
+from llmsafespace_protocol.requests import Limits
 
 ID = "sb-" + "ab" * 10
 UID = "01234567-89ab-cdef-0123-456789abcdef"

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import prove_as_agent
 from llmsafespace_gateway.backends.local import launch, limits, records, sweeping
 from llmsafespace_gateway.backends.local.plans import Host
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import prove_as_agent
 
 TOKEN = "ab" * 32
 DEEP = b'{"x":' + b"[" * 100_000

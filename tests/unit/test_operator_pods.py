@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.configuration import AgentConfig
 from llmsafespace_operator.pods.build import Recipe, pod, secret
 from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
 from llmsafespace_operator.resources import kinds, names
@@ -25,6 +24,7 @@ from llmsafespace_operator.resources.types import (
     SeccompProfile,
     SecurityContext,
 )
+from llmsafespace_protocol.configuration import AgentConfig
 
 SETTINGS = Settings(
     system_namespace="llmsafespace",

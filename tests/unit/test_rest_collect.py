@@ -12,8 +12,17 @@ import pytest
 
 from llmsafespace_gateway.rest.executions import encode_event
 from llmsafespace_gateway.rest.routing import NDJSON, SSE
-from llmsafespace_gateway.sandboxes.events import Display, End, ErrorEvent, Event, Missed, Stdout
-from llmsafespace_gateway.sandboxes.executions import collect
+from llmsafespace_gateway.sandboxes.collecting import Collected, collect
+from llmsafespace_gateway.sandboxes.events import (
+    Clear,
+    Display,
+    End,
+    ErrorEvent,
+    Event,
+    Missed,
+    Stdout,
+    Update,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 END = End(execution_id="x", end="ok", exit_code=0, started_at=NOW, completed_at=NOW)
@@ -64,3 +73,47 @@ def test_an_event_is_one_line_whatever_the_kernel_wrote(kind: str, end: str) -> 
     line: Any = json.loads(body.splitlines()[wanted - 1].removeprefix("data: "))
     assert line["data"]["text/plain"] == "\u2028\x85"
     assert line["data"]["x/y"][1] == {"type": "end", "end": "timeout"}
+
+
+def _display(text: str, display_id: str | None = None) -> Display:
+    return Display(data={"text/plain": msgspec.Raw(msgspec.json.encode(text))}, display_id=display_id)
+
+
+def _update(text: str, display_id: str) -> Update:
+    return Update(data={"text/plain": msgspec.Raw(msgspec.json.encode(text))}, display_id=display_id)
+
+
+def _texts(answer: Collected) -> list[str]:
+    return [msgspec.json.decode(bytes(each.data["text/plain"])) for each in answer.results]
+
+
+async def test_an_update_is_for_all_displays_before_it() -> None:
+    """Those that come later under the same id show what they were made with, until the next update."""
+    events = (_display("1", "a"), _display("2"), _display("3", "a"), _update("4", "a"), _display("5", "a"))
+    assert _texts(await collect(told(*events))) == ["4", "2", "4", "5"]
+    again = (_update("6", "b"), _update("7", "a"))
+    assert _texts(await collect(told(*events, *again))) == ["7", "2", "7", "7"]
+
+
+async def test_an_update_that_does_not_fit_changes_nothing() -> None:
+    """It counts for each display that it is for."""
+    shown = [_display("x", "a")] * 10
+    answer = await collect(told(*shown, _update("y" * 1000, "a")), limit=LIMIT)
+    assert (_texts(answer), answer.truncated) == (["x"] * 10, True)
+    answer = await collect(told(*shown, _update("y" * 900, "a"), _update("z", "a")), limit=LIMIT)
+    assert (_texts(answer), answer.truncated) == (["z"] * 10, False)
+
+
+async def test_what_was_cleared_leaves_its_room() -> None:
+    """Updates included; what comes later under an old id is a display of its own."""
+    big = "x" * (LIMIT // 2)
+    round_ = (_display("y", "a"), _update(big, "a"), Clear())
+    answer = await collect(told(*round_ * 5, _update("z", "a"), _display("w", "a")), limit=LIMIT)
+    assert (_texts(answer), answer.truncated) == (["w"], False)
+
+
+async def test_many_updates_of_many_displays_of_one_id() -> None:
+    """Each costs the same, however many displays it is for: otherwise this does not end."""
+    shown = [_display("x", "a")] * 20_000
+    answer = await collect(told(*shown, *[_update(str(n), "a") for n in range(10_000)], *shown))
+    assert _texts(answer) == ["9999"] * 20_000 + ["x"] * 20_000

@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import pack
-from llmsafespace_agent.wire.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.sandboxes.collecting import collect
 from llmsafespace_gateway.sandboxes.events import Clear, Display, End, ErrorEvent, Missed, Stdout, Update
-from llmsafespace_gateway.sandboxes.executions import collect, command_events, events
+from llmsafespace_gateway.sandboxes.executions import events
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import pack
+from llmsafespace_protocol.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 
 Agent = Callable[[FrameStream], Any]
 
@@ -228,7 +229,7 @@ async def test_commands(tmp_path: Path) -> None:
         stream.send(FrameKind.JSON, msgspec.json.encode(info))
 
     async with agent_stream(tmp_path, agent) as stream:
-        answer = await collect(command_events(stream))
+        answer = await collect(events(stream, command=True))
     assert (answer.stdout, answer.stderr) == ("a", "b")
     assert (answer.end.end, answer.end.exit_code) == ("error", -9)
 

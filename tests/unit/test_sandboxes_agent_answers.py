@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import Answer, ById
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes import agent_client
 from llmsafespace_gateway.sandboxes.agent_client import AgentClient
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import Answer, ById
 
 ASKED = ById(id="x")
 PAD = "x" * (2 * bulk.LARGE)

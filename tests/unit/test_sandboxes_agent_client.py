@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.agent_client import AgentClient, opened
+from llmsafespace_protocol.frames import FrameKind, FrameStream
 
 
 class Nothing(msgspec.Struct):

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmsafespace_agent.wire.requests import CommandInfo, ExecutionInfo
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes import overdue
 from llmsafespace_gateway.sandboxes.overdue import Overdue, still
+from llmsafespace_protocol.requests import CommandInfo, ExecutionInfo
 
 LIMIT = 0.02
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.base import (
     Claim,
     EgressRule,
@@ -24,6 +23,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.reconciliation import ORPHAN_GRACE, Reconciliation
 from llmsafespace_gateway.store import Store, kernels, sandboxes, users
 from llmsafespace_gateway.store.rows import SandboxRow, UserRow
+from llmsafespace_protocol.requests import Limits
 
 MakeSandbox = Callable[..., SandboxRow]
 LONG_AGO = time.time() - 100_000.0

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from llmsafespace_agent.server import validation
 from llmsafespace_agent.server.commands import installation
 from llmsafespace_agent.server.limits import check_limits
-from llmsafespace_agent.wire.requests import Limits, PackagesInstall
 from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.jupyter.models import clean_env
@@ -22,6 +21,7 @@ from llmsafespace_gateway.rest.types import SandboxCreate
 from llmsafespace_gateway.rest.validation import decode
 from llmsafespace_gateway.sandboxes import specs
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
+from llmsafespace_protocol.requests import Limits, PackagesInstall
 
 NASTY = [
     "127.1",

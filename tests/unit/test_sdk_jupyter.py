@@ -76,6 +76,8 @@ def test_a_bad_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_other_runtimes() -> None:
     assert kernel_json(runtime="bash")["language"] == "bash"
     assert kernel_json(runtime="bash")["display_name"] == "Bash (sandbox)"
+    assert kernel_json()["display_name"] == "Python (sandbox)"
+    assert kernel_json()["metadata"]["kernel_provisioner"]["config"] == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from llmsafespace import messages
 from llmsafespace.decoding import BadMessage, decode_object
-from llmsafespace_agent.wire import kernel_messages
+from llmsafespace_protocol import kernel_messages
 
 
 def test_both_codecs_write_the_same_bytes() -> None:

@@ -125,7 +125,7 @@ def test_creation_body(tmp_path: Path) -> None:
     local = tmp_path / "x"
     local.write_bytes(b"\xff")
     body = requests.creation(
-        runtime="python:3.10",
+        runtime=None,
         security_level="standard",
         timeout=300,
         resources={"ephemeral_storage": "1Gi"},
@@ -147,6 +147,7 @@ def test_creation_body(tmp_path: Path) -> None:
     assert body["files"]["a"] == "text"
     assert body["files"]["b"] == body["files"]["c"] == {"content": "/w==", "encoding": "base64"}
     assert body["packages"] == ["pandas", "numpy<2"]
+    assert "runtime" not in body
     assert "cwd" not in body
     assert "maxLifetime" not in body
 

@@ -50,6 +50,7 @@ SCOPES = {
 }
 UNSCOPED = {
     "audit.forget_before": "old entries go, whoever's",
+    "audit.newest": "a single time, of no row",
     "keys.known": "the key's secret is what is checked; a request's tenant comes from this row",
     "keys.everything": "the operator's command line, without a tenant",
     "keys.rights": "the ids are those of keys that are in use here: whether they still are what they were",

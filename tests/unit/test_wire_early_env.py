@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmsafespace_agent.wire.early_env import early
+from llmsafespace_protocol.early_env import early
 
 
 @pytest.mark.parametrize(

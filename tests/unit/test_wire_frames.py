@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_protocol.frames import FrameKind, FrameStream
 
 SIZES = [0, 1, 5, 1000, 65_535, 65_536, 65_537, 262_139, 262_144, 300_000, 2_097_152, 2_097_153, 5_000_000, 3]
 

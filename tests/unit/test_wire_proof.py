@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import ProofError, prove_as_agent, prove_as_gateway
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import ProofError, prove_as_agent, prove_as_gateway
 
 TOKEN = b"t" * 32
 NONSENSE = {

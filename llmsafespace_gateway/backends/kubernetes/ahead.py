@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.proof import ProofError
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.proof import ProofError
 
 
 class Ahead:

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.proof import ProofError
-from llmsafespace_agent.wire.requests import BindRequest, Open, OpenRpc
 from llmsafespace_gateway.backends.base import (
     Claim,
     Ended,
@@ -45,6 +42,9 @@ from llmsafespace_operator.claims.tokens import agent_token
 from llmsafespace_operator.kube.errors import NotFound
 from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kinds import SANDBOX
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.proof import ProofError
+from llmsafespace_protocol.requests import BindRequest, Open, OpenRpc
 
 GONE_LIMIT = 5.0  # seconds for the operator to let a deleted Sandbox go
 _NO_ADDRESS = "192.0.2.1"

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.early_env import early
 from llmsafespace_gateway.backends.base import (
     Claim,
     EgressRule,
@@ -24,6 +23,7 @@ from llmsafespace_operator.claims import grants
 from llmsafespace_operator.resources import names, types
 from llmsafespace_operator.resources.kubernetes import Metadata
 from llmsafespace_operator.resources.quantities import number
+from llmsafespace_protocol.early_env import early
 
 _ABOUT = 5.0  # seconds by which clocks and answers may differ
 _LONGEST_TIMEOUT = 86400  # seconds: what a Sandbox can say

@@ -11,10 +11,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from llmsafespace_agent.wire.early_env import early
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.proof import ProofError
-from llmsafespace_agent.wire.requests import BindRequest, Open
 from llmsafespace_gateway.backends.base import (
     Claim,
     Condition,
@@ -44,6 +40,10 @@ from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
 from llmsafespace_gateway.egress.proxy import EgressProxy
 from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.proof import ProofError
+from llmsafespace_protocol.requests import BindRequest, Open
 
 log = logging.getLogger("llmsafespace.local")
 

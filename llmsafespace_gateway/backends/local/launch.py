@@ -18,14 +18,14 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import ProofError, prove_as_gateway
-from llmsafespace_agent.wire.requests import Answer, Open, Opened, OpenRpc, Ready, Request, Status
 from llmsafespace_gateway import descriptors
 from llmsafespace_gateway.backends.local import plans, records, sweeping
 from llmsafespace_gateway.backends.local.keeper.processes import start_time
 from llmsafespace_gateway.backends.local.plans import Host, Recipe
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import ProofError, prove_as_gateway
+from llmsafespace_protocol.requests import Answer, Open, Opened, OpenRpc, Ready, Request, Status
 
 KEEPER = Path(__file__).with_name("keeper")
 SOCKET = "agent.sock"

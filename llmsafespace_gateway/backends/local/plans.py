@@ -10,15 +10,6 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_agent.wire.configuration import (
-    EXIT_STATUS,
-    AgentConfig,
-    EgressForward,
-    KernelKind,
-    Listen,
-    SandboxLimits,
-    Script,
-)
 from llmsafespace_gateway.backends.base import Resources
 from llmsafespace_gateway.backends.local import limits
 from llmsafespace_gateway.backends.local.isolation import root
@@ -33,6 +24,15 @@ from llmsafespace_gateway.backends.local.isolation.command import (
     stage,
 )
 from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
+from llmsafespace_protocol.configuration import (
+    EXIT_STATUS,
+    AgentConfig,
+    EgressForward,
+    KernelKind,
+    Listen,
+    SandboxLimits,
+    Script,
+)
 
 FIRST_UID = 1_900_000_000  # host uids of sandboxes, when the gateway runs as root
 UIDS = 65_536

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_gateway.backends.base import EgressRule, Resources, Start
+from llmsafespace_protocol.requests import Limits
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock on 64-bit Linux; l_pid is the holder
 T = TypeVar("T")

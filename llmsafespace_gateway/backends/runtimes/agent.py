@@ -8,11 +8,13 @@ import importlib.metadata
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 from packaging.requirements import Requirement
 
 import llmsafespace_agent
+import llmsafespace_protocol
 from llmsafespace_gateway.backends.base import RuntimeUnavailable
 from llmsafespace_gateway.backends.runtimes.discovery import Interpreter
 from llmsafespace_gateway.backends.runtimes.folders import made_once, readable_by_all
@@ -21,6 +23,7 @@ from llmsafespace_gateway.backends.runtimes.prepared import AGENT
 from llmsafespace_gateway.backends.runtimes.progress import log
 
 DISTRIBUTION = "llmsafespace-agent"
+PROTOCOL = "llmsafespace-protocol"
 LAUNCHER = "llmsafespace_agent/kernels/launcher"
 _MAIN = '''"""Starts the agent from its own folder."""
 
@@ -46,10 +49,10 @@ def needed() -> list[Package]:
     Raises RuntimeUnavailable when something is not installed or does not list its files.
     """
     packages: dict[str, Package] = {}
-    waiting = list(_requirements(DISTRIBUTION))
+    waiting = [*_requirements(DISTRIBUTION), *_requirements(PROTOCOL)]
     while waiting:
         name = waiting.pop().lower().replace("_", "-")
-        if name not in packages:
+        if name not in packages and name != PROTOCOL:
             packages[name] = _package(name)
             waiting += _requirements(name)
     return [packages[name] for name in sorted(packages)]
@@ -88,10 +91,14 @@ def _is_wanted(parts: tuple[str, ...]) -> bool:
 
 
 def sources() -> list[tuple[str, Path]]:
-    """The agent's own files: (path inside its folder, path on the host)."""
-    root = Path(next(iter(llmsafespace_agent.__path__)))
+    """The agent's own files and the protocol's: (path inside the agent's folder, path on the host)."""
+    return [file for package in (llmsafespace_agent, llmsafespace_protocol) for file in _files_of(package)]
+
+
+def _files_of(package: ModuleType) -> list[tuple[str, Path]]:
+    root = Path(next(iter(package.__path__)))
     found = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return [(f"llmsafespace_agent/{path.relative_to(root)}", path) for path in found]
+    return [(f"{package.__name__}/{path.relative_to(root)}", path) for path in found]
 
 
 def key(interpreter: Interpreter, files: list[tuple[str, Path]], packages: list[Package]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from llmsafespace_agent.wire.configuration import KernelKind
 from llmsafespace_gateway.backends.runtimes.discovery import Interpreter
 from llmsafespace_gateway.backends.runtimes.preparation import inside_path, site_packages
 from llmsafespace_gateway.backends.runtimes.prepared import (
@@ -23,6 +22,7 @@ from llmsafespace_gateway.backends.runtimes.prepared import (
     HostView,
     PreparedRuntime,
 )
+from llmsafespace_protocol.configuration import KernelKind
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SYSTEM_LIBRARIES = ("/usr/lib", "/usr/local/lib", "/lib")

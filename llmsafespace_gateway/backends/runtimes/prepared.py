@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llmsafespace_agent.wire.configuration import KernelKind
+from llmsafespace_protocol.configuration import KernelKind
 
 RUNTIME = "/opt/runtime"  # its programs are in bin/
 PYTHON = "/opt/python"  # the runtime's base interpreter, unless it is the system's

@@ -8,9 +8,9 @@ import ssl
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameStream
-from llmsafespace_agent.wire.proof import NoAnswer, prove_as_gateway
-from llmsafespace_agent.wire.requests import Open
+from llmsafespace_protocol.frames import FrameStream
+from llmsafespace_protocol.proof import NoAnswer, prove_as_gateway
+from llmsafespace_protocol.requests import Open
 
 CONNECT_TIMEOUT = 5.0
 

@@ -6,9 +6,9 @@ import asyncio
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import Answer, BindRequest, Error, Opened, OpenRpc, Request, Status
 from llmsafespace_operator.claims import agents
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import Answer, BindRequest, Error, Opened, OpenRpc, Request, Status
 
 BIND_TIMEOUT = 60.0  # a kernel of another language starts now
 _LONGEST = 1000  # characters that an agent may add to our words

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from llmsafespace_agent.wire.requests import Limits
 from llmsafespace_operator.claims.egress_token import EgressGrant, granted
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.types import EgressRule, Sandbox, SandboxProfile, SandboxSpec
+from llmsafespace_protocol.requests import Limits
 
 IDLE_TIMEOUT = 600.0  # seconds, of a Sandbox that names none: as in the REST API
 _SLACK = 600.0  # seconds that a token outlives its sandbox's longest life, for clocks and slow starts

@@ -8,13 +8,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llmsafespace_agent.wire.configuration import (
-    AgentConfig,
-    EgressForward,
-    Listen,
-    SandboxLimits,
-    Script,
-)
 from llmsafespace_operator.pods.volumes import Folder, folders
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.kinds import WARMPOD, Kind
@@ -29,6 +22,13 @@ from llmsafespace_operator.resources.types import (
     SandboxProfile,
     SeccompProfile,
     SecurityContext,
+)
+from llmsafespace_protocol.configuration import (
+    AgentConfig,
+    EgressForward,
+    Listen,
+    SandboxLimits,
+    Script,
 )
 
 CONTAINER = "sandbox"

@@ -9,7 +9,7 @@ GROUP = "llmsafespace.dev"
 VERSION = "v1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
-AGENT_PORT = 8443  # TLS, with mutual proof (llmsafespace_agent.wire.proof)
+AGENT_PORT = 8443  # TLS, with mutual proof (llmsafespace_protocol.proof)
 READY_PORT = 8444  # accepts connections once a kernel is parked and the network is shut; says nothing
 
 # Of pods (and of what belongs to them), warm and cold alike.

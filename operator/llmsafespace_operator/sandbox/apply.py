@@ -8,7 +8,6 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_agent.wire.proof import ProofError
 from llmsafespace_operator.claims import binding, tokens
 from llmsafespace_operator.claims.choice import request_of
 from llmsafespace_operator.claims.claim import Claims
@@ -29,6 +28,7 @@ from llmsafespace_operator.sandbox import plan, status
 from llmsafespace_operator.sandbox.binding import bind_request
 from llmsafespace_operator.sandbox.observe import Caches, Observer, Wanted
 from llmsafespace_operator.sandbox.status import Obstacle
+from llmsafespace_protocol.proof import ProofError
 
 log = logging.getLogger(__name__)
 

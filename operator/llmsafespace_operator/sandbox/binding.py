@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from llmsafespace_agent.wire.requests import BindRequest
 from llmsafespace_operator.claims.egress_token import sign
 from llmsafespace_operator.claims.grants import egress_grant, limits_of
 from llmsafespace_operator.resources import names
 from llmsafespace_operator.resources.types import Sandbox, SandboxProfile
+from llmsafespace_protocol.requests import BindRequest
 
 
 def bind_request(

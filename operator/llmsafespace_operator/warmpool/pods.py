@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from llmsafespace_agent.wire.proof import ProofError
 from llmsafespace_operator.claims import tokens
 from llmsafespace_operator.kube.client import KubeClient
 from llmsafespace_operator.kube.controller import Controller
@@ -27,6 +26,7 @@ from llmsafespace_operator.warmpool.caches import Caches, pool_of
 from llmsafespace_operator.warmpool.problems import problems_of
 from llmsafespace_operator.warmpool.records import Records
 from llmsafespace_operator.warmpool.steps import Announce, Make, Remove, Step, Wait, next_step
+from llmsafespace_protocol.proof import ProofError
 
 _log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import asyncio
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.requests import Answer, Opened, OpenRpc, Request, Status
 from llmsafespace_operator.claims import agents
 from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_protocol.frames import FrameKind
+from llmsafespace_protocol.requests import Answer, Opened, OpenRpc, Request, Status
 
 _LIMIT = 5.0  # seconds
 _MOST = 8

@@ -53,7 +53,7 @@ def pair(text: str) -> tuple[str, str]:
 def add_creation(parser: argparse.ArgumentParser) -> None:
     """The options of a new sandbox."""
     parser.add_argument(
-        "--runtime", default="python:3.10", help="as python:3.12 or bash (default: %(default)s)"
+        "--runtime", help="as python:3.12 or bash (default: the pool's, or the gateway's own)"
     )
     parser.add_argument(
         "--timeout", type=_seconds, default=300.0, help="seconds that one run may take (default: 300)"

@@ -30,7 +30,7 @@ def add(commands: common.Subparsers) -> None:
     installing.add_argument(
         "--url", help="the gateway (default: $LLMSAFESPACE_API_URL at start, or a private one)"
     )
-    installing.add_argument("--runtime", default="python:3.10", help="default: %(default)s")
+    installing.add_argument("--runtime", help="as python:3.12 or bash (default: the gateway's own)")
     installing.add_argument("--env", type=common.pair, action="append", default=[], metavar="NAME=VALUE")
     installing.add_argument("--name", default="llmsafespace", help="the kernel's name (default: %(default)s)")
     installing.add_argument("--display-name", help="what applications show (default: from the runtime)")

@@ -53,8 +53,8 @@ def is_dead(message: Message) -> bool:
 class Bridge:
     """One kernel's bridge: a sandbox, its channel, and the local sockets."""
 
-    def __init__(self, wish: dict[str, Any], tell: Any) -> None:
-        self._wish = wish
+    def __init__(self, request: dict[str, Any], tell: Any) -> None:
+        self._request = request
         self._tell = tell
         self._sandbox: AsyncSandbox | None = None
         self._channel: Channel | None = None
@@ -66,17 +66,17 @@ class Bridge:
 
     async def start(self) -> None:
         """Create the sandbox (or connect to the one named) and bind the sockets. Raises SandboxError."""
-        self._sockets = KernelSockets(self._wish["connection"], self._from_client)
+        self._sockets = KernelSockets(self._request["connection"], self._from_client)
         self._sender = asyncio.ensure_future(self._send_all())
-        await self._open_sandbox(self._wish.get("sandbox_id"))
+        await self._open_sandbox(self._request.get("sandbox_id"))
 
     async def _open_sandbox(self, sandbox_id: str | None = None) -> None:
-        where = {"api_url": self._wish["url"], "api_key": self._wish["key"]}
+        where = {"api_url": self._request["url"], "api_key": self._request["key"]}
         if sandbox_id is not None:
             self._sandbox = await AsyncSandbox.connect(sandbox_id, **where)
         else:
             # Cells of Jupyter clients have no time limit of their own.
-            self._sandbox = await AsyncSandbox(**self._wish["sandbox"], timeout=None, **where)
+            self._sandbox = await AsyncSandbox(**self._request["sandbox"], timeout=None, **where)
         kernel_id = await self._sandbox.contexts.default_id()
         self._channel = Channel(
             self._sandbox.transport, kernel_id, messages.new_id(), self, None if sandbox_id else 0

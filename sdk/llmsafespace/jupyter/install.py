@@ -17,14 +17,14 @@ LANGUAGES = {"python": "python", "bash": "bash"}
 
 def kernel_json(
     *,
-    runtime: str,
+    runtime: str | None = None,
     display_name: str | None = None,
     url: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of a kernel.json. It holds no key: that comes from the environment at start."""
-    name, _, version = runtime.partition(":")
-    config: dict[str, Any] = {"runtime": runtime}
+    name, _, version = (runtime or "python").partition(":")
+    config: dict[str, Any] = {"runtime": runtime} if runtime is not None else {}
     if url is not None:
         config["url"] = url
     return {
@@ -41,7 +41,7 @@ def install(
     *,
     name: str = "llmsafespace",
     display_name: str | None = None,
-    runtime: str = "python:3.10",
+    runtime: str | None = None,
     url: str | None = None,
     env: Mapping[str, str] | None = None,
     prefix: str | None = None,

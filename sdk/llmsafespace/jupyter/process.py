@@ -22,10 +22,10 @@ class BridgeProcess:
     its sandbox ended.
     """
 
-    def __init__(self, wish: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         self.exit_code: int | None = 0
         self.sandbox_id: str | None = None
-        self.connection = wish["connection"]
+        self.connection = request["connection"]
         self._changed = threading.Condition()
         self._failure: str | None = None
         self._ready = False
@@ -38,7 +38,7 @@ class BridgeProcess:
             start_new_session=True,  # Ctrl-C in the application's terminal is not for its kernels
             text=True,
         )
-        self._write(wish)
+        self._write(request)
         self._reader = threading.Thread(target=self._listen, name="llmsafespace-bridge", daemon=True)
         self._reader.start()
 

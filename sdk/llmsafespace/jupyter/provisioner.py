@@ -29,7 +29,7 @@ class SandboxProvisioner(KernelProvisionerBase):
     """
 
     url = Unicode("", help="The gateway; LLMSAFESPACE_API_URL where it is empty.").tag(config=True)
-    runtime = Unicode("python:3.10", help="The runtime of the sandboxes.").tag(config=True)
+    runtime = Unicode("", help="The runtime of the sandboxes; empty: the gateway's default.").tag(config=True)
     env = Dict(help="Environment variables of the kernels.").tag(config=True)
     security_level = Unicode("standard", help="standard, high or custom.").tag(config=True)
     warm_pool = Unicode("", help="The warm pool to take sandboxes from; empty: any that fits.").tag(
@@ -152,7 +152,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         """A bridge that is ready; one that is not ends, and its sandbox with it."""
         url, key = gateway(str(self.url))
         sandbox: dict[str, Any] = {
-            "runtime": self.runtime,
+            "runtime": str(self.runtime) or None,
             "env": env,
             "security_level": self.security_level,
             "idle_timeout": self.idle_timeout,

@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 import pytest_asyncio
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import pack, unpack
-from llmsafespace_agent.wire.proof import prove_as_gateway
-from llmsafespace_agent.wire.requests import METHODS, Answer, Error, OpenRpc, Request
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import pack, unpack
+from llmsafespace_protocol.proof import prove_as_gateway
+from llmsafespace_protocol.requests import METHODS, Answer, Error, OpenRpc, Request
 
 DEADLINE = 60.0
 TOKEN = "5e" * 32

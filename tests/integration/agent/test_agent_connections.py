@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import ProofError, prove_as_gateway
-from llmsafespace_agent.wire.requests import OpenRpc
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import ProofError, prove_as_gateway
+from llmsafespace_protocol.requests import OpenRpc
 
 from .conftest import TOKEN, Refused, Rpc, document, end_of
 

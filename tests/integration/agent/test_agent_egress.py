@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from llmsafespace_agent.server.egress_forward import Forwarder
-from llmsafespace_agent.wire.configuration import EgressForward
-from llmsafespace_agent.wire.egress import preamble
+from llmsafespace_protocol.configuration import EgressForward
+from llmsafespace_protocol.egress import preamble
 
 from .conftest import Refused, text
 from .test_agent_connections import free_port

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind
+from llmsafespace_protocol.frames import FrameKind
 
 from .conftest import Got, Refused, end_of, is_over, reply, text
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind
+from llmsafespace_protocol.frames import FrameKind
 
 from .conftest import Refused, document, frame
 

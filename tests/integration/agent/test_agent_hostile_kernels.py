@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind
+from llmsafespace_protocol.frames import FrameKind
 
 from .conftest import Got, end_of, reply, text
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.wire.frames import FrameKind
-from llmsafespace_agent.wire.kernel_messages import unpack
+from llmsafespace_protocol.frames import FrameKind
+from llmsafespace_protocol.kernel_messages import unpack
 
 from .conftest import Got, end_of, reply, text
 

@@ -18,7 +18,7 @@ from jupyter_server.services.kernels.connection.base import (
 )
 from websockets.asyncio.client import ClientConnection, connect
 
-from llmsafespace_agent.wire.kernel_messages import pack, unpack
+from llmsafespace_protocol.kernel_messages import pack, unpack
 
 V1 = "v1.kernel.websocket.jupyter.org"
 DURABLE = "v1.durable.llmsafespace.dev"

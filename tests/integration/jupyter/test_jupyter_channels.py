@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from llmsafespace_agent.wire.kernel_messages import pack
+from llmsafespace_protocol.kernel_messages import pack
 
 V1 = "v1.kernel.websocket.jupyter.org"
 DURABLE = "v1.durable.llmsafespace.dev"

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from llmsafespace_agent.wire.kernel_messages import pack
 from llmsafespace_gateway.jupyter.codecs import LegacyCodec
+from llmsafespace_protocol.kernel_messages import pack
 
 V1 = "v1.kernel.websocket.jupyter.org"
 DURABLE = "v1.durable.llmsafespace.dev"

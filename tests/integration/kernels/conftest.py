@@ -18,7 +18,7 @@ import pytest_asyncio
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.factory import Kernels
 from llmsafespace_agent.kernels.process import KernelProcess, request
-from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind, Listen, Script
+from llmsafespace_protocol.configuration import AgentConfig, KernelKind, Listen, Script
 
 _SET_CHILD_SUBREAPER = 36
 _DEADLINE = 60.0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmsafespace_agent.kernels.factory import KernelStartError
-from llmsafespace_agent.wire.configuration import KernelKind
+from llmsafespace_protocol.configuration import KernelKind
 
 
 async def test_parked_kernel_is_bound_to_env_folder_and_zone(start: Any, take: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import zmq
 
-from llmsafespace_agent.wire.kernel_messages import CHANNELS
+from llmsafespace_protocol.kernel_messages import CHANNELS
 
 _log = logging.getLogger(__name__)
 DELIMITER = b"<IDS|MSG>"

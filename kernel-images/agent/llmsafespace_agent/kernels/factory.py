@@ -18,8 +18,8 @@ from llmsafespace_agent.kernels.starting import (
     start_foreign,
 )
 from llmsafespace_agent.kernels.template import Template
-from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind
-from llmsafespace_agent.wire.early_env import early
+from llmsafespace_protocol.configuration import AgentConfig, KernelKind
+from llmsafespace_protocol.early_env import early
 
 __all__ = ["KernelStartError", "Kernels"]
 

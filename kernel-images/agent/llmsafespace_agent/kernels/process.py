@@ -14,7 +14,7 @@ import msgspec
 
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.channels import Channels
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, header_of
+from llmsafespace_protocol.kernel_messages import BadKernelMessage, header_of
 
 Parts = list[bytes]
 OnMessage = Callable[[str, Parts], None]

@@ -12,7 +12,7 @@ from llmsafespace_agent.inside.inside import NOWHERE, Inside, Streams
 from llmsafespace_agent.kernels.channels import Channels, connection_info
 from llmsafespace_agent.kernels.link import Link, LinkClosed
 from llmsafespace_agent.kernels.process import KernelProcess
-from llmsafespace_agent.wire.configuration import AgentConfig, KernelKind
+from llmsafespace_protocol.configuration import AgentConfig, KernelKind
 
 LAUNCHER = Path(__file__).with_name("launcher") / "launch.py"
 START_TIMEOUT = 60.0

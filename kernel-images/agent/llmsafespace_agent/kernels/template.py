@@ -6,7 +6,7 @@ import asyncio
 
 from llmsafespace_agent.kernels.link import Link, LinkClosed
 from llmsafespace_agent.kernels.starting import KernelStartError, Parked, Starter, log_tail, park
-from llmsafespace_agent.wire.configuration import KernelKind
+from llmsafespace_protocol.configuration import KernelKind
 
 _PRELOAD_TIMEOUT = 600.0
 

@@ -26,8 +26,8 @@ from llmsafespace_agent.server.gate import Gate
 from llmsafespace_agent.server.limits import LifeLimits
 from llmsafespace_agent.server.rpc import methods_of
 from llmsafespace_agent.server.watchdog import Suspect, Watchdog, limit_processes
-from llmsafespace_agent.wire.configuration import EXIT_STATUS, AgentConfig
-from llmsafespace_agent.wire.requests import PackagesInstall, Status, Usage
+from llmsafespace_protocol.configuration import EXIT_STATUS, AgentConfig
+from llmsafespace_protocol.requests import PackagesInstall, Status, Usage
 
 _log = logging.getLogger(__name__)
 _LAST_WORDS = 2.0  # seconds for readers to take what was sent before the end

@@ -13,7 +13,7 @@ from llmsafespace_agent.server import validation
 from llmsafespace_agent.server.context import Setting
 from llmsafespace_agent.server.errors import conflict, invalid
 from llmsafespace_agent.server.limits import check_limits
-from llmsafespace_agent.wire.requests import BindRequest, Status
+from llmsafespace_protocol.requests import BindRequest, Status
 
 if TYPE_CHECKING:
     from llmsafespace_agent.server.agent import Agent

@@ -1,6 +1,6 @@
 """A certificate of the agent's own, made anew at each start.
 
-Nobody signs it and nobody need trust it: the proof (wire/proof.py) binds it to the sandbox's token. It is
+Nobody signs it and nobody need trust it: `llmsafespace_protocol.proof` binds it to the sandbox's token. It is
 made in a child process, because the library for it costs more memory than all the rest of the agent.
 """
 

@@ -14,15 +14,15 @@ from llmsafespace_agent.server.kernel_sink import KernelSink
 from llmsafespace_agent.server.messages import Options, Parts
 from llmsafespace_agent.server.principals import session_key
 from llmsafespace_agent.server.reader import Reader
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import (
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import (
     UNREADABLE,
     BadKernelMessage,
     Header,
     header_of,
     unpack,
 )
-from llmsafespace_agent.wire.requests import Ack, Error, OpenChannels, Opened
+from llmsafespace_protocol.requests import Ack, Error, OpenChannels, Opened
 
 if TYPE_CHECKING:
     from llmsafespace_agent.server.agent import Agent

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE
+from llmsafespace_protocol.kernel_messages import UNREADABLE
 
 TOO_LARGE = "llmsafespace_too_large"  # our own kernel's word for a message that it could not send
 MAX_PARTS = 1000  # header, parent, metadata, content and buffers; a reader takes a few more

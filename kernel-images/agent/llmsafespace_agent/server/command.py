@@ -14,7 +14,7 @@ from llmsafespace_agent.inside.inside import NOWHERE, Inside, Streams
 from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid
 from llmsafespace_agent.server.journal import Journal
-from llmsafespace_agent.wire.requests import CommandInfo
+from llmsafespace_protocol.requests import CommandInfo
 
 _CHUNK = 64 * 1024
 _STDIN_WAITING = 16 * 1024 * 1024

@@ -9,8 +9,8 @@ import msgspec
 from llmsafespace_agent.server.command import Command
 from llmsafespace_agent.server.journal import Entry
 from llmsafespace_agent.server.reader import Reader
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import CommandOutput, Gap, OpenCommand, Opened
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import CommandOutput, Gap, OpenCommand, Opened
 
 if TYPE_CHECKING:
     from llmsafespace_agent.server.agent import Agent

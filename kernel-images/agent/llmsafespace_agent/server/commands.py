@@ -17,7 +17,7 @@ from llmsafespace_agent.server.command import Command
 from llmsafespace_agent.server.deadlines import Deadlines
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid, not_found
 from llmsafespace_agent.server.journal import Journal
-from llmsafespace_agent.wire.requests import CommandStart, PackagesInstall
+from llmsafespace_protocol.requests import CommandStart, PackagesInstall
 
 RUNNING = 64
 KEPT = 256

@@ -19,10 +19,10 @@ from llmsafespace_agent.server.errors import AgentError
 from llmsafespace_agent.server.execution_stream import open_execution
 from llmsafespace_agent.server.file_streams import read_file, watch_files, write_file
 from llmsafespace_agent.server.rpc import RpcStream
-from llmsafespace_agent.wire.configuration import Listen
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.proof import ProofError, fingerprint, prove_as_agent
-from llmsafespace_agent.wire.requests import (
+from llmsafespace_protocol.configuration import Listen
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.proof import ProofError, fingerprint, prove_as_agent
+from llmsafespace_protocol.requests import (
     Error,
     Open,
     OpenChannels,

@@ -23,9 +23,9 @@ from llmsafespace_agent.server.journal import Journal
 from llmsafespace_agent.server.messages import Parts
 from llmsafespace_agent.server.principals import Requests, session_key
 from llmsafespace_agent.server.tracking import Tracker
-from llmsafespace_agent.wire.frames import MAX_FRAME
-from llmsafespace_agent.wire.kernel_messages import BadKernelMessage, Header, header_of, pack
-from llmsafespace_agent.wire.requests import ContextInfo
+from llmsafespace_protocol.frames import MAX_FRAME
+from llmsafespace_protocol.kernel_messages import BadKernelMessage, Header, header_of, pack
+from llmsafespace_protocol.requests import ContextInfo
 
 _DEATH = 5.0  # seconds that a killed process may take to be gone
 _SESSIONS = 1024

@@ -13,7 +13,7 @@ from llmsafespace_agent.server.errors import AgentError, conflict, invalid, not_
 from llmsafespace_agent.server.executions import Executions
 from llmsafespace_agent.server.gate import Gate
 from llmsafespace_agent.server.journal import Journal
-from llmsafespace_agent.wire.requests import ContextCreate
+from llmsafespace_protocol.requests import ContextCreate
 
 LIMIT = 32
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from llmsafespace_agent.wire.configuration import EgressForward, host_and_port
-from llmsafespace_agent.wire.egress import preamble
+from llmsafespace_protocol.configuration import EgressForward, host_and_port
+from llmsafespace_protocol.egress import preamble
 
 _AT_ONCE = 256
 _HIGH_WATER = 256 * 1024

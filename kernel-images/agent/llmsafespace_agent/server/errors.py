@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmsafespace_agent.wire.requests import Error
+from llmsafespace_protocol.requests import Error
 
 
 class AgentError(Exception):

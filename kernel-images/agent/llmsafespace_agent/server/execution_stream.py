@@ -14,8 +14,8 @@ from llmsafespace_agent.server.journal import Entry
 from llmsafespace_agent.server.kernel_sink import KernelSink
 from llmsafespace_agent.server.messages import Options
 from llmsafespace_agent.server.reader import Reader, check_after
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import Opened, OpenExecution
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import Opened, OpenExecution
 
 if TYPE_CHECKING:
     from llmsafespace_agent.server.agent import Agent

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from llmsafespace_agent.server.errors import conflict, not_found
 from llmsafespace_agent.server.principals import check_same, session_key
-from llmsafespace_agent.wire.requests import ExecutionInfo
+from llmsafespace_protocol.requests import ExecutionInfo
 
 KEPT = 10_000
 ENAMES = {
@@ -83,6 +83,7 @@ class Execution:
             first=self.first,
             last=self.last,
             execution_count=self.execution_count,
+            principal=self.principal,
         )
 
 

@@ -13,8 +13,8 @@ import msgspec
 from llmsafespace_agent.server.errors import AgentError, invalid
 from llmsafespace_agent.server.files import Upload, refusals
 from llmsafespace_agent.server.watching import Watch
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import (
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import (
     FileEvent,
     FileInfo,
     Opened,

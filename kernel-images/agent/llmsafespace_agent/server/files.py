@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from llmsafespace_agent.server.beneath import Beneath, rename
 from llmsafespace_agent.server.errors import AgentError, conflict, invalid, not_found
-from llmsafespace_agent.wire.requests import FileInfo, FileList, FileMove
+from llmsafespace_protocol.requests import FileInfo, FileList, FileMove
 
 NEW_FILE = ".llmsafespace-new-"  # names of files that are being written: of new ones,
 OLD_FILE = ".llmsafespace-old-"  # and of those that take the place of another

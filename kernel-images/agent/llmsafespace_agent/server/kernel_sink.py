@@ -7,8 +7,8 @@ import struct
 import msgspec
 
 from llmsafespace_agent.server.journal import Entry
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.requests import Gap
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.requests import Gap
 
 _SEQ = struct.Struct(">Q")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from llmsafespace_agent.server import validation
-from llmsafespace_agent.wire.requests import Limits
+from llmsafespace_protocol.requests import Limits
 
 _SOONEST = 0.01
 

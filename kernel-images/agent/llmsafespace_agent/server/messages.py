@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE
+from llmsafespace_protocol.kernel_messages import UNREADABLE
 
 AGENT_SESSION = "llmsafespace-agent"
 PROTOCOL_VERSION = "5.4"

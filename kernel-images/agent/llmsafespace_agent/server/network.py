@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
-from llmsafespace_agent.wire.configuration import host_and_port
+from llmsafespace_protocol.configuration import host_and_port
 
 PATIENCE = 30.0  # seconds that a platform has to put a new sandbox's network policy into force
 _ANSWER = 1.0  # seconds within which a canary answers if it can be reached

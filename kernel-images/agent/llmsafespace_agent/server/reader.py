@@ -9,7 +9,7 @@ from typing import Protocol
 
 from llmsafespace_agent.server.errors import conflict
 from llmsafespace_agent.server.journal import Entry, Journal
-from llmsafespace_agent.wire.frames import FrameStream
+from llmsafespace_protocol.frames import FrameStream
 
 _TURN_ENTRIES = 512
 _TURN_BYTES = 4 * 1024 * 1024

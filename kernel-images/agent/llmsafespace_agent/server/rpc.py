@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llmsafespace_agent.server.errors import AgentError, invalid
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
-from llmsafespace_agent.wire.kernel_messages import UNREADABLE
-from llmsafespace_agent.wire.requests import (
+from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.kernel_messages import UNREADABLE
+from llmsafespace_protocol.requests import (
     METHODS,
     Answer,
     ById,

@@ -11,7 +11,7 @@ import msgspec
 
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.factory import Kernels
-from llmsafespace_agent.wire.configuration import RUNTIME_FILE, AgentConfig, ImageRuntime, host_and_port
+from llmsafespace_protocol.configuration import RUNTIME_FILE, AgentConfig, ImageRuntime, host_and_port
 
 FAILED = 1
 BAD_CONFIGURATION = 2

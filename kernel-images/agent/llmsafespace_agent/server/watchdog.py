@@ -17,7 +17,7 @@ from typing import NamedTuple
 from llmsafespace_agent.inside import memory
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server.cgroup import MemoryGroup
-from llmsafespace_agent.wire.configuration import SandboxLimits
+from llmsafespace_protocol.configuration import SandboxLimits
 
 _PERIOD = 0.1
 _SHORTEST, _LONGEST = 0.01, 0.25  # between counts of everything

@@ -1,13 +1,8 @@
-"""The system calls that a sandbox may make, with their numbers on x86_64 and aarch64.
-
-Numbers are the kernel's own (arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h).
-What an ordinary program needs is here; whatever reaches other processes' memory, namespaces, mounts,
-keys, kernel modules, tracing or large rarely-used interfaces (io_uring, bpf, userfaultfd) is not.
-"""
+"""Numbers of the system calls in policy.py on x86_64 and aarch64. Written by numbering.py."""
 
 from __future__ import annotations
 
-NEWEST = 462  # numbers above are unknown to this table: ENOSYS, so that libraries fall back
+NEWEST = 462
 
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "accept": (43, 202),
@@ -279,7 +274,6 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "writev": (20, 66),
 }
 
-# Allowed for some arguments only; seccomp.py says which.
 CHECKED: dict[str, tuple[int, int]] = {
     "clone": (56, 220),
     "clone3": (435, 435),
@@ -299,7 +293,6 @@ CHECKED: dict[str, tuple[int, int]] = {
     "socketpair": (53, 199),
 }
 
-# Checked, or more closely, where no cgroup charges the sandbox's memory: they hold some that nobody can see.
 UNCHARGED: dict[str, tuple[int, int]] = {
     "clone": (56, 220),
     "close_range": (436, 436),

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsafespace_agent.wire.frames import FrameKind, FrameStream
+from llmsafespace_protocol.frames import FrameKind, FrameStream
 
 PROTOCOL = 1
 PROOF_TIMEOUT = 10.0

@@ -6,7 +6,7 @@ import ipaddress
 
 import msgspec
 
-from llmsafespace_agent.wire.requests import Fixed, Message
+from llmsafespace_protocol.requests import Fixed, Message
 
 # How an agent says why its sandbox ends: its exit status. Any other status means that it failed.
 EXIT_STATUS = {"terminated": 0, "expired": 10, "oom": 11}

@@ -205,7 +205,8 @@ class ById(Message):
 class ExecutionInfo(Message):
     """One durable execution. `end` None means it is queued or running.
 
-    `first`..`last` are its sequence numbers in its context's journal. `session` reads its replies.
+    `first`..`last` are its sequence numbers in its context's journal. `principal` asked, and `session`
+    reads its replies.
     """
 
     id: str
@@ -219,6 +220,7 @@ class ExecutionInfo(Message):
     first: int | None = None
     last: int | None = None
     execution_count: int | None = None
+    principal: str = ""
 
 
 class FileInfo(Message):

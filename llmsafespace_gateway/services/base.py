@@ -1,0 +1,83 @@
+"""What all use cases share.
+
+A use case is one method of a service. It takes the caller and a typed request, and does in this order:
+authorize, validate, reserve, act, audit, count. The last two are done by `Service.act` alone, so that the
+same act leaves the same audit entry and the same count through every door. A door decodes a request, calls
+one method, and encodes what it returns. What it raises is an ApiError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from llmsafespace_gateway.access import Access
+from llmsafespace_gateway.access.principal import Principal
+from llmsafespace_gateway.backends.base import SandboxBackend
+from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.metrics import Metrics
+from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.store import Store
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks, and through which door (rest, stream, jupyter, durable)."""
+
+    principal: Principal
+    door: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the gateway that services work with."""
+
+    access: Access
+    sandboxes: Sandboxes
+    store: Store
+    backend: SandboxBackend
+    metrics: Metrics
+    default_runtime: str
+
+
+@dataclass
+class Act:
+    """An act under way. Both become its audit entry: never put keys, code, env or file contents in it."""
+
+    target: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Service:
+    """Base of every service."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.access = parts.access
+        self.sandboxes = parts.sandboxes
+        self.store = parts.store
+        self.backend = parts.backend
+        self.metrics = parts.metrics
+        self.default_runtime = parts.default_runtime
+
+    @contextlib.contextmanager
+    def act(self, caller: Caller, action: str, target: str = "", **details: Any) -> Iterator[Act]:
+        """Audit and count what is done inside: `ok`, or the code of the ApiError that ends it.
+
+        Failures that a key causes again and again become a few entries with a count (see Refusals).
+        """
+        act = Act(target, details)
+        try:
+            yield act
+        except ApiError as error:
+            if not error.audited:
+                error.audited = True
+                self.access.refused(
+                    caller.principal, action, act.target, error.code, door=caller.door, **act.details
+                )
+                self.metrics.acts.labels(action, caller.door, error.code).inc()
+            raise
+        self.access.audit(caller.principal, action, act.target, "ok", door=caller.door, **act.details)
+        self.metrics.acts.labels(action, caller.door, "ok").inc()
