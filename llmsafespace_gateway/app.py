@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,6 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode, default
 
 from llmsafespace_agent.allocator import keep_freed_memory
 from llmsafespace_gateway import configuration, logs, wiring
-from llmsafespace_gateway.access import commands as key_commands
 from llmsafespace_gateway.configuration import CommaSeparated
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.lifecycle import serve
@@ -30,14 +30,24 @@ DEFAULT_POOLS = ({"name": "python", "runtime": "python", "minSize": 2, "maxSize"
 class GatewayApp(JupyterApp):
     """An authenticated gateway to isolated, warm, real Jupyter kernels."""
 
+    CONFIG_FILE: ClassVar[str] = "llmsafespace_gateway_config"
+
     name = "llmsafespace-gateway"
+    version = version("llmsafespace-gateway")
     description = __doc__ or ""
     examples = """
     llmsafespace-gateway    # serves on http://127.0.0.1:8080
     llmsafespace-gateway --port 9000 --data-dir /srv/llmsafespace
     llmsafespace-gateway --backend kubernetes --kubernetes-settings settings.json
+    llmsafespace-gateway --generate-config --config gateway.py    # an example of every option
     llmsafespace-gateway keys create --data-dir /srv/llmsafespace --user ada --role developer
     """
+    subcommand_description = "Without a subcommand it serves. `{app} SUBCOMMAND --help` says more of each."
+    subcommands: ClassVar[dict[str, Any]] = {
+        "serve": ("llmsafespace_gateway.app.Serve", "Serve; as without a subcommand."),
+        "keys": ("llmsafespace_gateway.commands.keys.Keys", "Make, list and revoke API keys."),
+        "users": ("llmsafespace_gateway.commands.users.Users", "List users and change their roles."),
+    }
 
     ip = Unicode("127.0.0.1", help="The address to listen on.").tag(config=True)
     port = Int(8080, help="The port to listen on; 0 takes a free one.").tag(config=True)
@@ -133,6 +143,11 @@ class GatewayApp(JupyterApp):
         "drain-timeout": "GatewayApp.drain_timeout",
     }
     flags: ClassVar[dict[str, Any]] = {
+        "generate-config": (
+            {"GatewayApp": {"generate_config": True}},
+            "Write a configuration file with every option, commented, and end.",
+        ),
+        "y": ({"GatewayApp": {"answer_yes": True}}, "Overwrite the file that --generate-config writes."),
         "debug": ({"Application": {"log_level": logging.DEBUG}}, "Log whatever helps to find a fault."),
         "strict-runtimes": (
             {"GatewayApp": {"strict_runtimes": True}},
@@ -144,6 +159,10 @@ class GatewayApp(JupyterApp):
         ),
         "embedded": ({"GatewayApp": {"embedded": True}}, "Serve the parent process on a private socket."),
     }
+
+    @default("config_file_name")
+    def _default_config_file_name(self) -> str:
+        return self.CONFIG_FILE
 
     @default("data_dir")
     def _default_data_dir(self) -> str:
@@ -159,9 +178,9 @@ class GatewayApp(JupyterApp):
     def initialize(self, argv: Any = None) -> None:
         """Take the configuration in. Exits with 1 and one line of what is wrong with it."""
         try:
-            configuration.load(self, argv)
+            configuration.load(self, argv, GatewayApp)
         except ApiError as error:
-            self.exit_with(error.message)
+            self.exit_with(error.message, configuration.exit_status(error))
 
     def _create_loader(self, argv: Any, aliases: Any, flags: Any, classes: Any) -> Any:
         return configuration.StrictLoader(
@@ -171,6 +190,7 @@ class GatewayApp(JupyterApp):
     def start(self) -> None:
         """Serve until SIGTERM or SIGINT. Exits with 1 and one line of why when it cannot start."""
         super().start()
+        keep_freed_memory()
         logs.configure(self.log_level, self.log)
         os.umask(0o077)  # what others must read, they are let in to where it is made
         try:
@@ -182,14 +202,26 @@ class GatewayApp(JupyterApp):
             where = f": {error.filename}" if error.filename else ""
             self.exit_with(f"cannot serve: {error.strerror or error}{where}")
 
-    def exit_with(self, message: str) -> None:
-        """One line on stderr, exit status 1."""
+    def write_default_config(self) -> None:
+        """See JupyterApp, which would ask somebody who may not be there."""
+        path = Path(self.config_file or Path(self.config_dir, f"{self.CONFIG_FILE}.py"))
+        if path.exists() and not self.answer_yes:
+            self.exit_with(f"{path} is there already; -y overwrites it, --config FILE names another")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.generate_config_file(), encoding="utf-8")
+        except OSError as error:
+            self.exit_with(f"{path} cannot be written: {error.strerror}")
+        print(f"wrote {path}")
+
+    def exit_with(self, message: str, status: int = 1) -> None:
+        """One line on stderr, then the end."""
         line = " ".join(message.split())
         if self.speaks_json:
             print(logs.line("critical", self.name, line), file=sys.stderr)
         else:
             print(f"{self.name}: {line}", file=sys.stderr)
-        raise SystemExit(1)
+        raise SystemExit(status)
 
     @property
     def speaks_json(self) -> bool:
@@ -216,13 +248,21 @@ class GatewayApp(JupyterApp):
         print(EXAMPLE.format(where=where, key=key), flush=True)
 
 
+class Serve(GatewayApp):
+    """Serve the gateway."""
+
+    name = "llmsafespace-gateway serve"
+    subcommands: ClassVar[dict[str, Any]] = {}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `llmsafespace-gateway`."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["keys"]:
-        raise SystemExit(key_commands.main(arguments[1:]))
-    keep_freed_memory()
-    GatewayApp.launch_instance(argv=arguments)
+    try:
+        GatewayApp.launch_instance(argv=sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `… --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import json
 import logging
 import math
 import os
+import re
 from argparse import ArgumentError
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ from llmsafespace_gateway.serving import TrustedProxies
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
+
+Program = Any  # a JupyterApp, which has no types: the gateway or one of its subcommands
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _POSITIVE = ("rate_limit", "audit_days", "head_timeout", "keep_alive_timeout", "stalled_timeout")
@@ -54,11 +58,36 @@ class CommaSeparated(List):
         return [part.strip() for text in s_list for part in text.split(",") if part.strip()]
 
 
+class UsageError(ApiError):
+    """The command line itself is wrong: the process exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("invalid_request", message)
+
+
 class StrictLoader(KVArgParseConfigLoader):
     """The command line's loader, which refuses an option that nobody knows instead of leaving it out."""
 
+    def _create_parser(self) -> None:
+        super()._create_parser()
+        self.parser.error = self._misused  # argparse would print its own usage and exit
+
+    def _misused(self, message: str) -> None:
+        lacks_value = re.match(r"argument --([\w-]+): expected", message)
+        if lacks_value and lacks_value[1] not in self.aliases:
+            self._handle_unrecognized_alias(lacks_value[1])
+        for alias, target in self.aliases.items():
+            message = message.replace(f"--{target}", f"--{alias}")
+        raise ArgumentError(None, message)
+
     def _handle_unrecognized_alias(self, arg: str) -> None:
-        raise ArgumentError(None, f"unknown option --{arg.lstrip('-')}; --help-all lists those that exist")
+        option = arg.lstrip("-")
+        near = _near(option, [name for name in (*self.aliases, *self.flags) if isinstance(name, str)])
+        raise ArgumentError(
+            None,
+            f"unknown option --{option}; "
+            + (f"did you mean --{near}?" if near else "--help-all lists those that exist"),
+        )
 
 
 def wrong(message: str) -> ApiError:
@@ -66,27 +95,51 @@ def wrong(message: str) -> ApiError:
     return ApiError("invalid_request", message)
 
 
+def exit_status(error: ApiError) -> int:
+    """2 when the command line is wrong, as usual; 1 for anything else that went wrong."""
+    return 2 if isinstance(error, UsageError) else 1
+
+
 # -- taking it in ------------------------------------------------------------------------------------------
 
 
-def load(app: GatewayApp, argv: Any) -> None:
-    """Command line, then configuration file. Raises ApiError where JupyterApp would warn and go on."""
+def load(app: Program, argv: Any, gateway: type[GatewayApp], arguments: tuple[str, ...] = ()) -> None:
+    """Command line, then configuration file. Raises ApiError where JupyterApp would warn and go on.
+
+    `gateway` is the class of the options, `arguments` names the words that may follow them. Where a
+    subcommand is named, it is made and takes the rest of the command line.
+    """
     app.log.addFilter(_told_by_us)
     try:
-        _plain(JupyterApp.parse_command_line)(app, argv)
-        if app.extra_args:
-            raise wrong(f"unexpected argument {app.extra_args[0]!r}; see --help-all")
+        _take_command_line(app, argv, arguments)
+        if app.subapp is not None:
+            return
         stated = deepcopy(app.config)
         if app.generate_config:
             return
-        _load_file(app)
+        _load_file(app, gateway)
         app.update_config(stated)
-    except (TraitError, ArgumentError, ConfigError) as error:
+    except (TraitError, ConfigError) as error:
         raise wrong(f"invalid configuration: {error}") from error
     finally:
         app.log.removeFilter(_told_by_us)
     _take_old_names(app)
-    _refuse_unknown(app.config.get("GatewayApp", {}), app.traits(config=True), "GatewayApp")
+    _refuse_unknown(app.config.get("GatewayApp", {}), gateway.class_traits(config=True), "GatewayApp")
+
+
+def _take_command_line(app: Program, argv: Any, arguments: tuple[str, ...]) -> None:
+    try:
+        _plain(JupyterApp.parse_command_line)(app, argv)
+    except (TraitError, ArgumentError, ConfigError) as error:
+        raise UsageError(f"invalid command line: {error}") from error
+    if app.subapp is not None or len(app.extra_args) <= len(arguments):
+        return
+    word = app.extra_args[len(arguments)]
+    if not app.subcommands:
+        raise UsageError(f"unexpected argument {word!r}; see {app.name} --help")
+    near = _near(word, app.subcommands)
+    advice = f"did you mean {near}?" if near else f"{app.name} --help lists those that exist"
+    raise UsageError(f"unknown command {word!r}; {advice}")
 
 
 def _told_by_us(record: logging.LogRecord) -> bool:
@@ -94,14 +147,14 @@ def _told_by_us(record: logging.LogRecord) -> bool:
     return "not recognized by" not in record.getMessage()
 
 
-def _take_old_names(app: GatewayApp) -> None:
+def _take_old_names(app: Program) -> None:
     section = app.config.get("GatewayApp", {})
     for old, new in _OLD_NAMES.items():
         if old in section:
             value = section.pop(old)
             app.log.warning("GatewayApp.%s is called %s; change the configuration", old, new)
             if new not in section:
-                setattr(app, new, value)
+                app.update_config(Config({"GatewayApp": {new: value}}))
 
 
 def _plain(method: Any) -> Any:
@@ -109,10 +162,10 @@ def _plain(method: Any) -> Any:
     return getattr(method, "__wrapped__", method)
 
 
-def _load_file(app: GatewayApp) -> None:
+def _load_file(app: Program, gateway: type[GatewayApp]) -> None:
     app.raise_config_file_errors = True
     if app.config_file:
-        _check_file(app, Path(app.config_file))
+        _check_file(gateway, Path(app.config_file))
     own = Path(app.config_file or app.config_file_name)
     paths: Any = str(own.parent) if app.config_file else app.config_file_paths
     try:
@@ -126,7 +179,7 @@ def _load_file(app: GatewayApp) -> None:
         raise wrong(f"configuration file {named}: {type(error).__name__}: {error}") from error
 
 
-def _check_file(app: GatewayApp, path: Path) -> None:
+def _check_file(gateway: type[GatewayApp], path: Path) -> None:
     """traitlets skips a file that is not there, and sections that nobody knows."""
     try:
         text = path.read_text()
@@ -142,9 +195,9 @@ def _check_file(app: GatewayApp, path: Path) -> None:
         raise wrong(f"--config {path}: this is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise wrong(f'--config {path}: write an object, as in {{"GatewayApp": {{"port": 8080}}}}')
-    known = {kind.__name__ for kind in type(app).mro()} | {"version"}
+    known = {kind.__name__ for kind in gateway.mro()} | {"version"}
     for section, values in found.items():
-        if section in app.trait_names(config=True):
+        if section in gateway.class_traits(config=True):
             raise wrong(f'--config {path}: {section!r} belongs into the section "GatewayApp"')
         if section not in known:
             raise wrong(f"--config {path}: unknown section {section!r}{_meant(section, known)}")
@@ -159,8 +212,14 @@ def _refuse_unknown(values: Any, known: Any, section: str) -> None:
 
 
 def _meant(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else "; --help-all lists those that exist"
+    near = _near(name, known)
+    return f"; did you mean {near}?" if near else "; --help-all lists those that exist"
+
+
+def _near(word: str, known: Iterable[str]) -> str | None:
+    """The word that was probably meant."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return found[0] if found else None
 
 
 # -- checking it ---------------------------------------------------------------------------------------------

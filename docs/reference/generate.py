@@ -1,7 +1,7 @@
 """Writes what is generated in docs/: `make docs`. A test checks that the committed files are current.
 
-openapi.json from the routes of the REST API, scopes.md from the rights, configuration.md from the gateway's
-options, custom-resources.md from the schemas of the custom resources.
+openapi.json from the routes of the REST API, scopes.md from the rights, command-line.md and configuration.md
+from the gateway's subcommands and options, custom-resources.md from the schemas of the custom resources.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from traitlets.utils.importstring import import_item
 
 from llmsafespace_gateway.access.principal import ROLES, SCOPES
 from llmsafespace_gateway.app import GatewayApp
@@ -81,6 +82,40 @@ def configuration() -> str:
     )
 
 
+def command_line() -> str:
+    """Every subcommand and its options; those of serving are in configuration.md."""
+    parts = [_subcommand(each) for each in _subcommands(GatewayApp)]
+    return (
+        f"{NOTE}# Command line of the gateway\n\n"
+        "Every command takes `--config FILE`, the gateway's own configuration file, and `--help`.\n"
+        "Exit status: 0; 1 when it failed, with one line that says why; 2 when the command line is wrong.\n\n"
+        + "\n".join(parts)
+    )
+
+
+def _subcommands(app: Any) -> Iterator[Any]:
+    for found, _ in app.subcommands.values():
+        kind = import_item(found) if isinstance(found, str) else found
+        if not kind.subcommands:
+            yield kind
+        yield from _subcommands(kind)
+
+
+def _subcommand(kind: Any) -> str:
+    words = " ".join((kind.name, *getattr(kind, "arguments", ())))
+    text = f"## {words}\n\n{' '.join(kind.description.split())}\n"
+    if issubclass(kind, GatewayApp):
+        return f"{text}\nIts options are in [configuration.md](configuration.md).\n"
+    rows = []
+    for name, target in kind.aliases.items():
+        owner, _, trait = target.partition(".")
+        if owner != "JupyterApp":
+            traits = (GatewayApp if owner == "GatewayApp" else kind).class_traits()
+            rows.append((f"`--{name}`", traits[trait].help))
+    rows += [(f"`--{name}`", text) for name, (_, text) in kind.flags.items()]
+    return f"{text}\n{table(('Option', 'What it means'), rows)}"
+
+
 def custom_resources() -> str:
     """Every field of the custom resources."""
     parts = []
@@ -114,6 +149,7 @@ def _fields(schema: dict[str, Any], above: str = "") -> Iterator[tuple[str, str,
 FILES = {
     "openapi.json": api,
     "reference/scopes.md": scopes,
+    "reference/command-line.md": command_line,
     "reference/configuration.md": configuration,
     "reference/custom-resources.md": custom_resources,
 }

@@ -85,6 +85,13 @@ async def any_admin_key(store: Store, tenant_id: str) -> bool:
     return await get_one(store, UserRow, wanted.limit(1)) is not None
 
 
+async def everyone(store: Store, tenant_id: str | None = None) -> list[UserRow]:
+    """Every user by tenant and name. Unbounded: for the operator's command line."""
+    wanted = select(users) if tenant_id is None else select(users).where(users.c.tenant == tenant_id)
+    async with store.read() as connection:
+        return await many(connection, UserRow, wanted.order_by(users.c.tenant, users.c.name))
+
+
 async def of_tenant(
     store: Store, tenant_id: str, *, limit: int = 100, after: str | None = None
 ) -> list[UserRow]:

@@ -1,4 +1,4 @@
-"""`keys create`, `list` and `revoke`, as processes of their own beside a store that is in use."""
+"""`keys create`, `list` and `revoke`, beside a store that is in use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from pathlib import Path
 import pytest
 
 from llmsafespace_gateway.access import Access
-from llmsafespace_gateway.access.commands import Misuse, expiry, main
+from llmsafespace_gateway.commands.keys import expiry
+from llmsafespace_gateway.configuration import UsageError
 from llmsafespace_gateway.store import Store, sqlite_url
+from tests.unit.commands_support import run
 
-RUN = "import sys; from llmsafespace_gateway.access.commands import main; sys.exit(main(sys.argv[1:]))"
+
+def main(arguments: list[str]) -> int:
+    return run("keys", *arguments)
 
 
 async def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, *arguments]
+    command = [sys.executable, "-m", "llmsafespace_gateway", "keys", *arguments]
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
 
 
@@ -71,6 +75,11 @@ def test_scopes_and_expiry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
+        (["create", "--role", "viewer"], "--user is needed"),
+        (["create", "--user", "ada"], "--role is needed"),
+        (["create", "--user", "ada", "--role", "boss"], "boss"),
+        (["revoke"], "ID is missing"),
+        (["revoke", "a", "b"], "'b'"),
         (["create", "--user", "ada", "--role", "viewer", "--scopes", "execute"], "beyond"),
         (["create", "--user", "ada", "--role", "viewer", "--scopes", "sing"], "known are"),
         (["create", "--user", "ada", "--role", "viewer", "--scopes", ","], "at least one"),
@@ -78,8 +87,6 @@ def test_scopes_and_expiry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["create", "--user", "ada", "--role", "viewer", "--expires", "2001-01-01"], "past"),
         (["create", "--user", " ", "--role", "viewer"], "name"),
         (["create", "--user", "ada", "--role", "viewer", "--tenant", "a b"], "tenant"),
-        (["list"], "--data-dir"),
-        (["revoke", "abc"], "--data-dir"),
     ],
 )
 def test_misuse_says_what_to_do(
@@ -92,18 +99,27 @@ def test_misuse_says_what_to_do(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["revoke", "abc"]])
+def test_a_gateway_that_is_not_there(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--data-dir", str(tmp_path / "none")]) == 1
+    assert "--data-dir" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_conflicts_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--data-dir", str(tmp_path)]
     assert main(["create", *where, "--user", "ada", "--role", "viewer"]) == 0
-    assert main(["create", *where, "--user", "ada", "--role", "admin"]) == 2
+    assert main(["create", *where, "--user", "ada", "--role", "admin"]) == 1
     assert "--role viewer" in capsys.readouterr().err
-    assert main(["revoke", "nonsense", *where]) == 2
+    assert main(["revoke", "nonsense", *where]) == 1
     assert "keys list" in capsys.readouterr().err
 
 
 def test_a_broken_store_is_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "db.sqlite").write_bytes(b"this is no database" * 100)
-    assert main(["list", "--data-dir", str(tmp_path)]) == 2
+    assert main(["list", "--data-dir", str(tmp_path)]) == 1
     assert "--data-dir" in capsys.readouterr().err
 
 
@@ -118,10 +134,10 @@ def test_the_url_of_the_store_comes_from_a_file(tmp_path: Path, capsys: pytest.C
     assert [key["user"] for key in json.loads(capsys.readouterr().out)] == ["ada"]
     assert main(["revoke", text, *where]) == 0
     capsys.readouterr()
-    assert main(["list", *where, "--database-url", "sqlite://"]) == 2
+    assert main(["list", *where, "--database-url", "sqlite://"]) == 1
     assert "drop one" in capsys.readouterr().err
     (tmp_path / "url").unlink()
-    assert main(["list", *where]) == 2
+    assert main(["list", *where]) == 1
     assert "--database-url-file" in capsys.readouterr().err
 
 
@@ -129,10 +145,10 @@ def test_the_url_of_the_store_comes_from_a_file(tmp_path: Path, capsys: pytest.C
     "arguments", [["--help"], ["create", "--help"], ["list", "--help"], ["revoke", "--help"]]
 )
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
-    assert "usage: llmsafespace-gateway keys" in capsys.readouterr().out
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert told.count("--config") == 1
+    assert ("--data-dir" in told) == (len(arguments) > 1)
 
 
 @pytest.mark.parametrize(
@@ -153,5 +169,5 @@ def test_expiry(text: str, moment: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "d", "-3d", "0d", "1y", "30 days", "1970-01-01", "99999999999d"])
 def test_no_expiry(text: str) -> None:
-    with pytest.raises(Misuse):
+    with pytest.raises(UsageError):
         expiry(text, time.time())
