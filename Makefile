@@ -18,7 +18,7 @@ OPERATOR := --editable operator
 DISTRIBUTIONS := setup.cfg pyproject.toml protocol/pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
 SOURCES := llmsafespace_gateway protocol kernel-images/agent sdk operator tests benchmarks
 
-.PHONY: help install install-dev run check test test-all test-cluster test-heavy bench images crds lint format docs constraints
+.PHONY: help install install-dev run check unit test test-all test-cluster test-heavy bench images crds lint format docs constraints
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -30,8 +30,11 @@ install-dev: $(VENV)/.installed-dev ## the same with what tests, benchmarks and 
 run: install ## start the gateway (ARGS="--port 9000 …")
 	@exec $(BIN)/llmsafespace-gateway $(ARGS)
 
-check: lint ## before each commit: lint and unit tests
-	@$(BIN)/python -m pytest tests/unit -q $(ARGS)
+check: install-dev ## before each commit: lint and unit tests, side by side
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line lint unit
+
+unit: install-dev ## unit tests alone, one process a core (some: ARGS="-k name …")
+	@$(BIN)/python -m pytest tests/unit -q --numprocesses=auto $(ARGS)
 
 test: install-dev ## all usual tests, as CI runs them; with KUBECONFIG set, on that cluster too. Some: ARGS="-k name …"
 	@$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests.groups)

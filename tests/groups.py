@@ -44,7 +44,7 @@ class Group:
 GROUPS = {
     group.name: group
     for group in (
-        Group("unit", "no sandbox, no gateway", ("tests/unit",)),
+        Group("unit", "no sandbox, no gateway", ("tests/unit", "--numprocesses=auto")),
         Group("integration", "real gateways, sandboxes and kernels", ("tests/integration",)),
         Group("security", "attacks and faults", ("tests/security", "tests/faults")),
         Group("clients", "JupyterLab, nbclient and other clients", ("tests/clients",)),
