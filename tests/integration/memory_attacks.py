@@ -45,6 +45,19 @@ def in_children(fill):
             while True: time.sleep(1)
         os.close(write)
         size = int(os.read(read, 20) or 0); os.close(read)
+def without_main_thread(step):
+    # a child whose main thread ends at once, while another one takes what it can, step by step
+    import threading
+    read, write = os.pipe()
+    def fill():
+        time.sleep(0.1)
+        while True: os.write(write, b"%d\\n" % step())
+    if os.fork() == 0:
+        threading.Thread(target=fill).start()
+        libc.pthread_exit(None)
+    os.close(write)
+    for line in os.fdopen(read):
+        if not took(int(line)): break
 MIB = 2**20
 kept = []
 """
@@ -237,6 +250,14 @@ while took(60_000 * 200):
 def fill():
     while grab(70_000): kept.append(os.openpty())
 in_children(fill)
+""",
+    "private pages after the main thread has ended": """
+def step(): kept.append(bytearray(16 * MIB)); return 16 * MIB
+without_main_thread(step)
+""",
+    "shared mappings after the main thread has ended": """
+def step(): shrink(shared(16 * MIB), 16 * MIB); return 16 * MIB
+without_main_thread(step)
 """,
     "event descriptors": """
 def fill():

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,12 +109,53 @@ def test_descriptors_count_also_where_nobody_may_look(
         monkeypatch.setattr(os, "stat", no_size)
     if kernel == "refuses":
         monkeypatch.setattr(os, "listdir", refused)
-    found = memory._descriptors(pid)
+    found = memory._descriptors(f"/proc/{pid}")
     monkeypatch.undo()
     assert found >= 2 * pipes
     assert found <= max(256, 4 * pipes)  # an ordinary program stays far below what is free
     assert len(listdir(f"/proc/{pid}/fd")) >= 2 * pipes
-    assert memory._descriptors(2**22 + 1) == 0
+    assert memory._descriptors(f"/proc/{2**22 + 1}") == 0
+
+
+# -- processes without their main thread --------------------------------------------------------------
+
+HEADLESS = """
+import ctypes, mmap, os, sys, threading, time
+libc = ctypes.CDLL(None)
+private, shared, changing = bytearray(48 << 20), mmap.mmap(-1, 32 << 20), sys.argv[1] == "changing"
+shared[:] = bytes(len(shared))
+pipes = [os.pipe() for _ in range(400)]
+def go_on():
+    if changing:
+        time.sleep(0.002)
+        threading.Thread(target=go_on).start()
+    else:
+        time.sleep(60)
+threading.Thread(target=go_on).start()
+time.sleep(0.05)
+os.write(1, b"ready\\n")
+libc.pthread_exit(None)
+"""
+
+
+@pytest.mark.parametrize("threads", ["one", "changing"])
+def test_a_process_counts_after_its_main_thread_has_ended(threads: str) -> None:
+    """The others hold what it held; /proc/PID shows neither memory nor descriptors any more."""
+    with subprocess.Popen([sys.executable, "-c", HEADLESS, threads], stdout=subprocess.PIPE) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline() == b"ready\n"
+            time.sleep(0.2)
+            pid, ledger = started.pid, memory.Ledger()
+            assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            assert memory.processes.anonymous_memory(pid) >= 48 * MIB
+            for _ in range(50):
+                held = ledger.by_process()[pid]
+                assert 80 * MIB <= held < 256 * MIB
+                assert memory.exact_total({pid: held}) >= 80 * MIB
+            assert memory._descriptors(memory.processes.folder(pid)) >= 800 or threads == "changing"
+        finally:
+            started.kill()
 
 
 # -- the watchdog -------------------------------------------------------------------------------------
@@ -245,7 +288,7 @@ def test_page_tables_are_certain_without_reading_them(monkeypatch: pytest.Monkey
     ) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == b"ready\n"
-        held = {started.pid: sum(memory._status(started.pid))}
+        held = {started.pid: sum(memory._status(f"/proc/{started.pid}"))}
         assert memory.least_total(held) >= 128 * MIB
         watching = Sandbox()
         watching.by_process = lambda: held  # type: ignore[method-assign]
@@ -262,7 +305,7 @@ def test_pages_that_forks_share_are_not_certain() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
         assert started.stdout is not None
         pids = [int(started.stdout.readline()) for _ in range(4)]
-        held = {pid: sum(memory._status(pid)) for pid in pids}
+        held = {pid: sum(memory._status(f"/proc/{pid}")) for pid in pids}
         least, exact = memory.least_total(held), memory.exact_total(held)
         started.communicate()
     assert sum(held.values()) >= 4 * 32 * MIB

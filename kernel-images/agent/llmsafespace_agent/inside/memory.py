@@ -15,6 +15,9 @@ by the sizes of these, and are counted as storage.
   many MiB; unix sockets by their number; pipes by the number of descriptors;
 * inodes of memory file systems (an empty file costs 1 KiB and no storage), terminals, memory areas.
 
+/proc/PID tells of memory and descriptors by the process' main thread. When that has ended and others go on,
+only the folder of a living thread, /proc/PID/task/TID, does.
+
 All figures lean towards too much for what ordinary programs hardly use, and are exact for what they do.
 """
 
@@ -39,6 +42,8 @@ _TERMINAL = 140 * 1024
 _AREA = 256  # struct vm_area_struct and what hangs on it
 _FREE_AREAS = 4096
 _MOST_AREAS = 65_530  # vm.max_map_count
+_MOST_DESCRIPTORS = 4096  # counted where they cannot be
+_TRIES = 8  # to find a living thread, where each may end while it is looked at
 _LONGEST = 2**20  # bytes of a process' /proc/PID/maps that are read; the rest counts as the worst
 _MESSAGE, _SEMAPHORE = 64, 66
 _OFTEN = 1024  # page faults after which a process' mappings are looked at again
@@ -46,11 +51,12 @@ _SHARED = b"/dev/zero (deleted)"  # how /proc names an anonymous shared mapping
 
 
 class _Stat(NamedTuple):
-    """A process' parent, page faults so far, and start."""
+    """A process' parent, page faults so far, start, and whether it goes on without its main thread."""
 
     parent: int
     faults: int
     start: int
+    headless: bool = False
 
 
 class _Seen:
@@ -84,8 +90,7 @@ class Ledger:
             stat = _stat(pid)
             if stat is not None:
                 stats[pid] = stat
-                held[pid] = sum(_status(pid))
-                descriptors[pid] = _descriptors(pid)
+                held[pid], descriptors[pid] = _memory_and_descriptors(pid, stat)
         self._look(stats)
         spare = _FREE_DESCRIPTORS
         counted: set[bytes] = set()
@@ -136,12 +141,8 @@ class Ledger:
         self._objects = {inode: size for inode, size in self._objects.items() if inode in living}
 
     def _read_mappings(self, pid: int, stat: _Stat, seen: _Seen) -> None:
-        try:
-            with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
-                text = b""
-                while len(text) < _LONGEST and (piece := file.read(65536)):
-                    text += piece
-        except OSError:
+        text = _mappings(pid, stat)
+        if text is None:
             seen.closed = os.path.exists(f"/proc/{pid}/maps")
             seen.looked_at = max(1, stat.faults)
             return
@@ -188,13 +189,42 @@ def _stat(pid: int) -> _Stat | None:
     fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     if len(fields) < 20:
         return None
-    return _Stat(int(fields[1]), int(fields[7]), int(fields[19]))
+    headless = fields[0] == b"Z" and int(fields[17]) > 1
+    return _Stat(int(fields[1]), int(fields[7]), int(fields[19]), headless)
 
 
-def _status(pid: int) -> tuple[int, int]:
+def _memory_and_descriptors(pid: int, stat: _Stat) -> tuple[int, int]:
+    """Private bytes and page tables of a process, and its descriptors."""
+    if not stat.headless:
+        return sum(_status(f"/proc/{pid}")), _descriptors(f"/proc/{pid}")
+    for _ in range(_TRIES):
+        folder = processes.folder(pid)
+        descriptors = _descriptors(folder)
+        if (held := sum(_status(folder))) > 0:  # asked last: the thread lived also before
+            return held, descriptors
+    return stat.faults * _PAGE, _MOST_DESCRIPTORS
+
+
+def _mappings(pid: int, stat: _Stat) -> bytes | None:
+    """The text of a process' maps, at least the first `_LONGEST` bytes; None where they cannot be read."""
+    for _ in range(_TRIES if stat.headless else 1):
+        text = b""
+        try:
+            folder = processes.folder(pid) if stat.headless else f"/proc/{pid}"
+            with open(f"{folder}/maps", "rb", buffering=0) as file:
+                while len(text) < _LONGEST and (piece := file.read(65536)):
+                    text += piece
+        except OSError:
+            continue
+        if text or not stat.headless:
+            return text
+    return None
+
+
+def _status(folder: str) -> tuple[int, int]:
     """Private bytes in memory and swap (too much where processes share them), and page tables."""
     private = tables = 0
-    for line in _read(f"/proc/{pid}/status").splitlines():
+    for line in _read(f"{folder}/status").splitlines():
         if line.startswith((b"RssAnon:", b"VmSwap:")):
             private += int(line.split()[1]) * 1024
         elif line.startswith(b"VmPTE:"):
@@ -202,12 +232,12 @@ def _status(pid: int) -> tuple[int, int]:
     return private, tables
 
 
-def _descriptors(pid: int) -> int:
+def _descriptors(folder: str) -> int:
     """The open descriptors of a process; the most that it has had room for where nobody may look into it."""
     try:
-        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
+        return os.stat(f"{folder}/fd").st_size or len(os.listdir(f"{folder}/fd"))
     except PermissionError:  # not dumpable, on a kernel before Linux 6.2: 64 or 256 in an ordinary program
-        for line in _read(f"/proc/{pid}/status").splitlines():
+        for line in _read(f"{folder}/status").splitlines():
             if line.startswith(b"FDSize:"):
                 return int(line.split()[1])
         return 0

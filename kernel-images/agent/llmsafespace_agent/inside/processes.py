@@ -48,13 +48,32 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def _pages(folder: str) -> tuple[int, int]:
+    """Resident pages by this folder of /proc, all and those of files."""
+    try:
+        fields = _read(f"{folder}/statm").split()
+        return int(fields[1]), int(fields[2])
+    except (OSError, IndexError, ValueError):
+        return 0, 0
+
+
+def folder(pid: int) -> str:
+    """The folder of /proc that tells of a process' memory: a living thread's once the main one has ended."""
+    own = f"/proc/{pid}"
+    if _pages(own)[0]:
+        return own
+    try:
+        threads = sorted(map(int, os.listdir(f"{own}/task")), reverse=True)
+    except OSError:
+        return own
+    # the newest lives longest where threads end all the time
+    return next((path for one in threads if _pages(path := f"{own}/task/{one}")[0]), own)
+
+
 def anonymous_memory(pid: int) -> int:
     """Resident bytes that belong to no file: what an out-of-memory kill would give back."""
-    try:
-        fields = _read(f"/proc/{pid}/statm").split()
-        return max(0, int(fields[1]) - int(fields[2])) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
+    pages, files = _pages(folder(pid))
+    return max(0, pages - files) * _PAGE
 
 
 def exact_memory(pid: int) -> int:
