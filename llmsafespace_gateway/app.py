@@ -47,6 +47,8 @@ class GatewayApp(JupyterApp):
         "serve": ("llmsafespace_gateway.app.Serve", "Serve; as without a subcommand."),
         "keys": ("llmsafespace_gateway.commands.keys.Keys", "Make, list and revoke API keys."),
         "users": ("llmsafespace_gateway.commands.users.Users", "List users and change their roles."),
+        "backup": ("llmsafespace_gateway.commands.backup.Backup", "Copy the store, also while it is in use."),
+        "restore": ("llmsafespace_gateway.commands.backup.Restore", "Put a copy in the store's place."),
     }
 
     ip = Unicode("127.0.0.1", help="The address to listen on.").tag(config=True)

@@ -66,8 +66,8 @@ def damaged(path: Path | None, reason: str) -> ApiError:
     at = str(path) if path is not None else "the database"
     return ApiError(
         "service_unavailable",
-        f"the database {at} is damaged ({reason}). Living sandboxes go on. To restore a backup, put it "
-        f"at {at} and remove {at}-wal and {at}-shm; to save what can be read: "
+        f"the database {at} is damaged ({reason}). Living sandboxes go on. To restore a backup: "
+        f"llmsafespace-gateway restore FILE, with the same options for the store; to save what can be read: "
         f"sqlite3 {at} .recover | sqlite3 new.sqlite. Without either, move the file away: the next start "
         "makes an empty one with a new admin key, and adopts the sandboxes that live.",
     )

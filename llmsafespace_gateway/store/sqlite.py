@@ -81,9 +81,14 @@ class Sqlite:
             yield Inline(connection)
 
     async def dispose(self) -> None:
-        """Close all connections."""
+        """Close all connections; afterwards the file alone is whole.
+
+        SQLite puts the log into the file when the last connection is closed, but another process may have
+        one open, as `keys` and whoever looks at the file with sqlite3.
+        """
         if self._checkpoint is not None:
             await asyncio.wait((self._checkpoint,))
+        await asyncio.to_thread(_checkpoint, self._path)
         self._engine.dispose()
 
     def _count(self) -> None:
