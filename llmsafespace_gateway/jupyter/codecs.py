@@ -5,20 +5,30 @@ The gateway holds messages as `u64 seq | v1 bytes`, as the agent sends them (see
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import struct
 
 import msgspec
 
-from llmsafespace_gateway.sandboxes.relay import Codec, Incoming, WrongFrame
+from llmsafespace_gateway.sandboxes.relay import Codec, Incoming, OddMessage, WrongFrame
 from llmsafespace_gateway.sandboxes.websocket_frames import BINARY, TEXT
-from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, header_of, pack, unpack
+from llmsafespace_protocol.kernel_messages import (
+    CHANNELS,
+    UNREADABLE,
+    BadKernelMessage,
+    header_of,
+    pack,
+    unpack,
+)
 from llmsafespace_protocol.requests import Error
 
 V1 = "v1.kernel.websocket.jupyter.org"
 DURABLE = "v1.durable.llmsafespace.dev"
 _SEQ = 8
 _MAX_BUFFERS = 1024
+_MAX_ODD = 1024 * 1024
 _encode = msgspec.json.Encoder().encode
 
 
@@ -110,7 +120,7 @@ class LegacyCodec:
         return BINARY, join_buffers([text, *parts[4:]])
 
     def from_client(self, message: str | bytes) -> Incoming:
-        """A client's frame as v1 bytes. Raises BadKernelMessage."""
+        """A client's frame as v1 bytes. Raises OddMessage, BadKernelMessage."""
         if isinstance(message, str):
             document: str | bytes | memoryview = message
             buffers: list[memoryview] = []
@@ -118,8 +128,8 @@ class LegacyCodec:
             document, *buffers = split_buffers(message)
         try:
             legacy = _legacy.decode(document)
-        except UNREADABLE as error:
-            raise BadKernelMessage(f"not a kernel message: {error}") from error
+        except (UnicodeEncodeError, *UNREADABLE) as error:
+            raise _refused(document, f"not a kernel message: {error}") from error
         header = bytes(legacy.header)
         channel = legacy.channel or "shell"
         sections = [_object(part) for part in (legacy.parent_header, legacy.metadata, legacy.content)]
@@ -134,6 +144,23 @@ class LegacyCodec:
     def error(self, error: Error) -> bytes | None:
         """No frame of its own."""
         return None
+
+
+def _refused(document: str | bytes | memoryview, why: str) -> BadKernelMessage:
+    """How to refuse a document that is no JSON: alone where its header can be read all the same.
+
+    Python's own decoder takes NaN and halves of surrogates. It takes long, too: not for large documents.
+    """
+    if len(document) <= _MAX_ODD:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            text = document if isinstance(document, str) else bytes(document).decode("utf-8", "replace")
+            found = json.loads(text)
+            channel = found.get("channel") or "shell" if isinstance(found, dict) else None
+            if channel in CHANNELS:
+                header = msgspec.json.encode(found["header"])
+                if (known := header_of(header)).msg_id and known.msg_type:
+                    return OddMessage(why, channel, header)
+    return BadKernelMessage(why)
 
 
 def _object(part: msgspec.Raw) -> bytes:

@@ -1,7 +1,8 @@
 """From an agent's execution and command streams to typed events.
 
 Everything an agent sends is hostile: what does not keep to the wire's rules ends the stream with
-ApiError(service_unavailable); rich output is checked to be JSON but never built into objects here.
+ApiError(service_unavailable). What a kernel wrote is code's to choose: a message that cannot be read is left
+out with a note, and the others count. Rich output is checked to be JSON but never built into objects here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, header_of, unpack
 from llmsafespace_protocol.requests import CommandInfo, CommandOutput, ExecutionInfo, Gap
 
+_BUNDLES = frozenset({"display_data", "execute_result", "update_display_data"})
 ENDS = frozenset({"ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died", "expired"})
 _AHEAD = 1024 * 1024  # bytes of frames that wait decoded for a slow reader; then the socket waits
 _TURN_FRAMES = 64
@@ -217,12 +219,13 @@ class _ExecutionDecoder:
         channel, parts = unpack(memoryview(body)[_SEQ.size :])
         kind = header_of(parts[0]).msg_type
         if channel == "shell" and kind == "execute_reply":
-            self._reply = (seq, _content(parts[3], _Reply))
+            with contextlib.suppress(*UNREADABLE):  # how it ended is told by the agent
+                self._reply = (seq, _content(parts[3], _Reply))
             return []
-        event = _event(seq, kind, parts[3])
-        if isinstance(event, ErrorEvent):
+        found = _events(seq, kind, parts[3])
+        if any(isinstance(event, ErrorEvent) for event in found):
             self._explained = True
-        return [] if event is None else [event]
+        return found
 
     def _ended(self, info: ExecutionInfo) -> list[Event]:
         found: list[Event] = []
@@ -249,6 +252,34 @@ class _ExecutionDecoder:
 def _content(part: memoryview, of: type[_T]) -> _T:
     text = str(part, "utf-8")  # msgspec.Raw leaves the inside of strings unchecked
     return msgspec.json.decode(text, type=of)
+
+
+def _events(seq: int, kind: str, part: memoryview) -> list[Event]:
+    """What a message says. What cannot be read of it is left out, and a line on stderr says so."""
+    try:
+        event = _event(seq, kind, part)
+    except UNREADABLE as error:
+        event = _readable(seq, kind, part)
+        note = f"[llmsafespace] {'parts' if event else 'the whole'} of a {kind} message could not be read, "
+        note += f"and was left out: {error}\n"
+        return [*([event] if event else []), Stderr(seq=seq, text=note)]
+    return [] if event is None else [event]
+
+
+def _readable(seq: int, kind: str, part: memoryview) -> Event | None:
+    """A rich output without those of its members that are odd; None when nothing of it can be read."""
+    if kind not in _BUNDLES:
+        return None
+    try:
+        members = _content(part, dict[str, msgspec.Raw])
+    except UNREADABLE:
+        return None
+    kept: dict[str, msgspec.Raw] = {}
+    for name in ("data", "metadata", "transient"):
+        with contextlib.suppress(KeyError, *UNREADABLE):
+            msgspec.json.decode(msgspec.json.encode({name: members[name]}), type=_Bundle)
+            kept[name] = members[name]
+    return _event(seq, kind, memoryview(msgspec.json.encode(kept))) if "data" in kept else None
 
 
 def _event(seq: int, kind: str, part: memoryview) -> Event | None:

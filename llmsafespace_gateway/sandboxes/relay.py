@@ -58,6 +58,15 @@ class WrongFrame(BadKernelMessage):
     """A text frame where the subprotocol wants binary ones."""
 
 
+class OddMessage(BadKernelMessage):
+    """A request that can be told from others, but holds something that is no JSON: it is refused alone."""
+
+    def __init__(self, why: str, channel: str, header: bytes) -> None:
+        super().__init__(why)
+        self.channel = channel
+        self.header = header
+
+
 class Codec(Protocol):
     """How kernel messages look in the frames of one websocket subprotocol."""
 
@@ -65,7 +74,7 @@ class Codec(Protocol):
         """The opcode and payload for `u64 seq | v1 bytes`. Raises BadKernelMessage."""
 
     def from_client(self, message: str | bytes) -> Incoming:
-        """The channel, raw header and v1 bytes of a frame. Raises WrongFrame, BadKernelMessage."""
+        """The channel, raw header and v1 bytes of a frame. Raises BadKernelMessage and what derives of it."""
 
     def gap(self, missed: int, resume: int) -> bytes | None:
         """The text frame that tells of lost messages; None where there is none."""
@@ -280,6 +289,9 @@ class Relay:
         except WrongFrame as error:
             self.end(CloseCode.WRONG_FRAME, str(error))
             return None
+        except OddMessage as error:
+            self._refuse_odd(error)
+            return self._until_read()
         except BadKernelMessage as error:
             self.end(CloseCode.GARBAGE, str(error))
             return None
@@ -312,6 +324,15 @@ class Relay:
             else f"your key's scopes, or your grant on this sandbox, do not allow {where}"
         )
         for answer in notices.refusal(channel, header, raw_header, reason):
+            self._say(answer)
+
+    def _refuse_odd(self, odd: OddMessage) -> None:
+        header = header_of(odd.header)
+        too_large = _too_large(header, odd.header)
+        if too_large is not None:
+            self._tell_refused(too_large, "a message was refused")
+            return
+        for answer in notices.refusal(odd.channel, header, odd.header, str(odd), "InvalidRequest"):
             self._say(answer)
 
     def _until_read(self) -> Awaitable[None] | None:

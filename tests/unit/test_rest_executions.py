@@ -144,11 +144,6 @@ async def test_a_stream_that_breaks_off_is_no_end(tmp_path: Path) -> None:
         (99, b"x"),
         (FrameKind.KERNEL, b""),
         (FrameKind.KERNEL, bytes(8) + b"\xff" * 64),
-        (FrameKind.KERNEL, message(1, "stream", {"name": 1})),
-        (FrameKind.KERNEL, message(1, "display_data", {"data": [1]})),
-        (FrameKind.KERNEL, message(1, "stream", {"name": "stdout", "text": "?"}).replace(b"?", b"\xff")),
-        (FrameKind.KERNEL, message(1, "display_data", {"data": {"a": "?"}}).replace(b"?", b"\xff")),
-        (FrameKind.KERNEL, message(1, "display_data", {"data": {"a": "?"}}).replace(b'"?"', b"[[{")),
     ],
 )
 async def test_a_hostile_agent_is_a_refusal_and_no_crash(tmp_path: Path, kind: int, body: bytes) -> None:
@@ -156,6 +151,48 @@ async def test_a_hostile_agent_is_a_refusal_and_no_crash(tmp_path: Path, kind: i
         with pytest.raises(ApiError) as caught:
             await collect(events(stream))
         assert caught.value.code == "service_unavailable"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        message(1, "stream", {"name": 1}),
+        message(1, "display_data", {"data": [1]}),
+        message(1, "stream", {"name": "stdout", "text": "?"}).replace(b"?", b"\xff"),
+        message(1, "display_data", {"data": {"a": "?"}}).replace(b"?", b"\xff"),
+        message(1, "display_data", {"data": {"a": "?"}}).replace(b'"?"', b"[[{"),
+        message(1, "error", {"ename": None}),
+        message(1, "display_data", {"data": {"a": "?"}, "metadata": {"n": "?"}}).replace(b'"?"', b"NaN"),
+        message(1, "execute_reply", {"status": None}, "shell"),
+    ],
+)
+async def test_a_message_that_cannot_be_read_does_not_condemn_the_rest(tmp_path: Path, body: bytes) -> None:
+    def agent(stream: FrameStream) -> None:
+        stream.send(FrameKind.KERNEL, body)
+        stream.send(FrameKind.KERNEL, message(2, "stream", {"name": "stdout", "text": "the rest"}))
+        send_info(stream)
+
+    async with agent_stream(tmp_path, agent) as stream:
+        answer = await collect(events(stream))
+    assert answer.stdout == "the rest"
+    assert answer.end.end == "ok"
+    assert ("was left out" in answer.stderr) == (b"execute_reply" not in body)
+
+
+@pytest.mark.parametrize("odd", [{"metadata": None}, {"transient": 5}, {"metadata": [1], "transient": None}])
+async def test_odd_metadata_is_left_out_with_a_note(tmp_path: Path, odd: dict[str, Any]) -> None:
+    def agent(stream: FrameStream) -> None:
+        shown = {"data": {"text/plain": "x"}, "metadata": {"a": 1}, "transient": {"display_id": "d"}}
+        stream.send(FrameKind.KERNEL, message(1, "execute_result", {**shown, **odd}))
+        send_info(stream)
+
+    async with agent_stream(tmp_path, agent) as stream:
+        answer = await collect(events(stream))
+    (result,) = answer.results
+    assert bytes(result.data["text/plain"]) == b'"x"'
+    assert (not result.metadata) == ("metadata" in odd)
+    assert result.display_id == (None if "transient" in odd else "d")
+    assert "was left out" in answer.stderr
 
 
 async def test_impossible_times_and_ends(tmp_path: Path) -> None:

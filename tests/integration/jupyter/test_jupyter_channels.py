@@ -308,3 +308,34 @@ async def test_clients_do_not_wait_for_each_other(api: Any, kernel: str) -> None
     async with api.channels(kernel, DURABLE) as one, api.channels(kernel, DURABLE) as two:
         first, second = await asyncio.gather(one.run("print(1)"), two.run("print(2)"))
         assert (stdout(first), stdout(second)) == ("1\n", "2\n")
+
+
+ODD = {
+    "half a surrogate": r'{"code": "print(\"\ud83d\")"}',
+    "no code": "{}",
+    "code that is none": '{"code": 1}',
+    "not a number": '{"code": "1", "silent": NaN}',
+}
+
+
+@SUBPROTOCOLS
+@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
+async def test_an_odd_request_is_refused_alone(
+    api: Any, kernel: str, subprotocols: Any, content: str
+) -> None:
+    async with api.channels(kernel, *subprotocols) as channels:
+        header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "session": channels.session}
+        if subprotocols:
+            parts = [json.dumps(header), "{}", "{}", content]
+            await channels.socket.send(pack("shell", [part.encode() for part in parts]))
+        else:
+            parts = ["channel", '"shell"', "header", json.dumps(header), "content", content]
+            members = [f'"{name}": {value}' for name, value in zip(parts[::2], parts[1::2], strict=True)]
+            await channels.socket.send(f"{{{', '.join(members)}}}")
+        if subprotocols != (DURABLE,):  # which has an error frame of its own
+            refused = reply(await channels.answers(header["msg_id"]))
+            assert (refused["status"], refused["ename"]) == ("error", "InvalidRequest")
+        assert stdout(await channels.run("print(1)")) == "1\n"
+        if subprotocols == (DURABLE,):
+            (told,) = channels.texts
+            assert told["error"]["details"]["execution"] == header["msg_id"]

@@ -228,7 +228,7 @@ print('\ud83d\ude00' * 200_000 + raw * 200_000, flush=True)
     outcome = await client.run(code)
     assert outcome.reply["status"] == "ok"
     text = "".join(texts)
-    assert text == "a\ufffdb\U0001f600c\u00e9\ufffd|\n" + "\U0001f600" * 200_000 + "\u00e9" * 200_000 + "\n"
+    assert text == "a\\ud800b\U0001f600c\u00e9\\udcff|\n" + "\U0001f600" * 200_000 + "\u00e9" * 200_000 + "\n"
 
 
 async def test_text_before_a_fork_is_sent_once(start: Any, take: Any) -> None:

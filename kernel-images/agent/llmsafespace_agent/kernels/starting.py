@@ -12,6 +12,7 @@ from llmsafespace_agent.inside.inside import NOWHERE, Inside, Streams
 from llmsafespace_agent.kernels.channels import Channels, connection_info
 from llmsafespace_agent.kernels.link import Link, LinkClosed
 from llmsafespace_agent.kernels.process import KernelProcess
+from llmsafespace_agent.kernels.repair import repaired
 from llmsafespace_protocol.configuration import AgentConfig, KernelKind
 
 LAUNCHER = Path(__file__).with_name("launcher") / "launch.py"
@@ -62,7 +63,8 @@ class Starter:
 
     def attach(self, kernel: KernelProcess, connection_file: Path, *, ours: bool) -> None:
         """Connect the channels; `ours`: it is a kernel of our launcher."""
-        kernel.attach(Channels(connection_file.parent, kernel.deliver, acknowledging=ours))
+        deliver = kernel.deliver if ours else lambda channel, parts: kernel.deliver(channel, repaired(parts))
+        kernel.attach(Channels(connection_file.parent, deliver, acknowledging=ours))
 
     def launched(self, kernel: KernelProcess, pid: int) -> None:
         """The kernel has a process: watch it."""

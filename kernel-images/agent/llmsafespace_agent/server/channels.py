@@ -106,13 +106,19 @@ class ChannelsStream:
             try:
                 self._execute(parts, head)
             except AgentError as error:  # the client's call waits for this execution: say which one
+                if not self._durable and error.code != "conflict":  # and plain clients know replies alone
+                    asker = self._principal
+                    self._context.refuse(channel, parts, head, asker, "InvalidRequest", error.message)
                 details = {**error.details, "execution": head.msg_id}
                 raise AgentError(error.code, error.message, details) from error
         else:
             self._context.request(channel, parts, head, self._principal)
 
     def _execute(self, parts: Parts, head: Header) -> None:
-        content = messages.execute_content(parts[3])
+        try:
+            content = messages.execute_content(parts[3])
+        except UNREADABLE as error:
+            raise invalid(f"not an execute_request: {error}") from error
         options = checked_options(parts[2])
         digest = b""
         timeout = options.timeout

@@ -243,7 +243,8 @@ class Context:
         if channel == "control" and head.msg_type == "interrupt_request":
             self.tracker.interrupted_all()
         if self.state == "dead":
-            self._answer_for_the_dead(channel, parts, head, principal)
+            why = "This context's kernel is dead; restart the context"
+            self.refuse(channel, parts, head, principal, "KernelDied", why)
         elif channel == "shell" or self._kernel is None:
             self._send(_Pending(channel, parts, None))
         else:
@@ -294,11 +295,12 @@ class Context:
         self._pending.clear()
         self._pending_bytes = 0
 
-    def _answer_for_the_dead(self, channel: str, parts: Parts, head: Header, principal: str) -> None:
+    def refuse(self, channel: str, parts: Parts, head: Header, principal: str, name: str, why: str) -> None:
+        """Answer a request that no kernel gets with an error reply and the idle that clients wait for."""
         kind = head.msg_type.removesuffix("_request")
         if kind == head.msg_type or channel not in ("shell", "control"):
             return
-        content = messages.error_content("KernelDied", "This context's kernel is dead; restart the context")
+        content = messages.error_content(name, why)
         reply = messages.message(f"{kind}_reply", {"status": "error", **content}, bytes(parts[0]))
         self.journal.append(pack(channel, reply), session_key(principal, head.session), head.msg_id)
         idle = messages.status("idle", bytes(parts[0]))

@@ -16,10 +16,11 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
+from . import standard_streams
 from .iopub import IOPub
 
 _OUT = f"{__package__}.streams.Out"
-_PACK = f"{__package__}.packing.pack"
+_PACK, _UNPACK = f"{__package__}.packing.pack", f"{__package__}.packing.unpack"
 _KERNELS = {"python": ".python_kernel:PythonKernel", "bash": ".bash_kernel:BashKernel"}
 
 
@@ -128,6 +129,7 @@ def make(connection_file: str, language: str, namespace: dict[str, Any]) -> Any:
         config=_config(), connection_file=connection_file, kernel_class=kernel_class
     )
     app.initialize([])
+    standard_streams.guard()
     if namespace and app.shell is not None:
         app.shell.push(namespace)
     return app
@@ -138,6 +140,6 @@ def _config() -> Config:
     config.HistoryManager.enabled = False
     config.IPKernelApp.outstream_class = _OUT
     config.Session.packer = _PACK
-    config.Session.unpacker = "json"  # orjson reads big integers as floats
+    config.Session.unpacker = _UNPACK  # a name of jupyter_client's own would replace the packer, too
     config.Kernel._execute_sleep = 0.0  # streams are complete when they are flushed
     return config

@@ -10,8 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from ipykernel.kernelbase import Kernel
-
+from .answering import Answering
 from .bash_shell import BashShell, ShellEnded
 from .python_kernel import cell_env
 
@@ -20,7 +19,7 @@ _WORD = re.compile(r"[^\s;|&()<>'\"`=]*\Z")
 _MANY = 500
 
 
-class BashKernel(Kernel):
+class BashKernel(Answering):
     """The output of the shell and its commands arrives at descriptors 1 and 2, which the streams capture."""
 
     implementation = "llmsafespace_bash"

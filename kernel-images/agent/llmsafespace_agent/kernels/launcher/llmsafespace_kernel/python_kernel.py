@@ -12,10 +12,11 @@ from typing import Any
 from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 
+from .answering import Answering
 from .shell import Shell
 
 
-class PythonKernel(IPythonKernel):
+class PythonKernel(Answering, IPythonKernel):
     """`metadata.llmsafespace.env` of an execute_request is set in `os.environ` while that cell runs.
 
     SIGINT interrupts a cell, and nothing else: an interrupt that comes while the request is still being

@@ -11,6 +11,8 @@ from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type
 
+from . import standard_streams
+
 KEPT = 32 * 1024 * 1024  # bytes of results that the history, and `Out`, may keep each
 
 
@@ -67,3 +69,9 @@ class Shell(ZMQInteractiveShell):
     def _tee(self, channel: Any) -> Iterator[None]:
         """IPython keeps a copy of all that is printed, for ever: not here."""
         yield
+
+    async def run_code(self, *arguments: Any, **options: Any) -> bool:
+        """Run a compiled statement."""
+        failed: bool = await super().run_code(*arguments, **options)
+        standard_streams.put_back()
+        return failed

@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import itertools
 import os
-import re
 import select
 import threading
 from collections import deque
@@ -16,13 +15,13 @@ from typing import Any
 from ipykernel.control import CONTROL_THREAD_NAME
 from ipykernel.iostream import OutStream
 
+from .encodable import encodable
 from .forks import renewed_in_forks
 
 CHUNK = 160 * 1024  # bytes of text in one message; JSON writes at most six for one, which is less than 1 MiB
-_PIECE = CHUNK // 4  # characters of UTF-8 have at most four bytes
+_PIECE = CHUNK // 6  # characters of UTF-8 have at most four bytes, a surrogate that is spelt out six
 _MANY = 16_384  # pieces that may wait however short they are
 _PIPE_CAPACITY = 65536
-_LONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 class Out(OutStream):
@@ -93,7 +92,8 @@ class Out(OutStream):
             return
         size = len(text)
         if not text.isascii():
-            text, size = valid(text)
+            text = encodable(text)
+            size = len(text.encode())
         with self._buffer_lock:
             self._buffers.append((parent, text, size))
             self._unsent += size
@@ -107,6 +107,8 @@ class Out(OutStream):
 
         The control thread flushes before each of its replies; it never waits for the queue.
         """
+        if self.pub_thread is None:  # closed
+            return
         if threading.current_thread().name == CONTROL_THREAD_NAME and self.pub_thread.full:
             self._schedule_flush()
             return
@@ -167,18 +169,3 @@ def _continues(before: str, character: str) -> bool:
     if "\udc80" <= character <= "\udcbf":  # by surrogateescape a byte that begins no character
         return True
     return "\ud800" <= before <= "\udbff" and "\udc00" <= character <= "\udfff"
-
-
-def valid(text: str) -> tuple[str, int]:
-    """`text` as what UTF-8 can say, and its size in bytes.
-
-    Surrogates in pairs are the character that they mean, those of `surrogateescape` the bytes that they stand
-    for, and every other becomes U+FFFD.
-    """
-    try:
-        return text, len(text.encode())
-    except UnicodeEncodeError:
-        paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-        data = _LONE.sub("\ufffd", paired).encode("utf-8", "surrogateescape")
-        text = data.decode("utf-8", "replace")
-        return text, len(text.encode())
