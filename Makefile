@@ -12,11 +12,12 @@ PIP := $(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --const
 PROTOCOL := --editable protocol
 AGENT := --editable kernel-images/agent
 SDK := --editable 'sdk[cli,jupyter]'
+KUBE := --editable kube
 OPERATOR := --editable operator
 
 # Whatever an installation depends on; sources do not count, as all packages are editable.
-DISTRIBUTIONS := setup.cfg pyproject.toml protocol/pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml operator/pyproject.toml constraints.txt
-SOURCES := llmsafespace_gateway protocol kernel-images/agent sdk operator tests benchmarks
+DISTRIBUTIONS := setup.cfg pyproject.toml protocol/pyproject.toml kernel-images/agent/pyproject.toml sdk/pyproject.toml kube/pyproject.toml operator/pyproject.toml constraints.txt
+SOURCES := llmsafespace_gateway protocol kernel-images/agent sdk kube operator tests benchmarks
 
 .PHONY: help install install-dev run check unit test test-all test-cluster test-heavy bench images crds lint format docs constraints
 
@@ -55,13 +56,13 @@ images: ## container images of gateway, operator, egress proxy and runtimes (ARG
 	@deploy/images/build $(ARGS)
 
 crds: install-dev ## write the chart's CRDs and its values' schema from the types
-	@$(BIN)/python -m llmsafespace_operator.resources
+	@$(BIN)/python -m llmsafespace_kube.resources
 	@$(BIN)/python deploy/helm/schema.py
 
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=protocol:kernel-images/agent:sdk:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_operator -p benchmarks
+	MYPYPATH=protocol:kernel-images/agent:sdk:kube:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_kube -p llmsafespace_operator -p benchmarks
 	$(BIN)/lint-imports
 
 format: install-dev ## bring all code into the one style, and write what is generated from it
@@ -108,5 +109,5 @@ $(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing what tests, benchmarks and linters need'
-	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
+	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) $(KUBE) $(OPERATOR) --editable '.[kubernetes,postgres,dev,test,bench]'
 	@touch $@

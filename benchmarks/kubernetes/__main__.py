@@ -33,7 +33,7 @@ from benchmarks.kubernetes.installation import Installation, installed
 from benchmarks.kubernetes.meters import flat
 from benchmarks.kubernetes.runs import at_rate, at_scale
 from benchmarks.kubernetes.starts import starts
-from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_kube.api.client import KubeClient
 
 RESULTS = Path(__file__).parents[1] / "results" / "kubernetes.json"
 POOL_SECONDS = 10  # of arrivals

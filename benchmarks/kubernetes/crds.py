@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import AlreadyExists, Forbidden, NotFound
-from llmsafespace_operator.resources.crds import RESOURCES, definition
-from llmsafespace_operator.resources.kinds import Kind
-from llmsafespace_operator.resources.kubernetes import AnyObject
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import AlreadyExists, Forbidden, NotFound
+from llmsafespace_kube.resources.crds import RESOURCES, definition
+from llmsafespace_kube.resources.kinds import Kind
+from llmsafespace_kube.resources.kubernetes import AnyObject
 
 _CRD = Kind(
     "apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", AnyObject,

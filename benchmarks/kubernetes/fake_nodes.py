@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import KubeError
-from llmsafespace_operator.kube.objects import micro_time
-from llmsafespace_operator.resources.kinds import LEASE, Kind
-from llmsafespace_operator.resources.kubernetes import AnyObject
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import KubeError
+from llmsafespace_kube.api.objects import micro_time
+from llmsafespace_kube.resources.kinds import LEASE, Kind
+from llmsafespace_kube.resources.kubernetes import AnyObject
 
 NETWORK = ipaddress.ip_network("10.99.0.0/16")
 PODS_PER_NODE = 900

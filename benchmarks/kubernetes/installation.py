@@ -20,11 +20,11 @@ from benchmarks.kubernetes.load import RUNTIME_NAME, Clients
 from benchmarks.kubernetes.meters import Samples, samples
 from benchmarks.kubernetes.processes import Process
 from benchmarks.kubernetes.stubs import SECOND_BIND, SERVING
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.resources.kinds import POD, RUNTIME, SANDBOX, WARMPOD, WARMPOOL, Kind
-from llmsafespace_operator.resources.kubernetes import AnyObject
-from llmsafespace_operator.resources.names import NAMESPACE_LABEL
-from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.resources.kinds import POD, RUNTIME, SANDBOX, WARMPOD, WARMPOOL, Kind
+from llmsafespace_kube.resources.kubernetes import AnyObject
+from llmsafespace_kube.resources.names import NAMESPACE_LABEL
+from llmsafespace_kube.resources.settings import Settings
 
 _POOL = "bench"
 _LABELS = {NAMESPACE_LABEL: "true"}

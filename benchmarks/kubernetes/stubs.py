@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 
 from llmsafespace_agent.server import certificate
-from llmsafespace_operator.claims.tokens import agent_token
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources.kinds import POD
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.names import AGENT_PORT, COMPONENT, SANDBOX_COMPONENT
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims.tokens import agent_token
+from llmsafespace_kube.resources.kinds import POD
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.names import AGENT_PORT, COMPONENT, SANDBOX_COMPONENT
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.proof import ProofError, fingerprint, prove_as_agent
 from llmsafespace_protocol.requests import (

@@ -17,7 +17,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitType, Unicode
 
 from llmsafespace_gateway.access.quotas import Quota
 from llmsafespace_gateway.app import GatewayApp
-from llmsafespace_operator.resources import types
+from llmsafespace_kube.resources import types
 
 FILE = Path(__file__).parent / "llmsafespace" / "values.schema.json"
 Schema = dict[str, Any]

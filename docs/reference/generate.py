@@ -17,7 +17,7 @@ from traitlets.utils.importstring import import_item
 from llmsafespace_gateway.access.principal import ROLES, SCOPES
 from llmsafespace_gateway.app import GatewayApp
 from llmsafespace_gateway.rest import API, openapi
-from llmsafespace_operator.resources.crds import RESOURCES, definition
+from llmsafespace_kube.resources.crds import RESOURCES, definition
 
 DOCS = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Written by `make docs`. Change the types instead. -->\n\n"

@@ -17,7 +17,7 @@ from llmsafespace_gateway.egress.connection import Limits
 from llmsafespace_gateway.egress.rules import Network, index_rules
 from llmsafespace_gateway.egress.service import EgressService
 from llmsafespace_gateway.logs import Flood, JsonFormatter
-from llmsafespace_operator.resources.settings import SettingsError, read_key
+from llmsafespace_kube.resources.settings import SettingsError, read_key
 
 log = logging.getLogger("llmsafespace.egress")
 

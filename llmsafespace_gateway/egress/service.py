@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from llmsafespace_gateway.egress.connection import Connection, Decided, Dialer, Limits, Policy
 from llmsafespace_gateway.egress.http_head import error_answer
 from llmsafespace_gateway.egress.rules import Network, Rule, to_rules
-from llmsafespace_operator.claims.egress_token import BadToken, EgressGrant, verify
+from llmsafespace_kube.claims.egress_token import BadToken, EgressGrant, verify
 from llmsafespace_protocol.egress import MAX_PREAMBLE, token_of
 
 log = logging.getLogger("llmsafespace.egress")

@@ -16,22 +16,22 @@ import msgspec
 import uvloop
 from tornado.httpserver import HTTPServer
 
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.errors import KubeError
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.lease import Leadership
+from llmsafespace_kube.api.objects import key_of
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.claims.claim import Claims
+from llmsafespace_kube.resources import kinds, names
+from llmsafespace_kube.resources.settings import Address, Settings, SettingsError, load, read_key
 from llmsafespace_operator import health, logs
 from llmsafespace_operator.admission.webhook import webhook
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.claims.claim import Claims
 from llmsafespace_operator.environments.profiles import ProfileReconciler
 from llmsafespace_operator.environments.runtimes import RuntimeReconciler
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.errors import KubeError
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.lease import Leadership
-from llmsafespace_operator.kube.objects import key_of
 from llmsafespace_operator.pods.room import Waiting
-from llmsafespace_operator.resources import kinds, names
-from llmsafespace_operator.resources.settings import Address, Settings, SettingsError, load, read_key
 from llmsafespace_operator.sandbox import unserved
 from llmsafespace_operator.sandbox.apply import Actions
 from llmsafespace_operator.sandbox.observe import Caches as SandboxCaches

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from tornado.web import Application, RequestHandler
 
-from llmsafespace_operator.kube.informer import Informer
+from llmsafespace_kube.api.informer import Informer
 
 SILENCE = 90.0  # seconds after which a watch counts as dead
 

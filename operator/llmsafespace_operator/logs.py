@@ -30,4 +30,5 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("llmsafespace_operator").setLevel(level.upper())
+    for package in ("llmsafespace_operator", "llmsafespace_kube"):
+        logging.getLogger(package).setLevel(level.upper())

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmsafespace_kube.api.client import KubeClient, KubeError, TooManyRequests, Unavailable
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import NETWORK_POLICY, SANDBOX, WARMPOD, WARMPOOL, Kind
+from llmsafespace_kube.resources.settings import Settings, SettingsError, load
 from llmsafespace_operator.environments.policies import COMPONENT
-from llmsafespace_operator.kube.client import KubeClient, KubeError, TooManyRequests, Unavailable
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import NETWORK_POLICY, SANDBOX, WARMPOD, WARMPOOL, Kind
-from llmsafespace_operator.resources.settings import Settings, SettingsError, load
 
 LIMIT = 180.0  # seconds
 PAUSE = 1.0

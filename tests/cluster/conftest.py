@@ -151,7 +151,7 @@ def install(cluster: Cluster, kubectl: Kubectl, crds: None) -> Iterator[Callable
 
 @pytest.fixture
 async def client(cluster: Cluster) -> AsyncIterator[Any]:
-    from llmsafespace_operator.kube.client import KubeClient
+    from llmsafespace_kube.api.client import KubeClient
 
     made = await KubeClient.connect(user_agent="llmsafespace-tests")
     yield made

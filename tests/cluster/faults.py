@@ -20,7 +20,7 @@ import yaml
 from aiohttp import web
 from yarl import URL
 
-from llmsafespace_operator.kube.server import Server
+from llmsafespace_kube.api.server import Server
 
 _FORWARDED = ("Accept", "Content-Type", "User-Agent")
 _RETURNED = ("Content-Type", "Retry-After")

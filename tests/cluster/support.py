@@ -10,8 +10,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOD, WARMPOOL
-from llmsafespace_operator.resources.names import GROUP, NAMESPACE_LABEL
+from llmsafespace_kube.resources.kinds import SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_kube.resources.names import GROUP, NAMESPACE_LABEL
 
 T = TypeVar("T")
 LIMIT = 60.0  # seconds, of whatever is awaited

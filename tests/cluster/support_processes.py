@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_kube.resources.settings import Settings
 from tests.cluster.support import Kubectl, Namespaces, eventually
 from tests.conftest import Gateway
 

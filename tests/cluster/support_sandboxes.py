@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_operator.claims import agents, tokens
-from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_kube.claims import agents, tokens
+from llmsafespace_kube.resources.names import AGENT_PORT
 from llmsafespace_protocol.frames import FrameKind
 from llmsafespace_protocol.requests import Answer, ExecutionInfo, OpenExecution, OpenRpc, Request
 from tests.cluster.support import Kubectl, eventually

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
-from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_kube.resources.names import AGENT_PORT
 from llmsafespace_protocol import proof
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.requests import Open

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from llmsafespace_kube.resources.kinds import WARMPOD
+from llmsafespace_kube.resources.kubernetes import Metadata
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import PoolResources
 from llmsafespace_operator.pods.build import Recipe, pod
-from llmsafespace_operator.resources.kinds import WARMPOD
-from llmsafespace_operator.resources.kubernetes import Metadata
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import PoolResources
 from tests.cluster.support import Kubectl, KubectlError, Namespaces, eventually
 
 CHART = Path(__file__).parents[2] / "deploy/helm/llmsafespace"

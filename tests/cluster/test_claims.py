@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.claims.choice import Request, request_of
-from llmsafespace_operator.claims.claim import Claims
-from llmsafespace_operator.claims.runtimes import Resolved
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Invalid, Unavailable
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, WARMPOD, WARMPOOL, Kind, T
-from llmsafespace_operator.resources.kubernetes import Metadata
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Invalid, Unavailable
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.claims.choice import Request, request_of
+from llmsafespace_kube.claims.claim import Claims
+from llmsafespace_kube.claims.runtimes import Resolved
+from llmsafespace_kube.resources.kinds import PROFILE, RUNTIME, WARMPOD, WARMPOOL, Kind, T
+from llmsafespace_kube.resources.kubernetes import Metadata
+from llmsafespace_kube.resources.types import (
     NamedObject,
     RuntimeEnvironment,
     RuntimeEnvironmentSpec,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_operator.resources.names import made_by_gateway
+from llmsafespace_kube.resources.names import made_by_gateway
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation
 from tests.cluster.support_sandboxes import SANDBOX, WARMPOD, Sandboxes, manifest

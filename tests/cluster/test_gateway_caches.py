@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.resources.kinds import SANDBOX
-from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.resources.kinds import SANDBOX
+from llmsafespace_kube.resources.settings import Settings
 from tests.cluster.faults import faulty_server
 from tests.cluster.support import Namespaces, eventually_async
 

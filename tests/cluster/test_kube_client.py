@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from llmsafespace_operator.kube import transport
-from llmsafespace_operator.kube.client import (
+from llmsafespace_kube.api import transport
+from llmsafespace_kube.api.client import (
     AlreadyExists,
     Conflict,
     Forbidden,
@@ -25,9 +25,9 @@ from llmsafespace_operator.kube.client import (
     Unavailable,
     Unreachable,
 )
-from llmsafespace_operator.resources.kinds import CONFIG_MAP, WARMPOD
-from llmsafespace_operator.resources.kubernetes import Metadata
-from llmsafespace_operator.resources.types import NamedObject, WarmPod, WarmPodSpec
+from llmsafespace_kube.resources.kinds import CONFIG_MAP, WARMPOD
+from llmsafespace_kube.resources.kubernetes import Metadata
+from llmsafespace_kube.resources.types import NamedObject, WarmPod, WarmPodSpec
 from tests.cluster.conftest import Cluster
 from tests.cluster.faults import FaultyServer, faulty_server
 from tests.cluster.support import Kubectl, Namespaces

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from prometheus_client import REGISTRY
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.resources.kinds import CONFIG_MAP
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.resources.kinds import CONFIG_MAP
 from tests.cluster.support import Kubectl, Namespaces, eventually_async
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_operator.kube.client import KubeClient, KubeError
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.resources.kinds import CONFIG_MAP
-from llmsafespace_operator.resources.kubernetes import AnyObject
+from llmsafespace_kube.api.client import KubeClient, KubeError
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources.kinds import CONFIG_MAP
+from llmsafespace_kube.resources.kubernetes import AnyObject
 from tests.cluster.conftest import Cluster
 from tests.cluster.faults import Faults, FaultyServer, faulty_server
 from tests.cluster.support import Namespaces, eventually_async

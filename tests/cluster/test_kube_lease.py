@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_operator.kube import lease
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.lease import Leadership, LeaseSpec, may_take
-from llmsafespace_operator.resources.kinds import LEASE
+from llmsafespace_kube.api import lease
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.lease import Leadership, LeaseSpec, may_take
+from llmsafespace_kube.resources.kinds import LEASE
 from tests.cluster.conftest import Cluster
 from tests.cluster.faults import FaultyServer, faulty_server
 from tests.cluster.support import Namespaces

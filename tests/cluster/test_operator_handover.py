@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import key_of
-from llmsafespace_operator.resources.kinds import WARMPOD, WARMPOOL
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import key_of
+from llmsafespace_kube.resources.kinds import WARMPOD, WARMPOOL
 from llmsafespace_operator.warmpool.members import Members
 from llmsafespace_operator.warmpool.records import Record
 from tests.cluster.faults import Faults, faulty_server

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from llmsafespace_agent.server import certificate
-from llmsafespace_operator.claims import agents, tokens
-from llmsafespace_operator.claims.binding import bind
-from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_kube.claims import agents, tokens
+from llmsafespace_kube.claims.binding import bind
+from llmsafespace_kube.resources.names import AGENT_PORT
 from llmsafespace_protocol.frames import FrameKind
 from llmsafespace_protocol.proof import Challenge, Hello, ProofError, prove_as_gateway
 from llmsafespace_protocol.requests import BindRequest, OpenExecution, OpenRpc, Request, Status

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llmsafespace_operator.claims import binding
-from llmsafespace_operator.resources.names import AGENT_PORT, SANDBOX_ID
+from llmsafespace_kube.claims import binding
+from llmsafespace_kube.resources.names import AGENT_PORT, SANDBOX_ID
 from llmsafespace_protocol.requests import BindRequest
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_operator.resources.names import COMPONENT, SANDBOX_FINALIZER
-from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_kube.resources.names import COMPONENT, SANDBOX_FINALIZER
+from llmsafespace_kube.resources.settings import Settings
 from llmsafespace_operator.teardown import Leftovers, teardown
 from tests.cluster.support import Kubectl, Namespaces
 

@@ -11,18 +11,17 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.claims.choice import Request
-from llmsafespace_operator.claims.claim import Claims
-from llmsafespace_operator.kube import metrics
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import NotFound
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.wire import WatchEvent
-from llmsafespace_operator.pods.room import Waiting
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import (
+from llmsafespace_kube.api import metrics
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import NotFound
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.wire import WatchEvent
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.claims.choice import Request
+from llmsafespace_kube.claims.claim import Claims
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import (
     POD,
     PROFILE,
     RUNTIME,
@@ -31,9 +30,10 @@ from llmsafespace_operator.resources.kinds import (
     WARMPOOL,
     Kind,
 )
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import NamedObject, Resources, WarmPod, WarmPool
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import NamedObject, Resources, WarmPod, WarmPool
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.warmpool.caches import Caches
 from llmsafespace_operator.warmpool.pods import WarmPodReconciler
 from llmsafespace_operator.warmpool.pools import WarmPoolReconciler

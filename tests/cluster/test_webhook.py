@@ -19,12 +19,12 @@ import yaml
 from cryptography import x509
 from tornado.testing import bind_unused_port
 
+from llmsafespace_kube.api.client import Invalid, KubeClient
+from llmsafespace_kube.resources.kinds import PROFILE, RUNTIME, SANDBOX, SECRET, WARMPOOL, WEBHOOK, Kind
 from llmsafespace_operator.admission.certificates import is_due, make
 from llmsafespace_operator.admission.rotation import Rotation
 from llmsafespace_operator.admission.rules import Verdict
 from llmsafespace_operator.admission.webhook import PATH, Judge, Request, Webhook
-from llmsafespace_operator.kube.client import Invalid, KubeClient
-from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, SANDBOX, SECRET, WARMPOOL, WEBHOOK, Kind
 from tests.cluster.conftest import Cluster
 from tests.cluster.support import Kubectl, KubectlError, Namespaces, eventually_async
 

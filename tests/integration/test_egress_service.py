@@ -23,7 +23,7 @@ import pytest
 from llmsafespace_agent.server import certificate
 from llmsafespace_gateway.egress.connection import Limits
 from llmsafespace_gateway.egress.service import EgressService
-from llmsafespace_operator.claims.egress_token import EgressGrant, GrantedRule, sign
+from llmsafespace_kube.claims.egress_token import EgressGrant, GrantedRule, sign
 from llmsafespace_protocol.egress import MAX_PREAMBLE, preamble
 
 DEADLINE = 30.0

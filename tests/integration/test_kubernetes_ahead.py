@@ -16,11 +16,11 @@ from llmsafespace_gateway.backends.base import Resources, SandboxSpec
 from llmsafespace_gateway.backends.kubernetes.backend import KubernetesBackend
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.resources import types
-from llmsafespace_operator.resources.kubernetes import Metadata
-from llmsafespace_operator.resources.names import AGENT_PORT
-from llmsafespace_operator.resources.settings import Settings
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.resources import types
+from llmsafespace_kube.resources.kubernetes import Metadata
+from llmsafespace_kube.resources.names import AGENT_PORT
+from llmsafespace_kube.resources.settings import Settings
 from llmsafespace_protocol.frames import FrameStream
 
 LIMIT = 30.0

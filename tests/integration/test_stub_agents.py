@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.kubernetes.stubs import StubAgents
 from llmsafespace_agent.server import certificate
-from llmsafespace_operator.claims.agents import dial
-from llmsafespace_operator.claims.binding import BindRefused, bind
-from llmsafespace_operator.claims.tokens import agent_token
+from llmsafespace_kube.claims.agents import dial
+from llmsafespace_kube.claims.binding import BindRefused, bind
+from llmsafespace_kube.claims.tokens import agent_token
 from llmsafespace_protocol.proof import ProofError
 from llmsafespace_protocol.requests import BindRequest, ExecutionInfo, Opened, OpenExecution, OpenRpc
 

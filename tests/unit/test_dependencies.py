@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 MOST = 55  # distributions of `pip install llmsafespace-gateway`, own ones included
 NOT_IMPORTED = {"pip"}  # started as a program
-EXTRAS = {"llmsafespace-operator", "llmsafespace-kube"}  # imported where the backend is Kubernetes
+EXTRAS = {"llmsafespace-kube"}  # imported where the backend is Kubernetes
 
 
 def declared() -> list[Requirement]:

@@ -18,7 +18,7 @@ from llmsafespace_gateway.egress import EgressProxy
 from llmsafespace_gateway.egress.connection import Limits
 from llmsafespace_gateway.egress.lookups import Lookups, TooManyLookups
 from llmsafespace_gateway.egress.service import EgressService
-from llmsafespace_operator.claims.egress_token import EgressGrant, GrantedRule, sign
+from llmsafespace_kube.claims.egress_token import EgressGrant, GrantedRule, sign
 from llmsafespace_protocol.egress import preamble
 
 DEADLINE = 20.0

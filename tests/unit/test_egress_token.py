@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsafespace_operator.claims import egress_token
-from llmsafespace_operator.claims.egress_token import (
+from llmsafespace_kube.claims import egress_token
+from llmsafespace_kube.claims.egress_token import (
     BadToken,
     EgressGrant,
     GrantedRule,
@@ -18,7 +18,7 @@ from llmsafespace_operator.claims.egress_token import (
     sign,
     verify,
 )
-from llmsafespace_operator.resources.types import EgressRule, PortRule
+from llmsafespace_kube.resources.types import EgressRule, PortRule
 
 KEY = b"e" * 32
 GRANT = EgressGrant("sb-1", "10.1.2.3", (GrantedRule("*.example.com", (443,)), GrantedRule("a.org")), 1000.0)

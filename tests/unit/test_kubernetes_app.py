@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-WITHOUT_OPERATOR = (
-    "import sys; sys.modules['llmsafespace_operator'] = None; "
+WITHOUT_KUBE = (
+    "import sys; sys.modules['llmsafespace_kube'] = None; "
     "from llmsafespace_gateway.app import main; main(sys.argv[1:])"
 )
 SETTINGS = {"systemNamespace": "system", "keyFile": "key", "gatewayUrl": "http://gateway"}
@@ -55,8 +55,8 @@ def test_what_is_wrong_with_the_settings_is_told(tmp_path: Path, settings: Path)
 
 def test_packages_that_are_missing_are_named(tmp_path: Path, settings: Path) -> None:
     options = ("--backend", "kubernetes", "--kubernetes-settings", str(settings))
-    told = refusal(tmp_path, *options, code=WITHOUT_OPERATOR)
-    assert "llmsafespace_operator" in told
+    told = refusal(tmp_path, *options, code=WITHOUT_KUBE)
+    assert "llmsafespace_kube" in told
     assert "pip install 'llmsafespace-gateway[kubernetes]'" in told
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from llmsafespace_gateway.backends.base import EgressRule, Resources, SandboxSpec, WarmPoolSpec
 from llmsafespace_gateway.backends.kubernetes import cold, errors, listing, objects, pools
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.claims.profiles import missing_runtime_class
-from llmsafespace_operator.kube.errors import (
+from llmsafespace_kube.api.errors import (
     AlreadyExists,
     Forbidden,
     Invalid,
@@ -22,9 +21,10 @@ from llmsafespace_operator.kube.errors import (
     TooManyRequests,
     Unavailable,
 )
-from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kubernetes import Condition, Metadata
-from llmsafespace_operator.resources.quantities import number
+from llmsafespace_kube.claims.profiles import missing_runtime_class
+from llmsafespace_kube.resources import names, types
+from llmsafespace_kube.resources.kubernetes import Condition, Metadata
+from llmsafespace_kube.resources.quantities import number
 from llmsafespace_protocol.requests import Limits
 
 ID = "sb-" + "ab" * 10

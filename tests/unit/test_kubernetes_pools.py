@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from llmsafespace_gateway.backends.kubernetes.pools import Pools
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kinds import WARMPOOL
-from llmsafespace_operator.resources.kubernetes import Metadata
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.resources import names, types
+from llmsafespace_kube.resources.kinds import WARMPOOL
+from llmsafespace_kube.resources.kubernetes import Metadata
 
 
 def _pool(version: int, min_size: int, *, going: bool = False, **status: Any) -> types.WarmPool:

@@ -9,10 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from llmsafespace_operator.admission.certificates import Certificates, is_due, make
-from llmsafespace_operator.admission.rules import Verdict, can_be_removed, can_be_served, wants_the_same
-from llmsafespace_operator.resources.kubernetes import Condition, Metadata
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.resources.kubernetes import Condition, Metadata
+from llmsafespace_kube.resources.types import (
     PoolResources,
     ProfileRef,
     ResourceRequirements,
@@ -26,6 +24,8 @@ from llmsafespace_operator.resources.types import (
     WarmPool,
     WarmPoolSpec,
 )
+from llmsafespace_operator.admission.certificates import Certificates, is_due, make
+from llmsafespace_operator.admission.rules import Verdict, can_be_removed, can_be_served, wants_the_same
 
 
 def an_environment(version: str = "3.11", *, available: bool = True, **spec: Any) -> RuntimeEnvironment:

@@ -7,11 +7,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from llmsafespace_operator.environments import policies
-from llmsafespace_operator.environments.verdict import MEMORY, allowed, judge
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.conditions import condition
-from llmsafespace_operator.resources.kubernetes import (
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.conditions import condition
+from llmsafespace_kube.resources.kubernetes import (
     Container,
     ContainerState,
     ContainerStatus,
@@ -22,8 +20,8 @@ from llmsafespace_operator.resources.kubernetes import (
     PodSpec,
     PodStatus,
 )
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     NetworkPolicyRules,
     NetworkRule,
     PortRule,
@@ -33,6 +31,8 @@ from llmsafespace_operator.resources.types import (
     SandboxProfile,
     SandboxProfileSpec,
 )
+from llmsafespace_operator.environments import policies
+from llmsafespace_operator.environments.verdict import MEMORY, allowed, judge
 
 NOW = datetime.now(UTC)
 IMAGE = "registry.example.org:5000/sandboxes/python:3.11-2"

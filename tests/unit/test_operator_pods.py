@@ -8,13 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from llmsafespace_operator.pods.build import Recipe, pod, secret
-from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
-from llmsafespace_operator.resources import kinds, names
-from llmsafespace_operator.resources.kubernetes import Metadata, Pod
-from llmsafespace_operator.resources.quantities import number
-from llmsafespace_operator.resources.settings import AgentLimits, Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.resources import kinds, names
+from llmsafespace_kube.resources.kubernetes import Metadata, Pod
+from llmsafespace_kube.resources.quantities import number
+from llmsafespace_kube.resources.settings import AgentLimits, Settings
+from llmsafespace_kube.resources.types import (
     Filesystem,
     FilesystemConfig,
     PoolResources,
@@ -24,6 +22,8 @@ from llmsafespace_operator.resources.types import (
     SeccompProfile,
     SecurityContext,
 )
+from llmsafespace_operator.pods.build import Recipe, pod, secret
+from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
 from llmsafespace_protocol.configuration import AgentConfig
 
 SETTINGS = Settings(

@@ -10,7 +10,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmsafespace_operator.resources.types import AutoScaling, WarmPoolSpec
+from llmsafespace_kube.resources.types import AutoScaling, WarmPoolSpec
 from llmsafespace_operator.warmpool.plan import (
     BURST,
     Actions,

@@ -11,18 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmsafespace_operator.claims.claim import Claims
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Conflict
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import key_of
-from llmsafespace_operator.pods.made_as import MADE_AS
-from llmsafespace_operator.pods.room import HOLD, PAUSE, Spare, Waiting, giving_way, nodes_for
-from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
-from llmsafespace_operator.resources.kubernetes import Metadata, Pod, PodSpec
-from llmsafespace_operator.resources.quantities import number
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Conflict
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import key_of
+from llmsafespace_kube.claims.claim import Claims
+from llmsafespace_kube.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_kube.resources.kubernetes import Metadata, Pod, PodSpec
+from llmsafespace_kube.resources.quantities import number
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     NamedObject,
     PoolResources,
     Resources,
@@ -32,6 +30,8 @@ from llmsafespace_operator.resources.types import (
     WarmPodClaim,
     WarmPodSpec,
 )
+from llmsafespace_operator.pods.made_as import MADE_AS
+from llmsafespace_operator.pods.room import HOLD, PAUSE, Spare, Waiting, giving_way, nodes_for
 from llmsafespace_operator.sandbox.apply import Actions
 from llmsafespace_operator.sandbox.observe import Caches, Observer
 from llmsafespace_operator.sandbox.plan import GiveWay, Observed

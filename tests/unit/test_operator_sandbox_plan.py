@@ -12,13 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Forbidden, NotFound
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL, Kind
-from llmsafespace_operator.resources.kubernetes import (
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Forbidden, NotFound
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL, Kind
+from llmsafespace_kube.resources.kubernetes import (
     Condition,
     ContainerState,
     ContainerStatus,
@@ -30,8 +30,8 @@ from llmsafespace_operator.resources.kubernetes import (
     PodSpec,
     PodStatus,
 )
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     NamedObject,
     Sandbox,
     SandboxSpec,

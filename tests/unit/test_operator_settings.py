@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llmsafespace_kube.resources.settings import SettingsError, load, read_key
 from llmsafespace_operator.app import main
-from llmsafespace_operator.resources.settings import SettingsError, load, read_key
 
 LEAST = """
 systemNamespace: llmsafespace

@@ -9,17 +9,16 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Unavailable, Unreachable
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.pods.room import HOLD, Waiting
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
-from llmsafespace_operator.resources.kubernetes import Metadata, OwnerReference, Pod, PodCondition, PodStatus
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Unavailable, Unreachable
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_kube.resources.kubernetes import Metadata, OwnerReference, Pod, PodCondition, PodStatus
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     NamedObject,
     PreloadScript,
     ProfileRef,
@@ -36,6 +35,7 @@ from llmsafespace_operator.resources.types import (
     WarmPoolSpec,
     WarmPoolStatus,
 )
+from llmsafespace_operator.pods.room import HOLD, Waiting
 from llmsafespace_operator.warmpool import makes
 from llmsafespace_operator.warmpool.caches import Caches
 from llmsafespace_operator.warmpool.counts import Counts, count

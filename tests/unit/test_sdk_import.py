@@ -11,7 +11,14 @@ import pytest
 import llmsafespace
 
 HEAVY = ("asyncio", "httpx", "websockets", "msgspec", "ssl", "json", "urllib.request")
-FOREIGN = ("llmsafespace_gateway", "llmsafespace_agent", "llmsafespace_operator", "tornado", "sqlalchemy")
+FOREIGN = (
+    "llmsafespace_gateway",
+    "llmsafespace_agent",
+    "llmsafespace_kube",
+    "llmsafespace_operator",
+    "tornado",
+    "sqlalchemy",
+)
 OPTIONAL = ("jupyter_client", "traitlets", "zmq", "tqdm", "argparse")
 
 

@@ -34,14 +34,14 @@ from llmsafespace_gateway.backends.kubernetes.cold import ColdStarts
 from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailable
 from llmsafespace_gateway.backends.kubernetes.pools import PoolChanged, Pools
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.claims import agents, grants, profiles
-from llmsafespace_operator.claims.choice import Request, request_of
-from llmsafespace_operator.claims.egress_token import sign
-from llmsafespace_operator.claims.runtimes import Resolved, label
-from llmsafespace_operator.claims.tokens import agent_token
-from llmsafespace_operator.kube.errors import NotFound
-from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kinds import SANDBOX
+from llmsafespace_kube.api.errors import NotFound
+from llmsafespace_kube.claims import agents, grants, profiles
+from llmsafespace_kube.claims.choice import Request, request_of
+from llmsafespace_kube.claims.egress_token import sign
+from llmsafespace_kube.claims.runtimes import Resolved, label
+from llmsafespace_kube.claims.tokens import agent_token
+from llmsafespace_kube.resources import names, types
+from llmsafespace_kube.resources.kinds import SANDBOX
 from llmsafespace_protocol.frames import FrameStream
 from llmsafespace_protocol.proof import ProofError
 from llmsafespace_protocol.requests import BindRequest, Open, OpenRpc

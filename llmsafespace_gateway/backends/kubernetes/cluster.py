@@ -8,14 +8,14 @@ from pathlib import Path
 from llmsafespace_gateway.backends.kubernetes import objects
 from llmsafespace_gateway.backends.kubernetes.errors import unavailable
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.claims.claim import Claims
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import KubeError, NotFound
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources import settings as configuration
-from llmsafespace_operator.resources import types
-from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import KubeError, NotFound
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.claims.claim import Claims
+from llmsafespace_kube.resources import settings as configuration
+from llmsafespace_kube.resources import types
+from llmsafespace_kube.resources.kinds import PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
 
 START_LIMIT = 60.0  # seconds for the first lists
 _ID = "id"  # index: by public id

@@ -12,9 +12,9 @@ from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.backends.kubernetes.errors import explained, unavailable
 from llmsafespace_gateway.backends.progress import tell
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.kube.errors import AlreadyExists, KubeError, Unavailable
-from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kinds import SANDBOX
+from llmsafespace_kube.api.errors import AlreadyExists, KubeError, Unavailable
+from llmsafespace_kube.resources import names, types
+from llmsafespace_kube.resources.kinds import SANDBOX
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.kube.errors import AlreadyExists, Forbidden, Invalid, KubeError, NotFound
+from llmsafespace_kube.api.errors import AlreadyExists, Forbidden, Invalid, KubeError, NotFound
 
 _CODES: dict[type[KubeError], str] = {
     AlreadyExists: "conflict",

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from llmsafespace_gateway.backends.base import Profile, Resources, Runtime
 from llmsafespace_gateway.backends.kubernetes import objects
-from llmsafespace_operator.claims import runtimes
-from llmsafespace_operator.resources import types
+from llmsafespace_kube.claims import runtimes
+from llmsafespace_kube.resources import types
 
 _MEASURES = (
     "a pod of its own: not root, no capabilities, no new privileges, a seccomp filter, a read-only root",

@@ -19,10 +19,10 @@ from llmsafespace_gateway.backends.base import (
     Stranger,
 )
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_operator.claims import grants
-from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kubernetes import Metadata
-from llmsafespace_operator.resources.quantities import number
+from llmsafespace_kube.claims import grants
+from llmsafespace_kube.resources import names, types
+from llmsafespace_kube.resources.kubernetes import Metadata
+from llmsafespace_kube.resources.quantities import number
 from llmsafespace_protocol.early_env import early
 
 _ABOUT = 5.0  # seconds by which clocks and answers may differ

@@ -20,10 +20,10 @@ from llmsafespace_gateway.backends.kubernetes.errors import explained
 from llmsafespace_gateway.backends.kubernetes.objects import cores, resources, size
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
-from llmsafespace_operator.claims.choice import Request, misfit
-from llmsafespace_operator.kube.errors import AlreadyExists
-from llmsafespace_operator.resources import names, types
-from llmsafespace_operator.resources.kinds import WARMPOOL
+from llmsafespace_kube.api.errors import AlreadyExists
+from llmsafespace_kube.claims.choice import Request, misfit
+from llmsafespace_kube.resources import names, types
+from llmsafespace_kube.resources.kinds import WARMPOOL
 
 PoolChanged = Callable[[WarmPoolSpec, bool], None]  # a pool, and whether it is there now
 

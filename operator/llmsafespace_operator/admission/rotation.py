@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from llmsafespace_kube.api.client import Conflict, KubeClient, KubeError
+from llmsafespace_kube.resources.kinds import SECRET, WEBHOOK
 from llmsafespace_operator.admission.certificates import LIFETIME, Certificates, is_due, make
-from llmsafespace_operator.kube.client import Conflict, KubeClient, KubeError
-from llmsafespace_operator.resources.kinds import SECRET, WEBHOOK
 
 _log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from llmsafespace_operator.claims.choice import smaller_than_default
-from llmsafespace_operator.claims.profiles import missing_runtime_class, profile_of
-from llmsafespace_operator.claims.runtimes import Resolved, label, resolve
-from llmsafespace_operator.resources.quantities import number
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.claims.choice import smaller_than_default
+from llmsafespace_kube.claims.profiles import missing_runtime_class, profile_of
+from llmsafespace_kube.claims.runtimes import Resolved, label, resolve
+from llmsafespace_kube.resources.quantities import number
+from llmsafespace_kube.resources.types import (
     PoolResources,
     Resources,
     RuntimeEnvironment,

@@ -13,17 +13,10 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-from llmsafespace_operator.admission.rotation import Rotation
-from llmsafespace_operator.admission.rules import (
-    Verdict,
-    can_be_removed,
-    can_be_served,
-    wants_the_same,
-)
-from llmsafespace_operator.kube.client import Forbidden, KubeClient, KubeError, NotFound
-from llmsafespace_operator.resources.kinds import PROFILE, RUNTIME, WARMPOOL
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.client import Forbidden, KubeClient, KubeError, NotFound
+from llmsafespace_kube.resources.kinds import PROFILE, RUNTIME, WARMPOOL
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,
@@ -31,7 +24,14 @@ from llmsafespace_operator.resources.types import (
     WarmPool,
     WarmPoolSpec,
 )
-from llmsafespace_operator.resources.words import not_served
+from llmsafespace_kube.resources.words import not_served
+from llmsafespace_operator.admission.rotation import Rotation
+from llmsafespace_operator.admission.rules import (
+    Verdict,
+    can_be_removed,
+    can_be_served,
+    wants_the_same,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from llmsafespace_operator.kube.objects import Key
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import NetworkRule, SandboxProfile
+from llmsafespace_kube.api.objects import Key
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import NetworkRule, SandboxProfile
 
 COMPONENT = "sandbox-profile"
 _PREFIX = "sandboxprofile-"

@@ -7,18 +7,18 @@ from typing import Any
 
 import msgspec
 
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.errors import NotFound
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.conditions import condition, merged
+from llmsafespace_kube.resources.kinds import NETWORK_POLICY, PROFILE, Kind
+from llmsafespace_kube.resources.kubernetes import AnyObject
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import SandboxProfile
 from llmsafespace_operator.environments import policies
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.errors import NotFound
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.conditions import condition, merged
-from llmsafespace_operator.resources.kinds import NETWORK_POLICY, PROFILE, Kind
-from llmsafespace_operator.resources.kubernetes import AnyObject
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import SandboxProfile
 
 _RUNTIME_CLASS = Kind("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", AnyObject, namespaced=False)
 _SWEEP: Key = ("", "")

@@ -7,17 +7,17 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.conditions import condition, merged
+from llmsafespace_kube.resources.kinds import CONFIG_MAP, RUNTIME
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import RuntimeEnvironment, RuntimeEnvironmentStatus
 from llmsafespace_operator.environments.verdict import MEMORY, UNUSABLE, Verdict, allowed, evidence, judge
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.conditions import condition, merged
-from llmsafespace_operator.resources.kinds import CONFIG_MAP, RUNTIME
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import RuntimeEnvironment, RuntimeEnvironmentStatus
 
 log = logging.getLogger(__name__)
 

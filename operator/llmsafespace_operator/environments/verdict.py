@@ -8,10 +8,10 @@ from datetime import datetime
 
 import msgspec
 
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kubernetes import ContainerStatus, Pod
+from llmsafespace_kube.resources.types import RuntimeEnvironment
 from llmsafespace_operator.pods.ends import is_ready
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kubernetes import ContainerStatus, Pod
-from llmsafespace_operator.resources.types import RuntimeEnvironment
 
 _HOST = r"[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?"
 _NAME = r"[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"

@@ -8,13 +8,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llmsafespace_operator.pods.volumes import Folder, folders
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import WARMPOD, Kind
-from llmsafespace_operator.resources.kubernetes import Metadata
-from llmsafespace_operator.resources.quantities import number
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import WARMPOD, Kind
+from llmsafespace_kube.resources.kubernetes import Metadata
+from llmsafespace_kube.resources.quantities import number
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     Filesystem,
     PoolResources,
     PreloadScript,
@@ -23,6 +22,7 @@ from llmsafespace_operator.resources.types import (
     SeccompProfile,
     SecurityContext,
 )
+from llmsafespace_operator.pods.volumes import Folder, folders
 from llmsafespace_protocol.configuration import (
     AgentConfig,
     EgressForward,

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_operator.resources.kubernetes import ContainerTerminated, Pod, PodCondition
+from llmsafespace_kube.resources.kubernetes import ContainerTerminated, Pod, PodCondition
 from llmsafespace_protocol.configuration import EXIT_STATUS
 
 _WORDS = {status: word for word, status in EXIT_STATUS.items()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.types import WarmPodStatus
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.types import WarmPodStatus
 
 MADE_AS = f"{names.GROUP}/made-as"  # annotation of a warm pod: the part of its WarmPod's status that is known
 

@@ -18,10 +18,10 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_operator.kube.objects import Key
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.quantities import number
-from llmsafespace_operator.resources.types import PoolResources, Resources, WarmPod
+from llmsafespace_kube.api.objects import Key
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.quantities import number
+from llmsafespace_kube.resources.types import PoolResources, Resources, WarmPod
 
 PAUSE = 4.0  # seconds between looks for what may give way to a sandbox, until something has
 HOLD = 15.0  # seconds in which one sandbox keeps pools from taking the room that is made for it

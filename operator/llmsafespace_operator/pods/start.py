@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import AlreadyExists
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import AlreadyExists
+from llmsafespace_kube.resources.kinds import POD, SECRET
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings
 from llmsafespace_operator.pods import build
-from llmsafespace_operator.resources.kinds import POD, SECRET
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings
 
 
 class NameTaken(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_operator.resources.types import Filesystem, SandboxProfile
+from llmsafespace_kube.resources.types import Filesystem, SandboxProfile
 
 _OWN = ("/workspace", "/tmp", "/home/sandbox")  # noqa: S108
 # Both lie in memory and count into the sandbox's; shared memory is as large as Docker makes it.

@@ -8,22 +8,22 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_operator.claims import binding, tokens
-from llmsafespace_operator.claims.choice import request_of
-from llmsafespace_operator.claims.claim import Claims
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
-from llmsafespace_operator.kube.objects import key_of
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Conflict, Forbidden, Invalid, NotFound
+from llmsafespace_kube.api.objects import key_of
+from llmsafespace_kube.claims import binding, tokens
+from llmsafespace_kube.claims.choice import request_of
+from llmsafespace_kube.claims.claim import Claims
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import POD, SANDBOX, WARMPOD
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings, read_key
+from llmsafespace_kube.resources.types import NamedObject, PoolResources, Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.pods.build import Recipe
 from llmsafespace_operator.pods.ends import End
 from llmsafespace_operator.pods.made_as import made_as
 from llmsafespace_operator.pods.room import Spare, Waiting, giving_way, made_since, nodes_for
 from llmsafespace_operator.pods.start import NameTaken, start
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings, read_key
-from llmsafespace_operator.resources.types import NamedObject, PoolResources, Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.sandbox import plan, status
 from llmsafespace_operator.sandbox.binding import bind_request
 from llmsafespace_operator.sandbox.observe import Caches, Observer, Wanted

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llmsafespace_operator.claims.egress_token import sign
-from llmsafespace_operator.claims.grants import egress_grant, limits_of
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.types import Sandbox, SandboxProfile
+from llmsafespace_kube.claims.egress_token import sign
+from llmsafespace_kube.claims.grants import egress_grant, limits_of
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.types import Sandbox, SandboxProfile
 from llmsafespace_protocol.requests import BindRequest
 
 

@@ -8,18 +8,16 @@ from typing import TypeVar
 
 import msgspec
 
-from llmsafespace_operator.claims import choice, profiles, runtimes
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import Forbidden, NotFound
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.pods.ends import scheduled_at, trouble
-from llmsafespace_operator.pods.start import owned
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import EVENT, POD, WARMPOD, Kind
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Forbidden, NotFound
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims import choice, profiles, runtimes
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import EVENT, POD, WARMPOD, Kind
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import (
     NamedObject,
     RuntimeEnvironment,
     Sandbox,
@@ -27,6 +25,8 @@ from llmsafespace_operator.resources.types import (
     WarmPod,
     WarmPool,
 )
+from llmsafespace_operator.pods.ends import scheduled_at, trouble
+from llmsafespace_operator.pods.start import owned
 from llmsafespace_operator.sandbox.plan import Observed
 from llmsafespace_operator.sandbox.status import Obstacle
 

@@ -9,13 +9,13 @@ from datetime import datetime
 
 import msgspec
 
-from llmsafespace_operator.claims import grants
+from llmsafespace_kube.claims import grants
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.pods.ends import End, end_of, is_ready, lacks_room, scheduled_at, trouble
 from llmsafespace_operator.pods.room import PAUSE
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.sandbox import status
 
 _SLACK = 60  # seconds after which Kubernetes ends what its agent should have ended

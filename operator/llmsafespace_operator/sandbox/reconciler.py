@@ -7,14 +7,13 @@ import asyncio
 import msgspec
 from prometheus_client import Counter
 
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.pods.room import Waiting
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOD
-from llmsafespace_operator.resources.kubernetes import Metadata, Pod
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import SANDBOX, WARMPOD
+from llmsafespace_kube.resources.kubernetes import Metadata, Pod
+from llmsafespace_kube.resources.types import (
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,
@@ -22,6 +21,7 @@ from llmsafespace_operator.resources.types import (
     WarmPod,
     WarmPool,
 )
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.sandbox.apply import Actions, Blocked, Refused
 from llmsafespace_operator.sandbox.observe import Caches, Observer
 from llmsafespace_operator.sandbox.plan import (

@@ -6,12 +6,12 @@ from datetime import datetime
 
 import msgspec
 
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.conditions import condition, merged
+from llmsafespace_kube.resources.kubernetes import Condition, Pod
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import NamedObject, Sandbox, SandboxStatus, WarmPod
 from llmsafespace_operator.pods.ends import End
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.conditions import condition, merged
-from llmsafespace_operator.resources.kubernetes import Condition, Pod
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import NamedObject, Sandbox, SandboxStatus, WarmPod
 
 READY = "Ready"
 WARM = "Warm"

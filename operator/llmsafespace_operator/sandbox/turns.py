@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from llmsafespace_operator.kube.objects import Key
+from llmsafespace_kube.api.objects import Key
 
 
 class Turns:

@@ -13,17 +13,17 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.errors import NotFound
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.resources import words
-from llmsafespace_operator.resources.conditions import condition
-from llmsafespace_operator.resources.kinds import SANDBOX, WARMPOOL, Kind
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Sandbox, WarmPool
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.errors import NotFound
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources import words
+from llmsafespace_kube.resources.conditions import condition
+from llmsafespace_kube.resources.kinds import SANDBOX, WARMPOOL, Kind
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import Sandbox, WarmPool
 
 REASON = "NamespaceNotServed"
 PATIENCE = 5.0  # seconds for another installation's operator

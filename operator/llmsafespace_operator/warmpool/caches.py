@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import Key
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import Key
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.types import (
     RuntimeEnvironment,
     Sandbox,
     SandboxProfile,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from llmsafespace_operator.resources.types import WarmPod
+from llmsafespace_kube.resources.types import WarmPod
 
 
 class Counts(msgspec.Struct, frozen=True):

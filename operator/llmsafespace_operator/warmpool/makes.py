@@ -6,20 +6,20 @@ import hashlib
 
 import msgspec
 
-from llmsafespace_operator.claims import profiles
-from llmsafespace_operator.claims.catalogue import Catalogue
-from llmsafespace_operator.claims.choice import code_of
-from llmsafespace_operator.pods.build import Recipe
-from llmsafespace_operator.pods.made_as import MADE_AS, made_as
-from llmsafespace_operator.resources.kinds import WARMPOD
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.claims import profiles
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.claims.choice import code_of
+from llmsafespace_kube.resources.kinds import WARMPOD
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.types import (
     RuntimeEnvironment,
     SandboxProfile,
     WarmPod,
     WarmPodStatus,
     WarmPool,
 )
+from llmsafespace_operator.pods.build import Recipe
+from llmsafespace_operator.pods.made_as import MADE_AS, made_as
 
 
 class Make(msgspec.Struct, frozen=True):

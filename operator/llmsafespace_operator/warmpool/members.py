@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.errors import AlreadyExists, Conflict, KubeError, Unavailable, Unreachable
-from llmsafespace_operator.kube.expectations import Expectations
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import WARMPOD
-from llmsafespace_operator.resources.types import NamedObject, WarmPod, WarmPool
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import AlreadyExists, Conflict, KubeError, Unavailable, Unreachable
+from llmsafespace_kube.api.expectations import Expectations
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import WARMPOD
+from llmsafespace_kube.resources.types import NamedObject, WarmPod, WarmPool
 from llmsafespace_operator.warmpool.caches import pool_of
 from llmsafespace_operator.warmpool.records import Record
 

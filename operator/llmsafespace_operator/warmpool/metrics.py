@@ -6,7 +6,7 @@ import contextlib
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from llmsafespace_operator.kube.objects import Key
+from llmsafespace_kube.api.objects import Key
 from llmsafespace_operator.warmpool.counts import Counts
 
 STATES = ("available", "assigned", "pending")

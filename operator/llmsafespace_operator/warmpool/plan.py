@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from llmsafespace_operator.resources.types import WarmPoolSpec
+from llmsafespace_kube.resources.types import WarmPoolSpec
 
 BURST = 25  # creations in one round
 _MAX_BACKOFF = 300.0  # seconds between attempts while starts fail

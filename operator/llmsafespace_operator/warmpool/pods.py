@@ -7,20 +7,20 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from llmsafespace_operator.claims import tokens
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.errors import Forbidden, Invalid, NotFound
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.objects import Key, key_of
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.errors import Forbidden, Invalid, NotFound
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.claims import tokens
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import POD, SANDBOX, WARMPOD, WARMPOOL
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.settings import Settings
+from llmsafespace_kube.resources.types import Sandbox, WarmPod, WarmPodClaim, WarmPool
 from llmsafespace_operator.pods.ends import is_ready, trouble
 from llmsafespace_operator.pods.made_as import made_as
 from llmsafespace_operator.pods.start import NameTaken, owned, start
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import POD, SANDBOX, WARMPOD, WARMPOOL
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.settings import Settings
-from llmsafespace_operator.resources.types import Sandbox, WarmPod, WarmPodClaim, WarmPool
 from llmsafespace_operator.warmpool import makes, metrics
 from llmsafespace_operator.warmpool.caches import Caches, pool_of
 from llmsafespace_operator.warmpool.problems import problems_of

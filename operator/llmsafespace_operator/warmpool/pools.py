@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.controller import Controller
-from llmsafespace_operator.kube.events import Events
-from llmsafespace_operator.kube.objects import Key, key_of
-from llmsafespace_operator.pods.ends import is_unschedulable, trouble
-from llmsafespace_operator.pods.made_as import made_as
-from llmsafespace_operator.pods.room import Waiting
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.kinds import WARMPOOL
-from llmsafespace_operator.resources.types import (
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.controller import Controller
+from llmsafespace_kube.api.events import Events
+from llmsafespace_kube.api.objects import Key, key_of
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.kinds import WARMPOOL
+from llmsafespace_kube.resources.types import (
     RuntimeEnvironment,
     SandboxProfile,
     WarmPod,
     WarmPool,
     WarmPoolStatus,
 )
+from llmsafespace_operator.pods.ends import is_unschedulable, trouble
+from llmsafespace_operator.pods.made_as import made_as
+from llmsafespace_operator.pods.room import Waiting
 from llmsafespace_operator.warmpool import makes, metrics
 from llmsafespace_operator.warmpool.caches import Caches, pool_of
 from llmsafespace_operator.warmpool.counts import count

@@ -6,8 +6,8 @@ import asyncio
 
 import msgspec
 
-from llmsafespace_operator.claims import agents
-from llmsafespace_operator.resources.names import AGENT_PORT
+from llmsafespace_kube.claims import agents
+from llmsafespace_kube.resources.names import AGENT_PORT
 from llmsafespace_protocol.frames import FrameKind
 from llmsafespace_protocol.requests import Answer, Opened, OpenRpc, Request, Status
 

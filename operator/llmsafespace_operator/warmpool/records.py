@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from llmsafespace_operator.kube.objects import Key
+from llmsafespace_kube.api.objects import Key
 from llmsafespace_operator.warmpool import metrics
 from llmsafespace_operator.warmpool.plan import Wish, backoff
 

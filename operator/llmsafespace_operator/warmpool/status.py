@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_operator.claims.choice import smaller_than_default
-from llmsafespace_operator.resources import names
-from llmsafespace_operator.resources.conditions import condition, merged
-from llmsafespace_operator.resources.kubernetes import Condition
-from llmsafespace_operator.resources.names import UNSCHEDULABLE
-from llmsafespace_operator.resources.types import PoolResources, WarmPool, WarmPoolStatus
+from llmsafespace_kube.claims.choice import smaller_than_default
+from llmsafespace_kube.resources import names
+from llmsafespace_kube.resources.conditions import condition, merged
+from llmsafespace_kube.resources.kubernetes import Condition
+from llmsafespace_kube.resources.names import UNSCHEDULABLE
+from llmsafespace_kube.resources.types import PoolResources, WarmPool, WarmPoolStatus
 from llmsafespace_operator.warmpool.counts import Counts
 
 

@@ -6,9 +6,9 @@ from datetime import datetime
 
 import msgspec
 
+from llmsafespace_kube.resources.kubernetes import Pod
+from llmsafespace_kube.resources.types import WarmPod, WarmPool
 from llmsafespace_operator.pods.ends import end_of, is_ready, trouble
-from llmsafespace_operator.resources.kubernetes import Pod
-from llmsafespace_operator.resources.types import WarmPod, WarmPool
 
 START_LIMIT = 180.0  # seconds from a WarmPod's creation until its pod must be ready
 

@@ -18,8 +18,8 @@ import msgspec
 
 from benchmarks.kubernetes.processes import Process
 from benchmarks.kubernetes.stubs import SERVING
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.resources.kinds import LEASE, RUNTIME, WARMPOOL
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.resources.kinds import LEASE, RUNTIME, WARMPOOL
 from tests.cluster.chaos.clients import Clients
 from tests.cluster.chaos.road import Ambush, Road
 from tests.cluster.chaos.victims import Victim

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.kubernetes.fake_nodes import SELECTOR, TOLERATION, fake_nodes
-from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_kube.api.client import KubeClient
 from tests.cluster.support_processes import Installation
 
 

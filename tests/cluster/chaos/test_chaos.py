@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 import pytest_asyncio
 
-from llmsafespace_operator.kube.client import KubeClient
+from llmsafespace_kube.api.client import KubeClient
 from tests.cluster.chaos.arena import Arena, Role
 from tests.cluster.chaos.clients import Clients
 from tests.cluster.chaos.outage import Outage

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 from benchmarks.kubernetes.stubs import BOUND, SECOND_BIND
-from llmsafespace_operator.kube.client import KubeClient
-from llmsafespace_operator.kube.informer import Informer
-from llmsafespace_operator.resources.kinds import POD, SANDBOX, SECRET, WARMPOD
-from llmsafespace_operator.resources.names import COMPONENT, SANDBOX_COMPONENT, agent_secret
-from llmsafespace_operator.resources.types import WarmPod, WarmPodClaim
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.resources.kinds import POD, SANDBOX, SECRET, WARMPOD
+from llmsafespace_kube.resources.names import COMPONENT, SANDBOX_COMPONENT, agent_secret
+from llmsafespace_kube.resources.types import WarmPod, WarmPodClaim
 
 _OURS = f"{COMPONENT}={SANDBOX_COMPONENT}"
 

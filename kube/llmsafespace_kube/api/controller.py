@@ -1,0 +1,118 @@
+"""Runs a reconcile function for each key that something happened to."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from llmsafespace_kube.api import metrics
+from llmsafespace_kube.api.errors import Conflict, KubeError
+from llmsafespace_kube.api.objects import Key
+from llmsafespace_kube.api.workqueue import Backoff, WorkQueue
+
+_log = logging.getLogger(__name__)
+
+LIMIT = 120.0  # seconds for one reconcile
+
+
+class Controller:
+    """A queue and its workers. A reconcile that raises is tried again, later each time.
+
+    It may return the seconds after which the key is to be looked at again. Before `start` and after `stop`
+    nothing is remembered: whoever starts it adds what there is.
+    """
+
+    def __init__(
+        self, name: str, reconcile: Callable[[Key], Awaitable[float | None]], *, workers: int = 8
+    ) -> None:
+        self.name = name
+        self._reconcile = reconcile
+        self._workers = workers
+        self._queue = WorkQueue(name)
+        self._backoff = Backoff()
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._retries = metrics.RETRIES.labels(name)
+        self._duration = metrics.WORK_DURATION.labels(name)
+
+    def enqueue(self, key: Key, *, priority: int = 0, after: float = 0.0) -> None:
+        """Reconcile the key: at once, higher priorities first, or in `after` seconds at the latest."""
+        if not self._started:
+            return
+        if after <= 0:
+            self._queue.add(key, priority)
+            self._employ()
+            return
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is not None and timer.when() <= loop.time() + after:
+            return
+        if timer is not None:
+            timer.cancel()
+        self._timers[key] = loop.call_later(after, self._due, key, priority)
+
+    def start(self) -> None:
+        """Reconcile what is added from now on."""
+        self._started = True
+
+    async def stop(self) -> None:
+        """Cancel what runs, and wait for it."""
+        self._started = False
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        running = list(self._tasks)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._queue.clear()
+
+    def _due(self, key: Key, priority: int) -> None:
+        self._timers.pop(key, None)
+        self.enqueue(key, priority=priority)
+
+    def _employ(self) -> None:
+        while self._started and len(self._tasks) < self._workers:
+            key = self._queue.take()
+            if key is None:
+                return
+            task = asyncio.create_task(self._work(key))
+            self._tasks.add(task)
+            task.add_done_callback(functools.partial(self._dismiss, key))
+
+    def _dismiss(self, key: Key, task: asyncio.Task[None]) -> None:
+        """Here and not in the task, which may be cancelled before its first step."""
+        self._tasks.discard(task)
+        self._queue.done(key)
+        self._employ()
+
+    async def _work(self, key: Key) -> None:
+        began = time.monotonic()
+        again: float | None = None
+        try:
+            async with asyncio.timeout(LIMIT):
+                again = await self._reconcile(key)
+            self._backoff.succeeded(key)
+        except Exception as error:
+            again = self._failed(key, error)
+        finally:
+            self._duration.observe(time.monotonic() - began)
+        if again is not None:
+            self.enqueue(key, after=again)
+
+    def _failed(self, key: Key, error: Exception) -> float:
+        self._retries.inc()
+        pause = self._backoff.failed(key)
+        name = "/".join(part for part in key if part)
+        if isinstance(error, Conflict):  # somebody was faster: the usual course of things
+            _log.debug("%s %s: %s", self.name, name, error)
+        elif isinstance(error, KubeError):
+            _log.warning("%s %s, again in %.1f s: %s", self.name, name, pause, error)
+        else:
+            _log.error("%s %s, again in %.1f s", self.name, name, pause, exc_info=error)
+        asked = error.retry_after if isinstance(error, KubeError) and error.retry_after else 0.0
+        return max(pause, asked)

@@ -1,0 +1,154 @@
+"""Taking a warm pod: a JSON-Patch of its WarmPod's `spec.claim`, which only one claim can win."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from llmsafespace_kube.api.client import KubeClient
+from llmsafespace_kube.api.errors import Conflict, Invalid, NotFound, Unavailable
+from llmsafespace_kube.api.informer import Informer
+from llmsafespace_kube.claims.catalogue import Catalogue
+from llmsafespace_kube.claims.choice import PoolInUse, Request, candidates, is_free
+from llmsafespace_kube.resources.kinds import WARMPOD
+from llmsafespace_kube.resources.types import NamedObject, WarmPod, WarmPodClaim, WarmPool
+
+log = logging.getLogger(__name__)
+
+TRIES = 8
+_CLAIM = "claim"  # index: by claim id
+_FREE = "free"  # index: by pool
+
+
+class Claims:
+    """Claims of one process. To be made before its informers start, as it adds to them."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        catalogue: Catalogue,
+        warm_pods: Informer[WarmPod],
+        warm_pools: Informer[WarmPool],
+    ) -> None:
+        self._client = client
+        self._catalogue = catalogue
+        self._warm_pods = warm_pods
+        self._warm_pools = warm_pools
+        self._tried: set[str] = set()  # uids that look free, but are being claimed, or were found taken
+        warm_pods.index(_CLAIM, _claim_id)
+        warm_pods.index(_FREE, _free_in)
+        warm_pods.on_change(self._changed)
+
+    async def claim(
+        self,
+        request: Request,
+        sandbox: NamedObject,
+        claim_id: str,
+        trying: Callable[[WarmPod], None] = lambda pod: None,
+    ) -> WarmPod | str:
+        """The warm pod that is now `sandbox`'s and nobody else's, or why its start is cold, in words.
+
+        The same `claim_id` again gives the same pod. Raises KubeError when the API server does not answer:
+        a pod may have been claimed then, which the same claim finds, and otherwise the operator frees.
+        `trying` is told each pod just before it is asked for.
+        """
+        mine = self.claimed(claim_id)
+        if mine is not None:
+            return mine
+        tries = TRIES
+        while True:
+            found = candidates(request, claim_id, self._pools(), tries)
+            if isinstance(found, str):
+                return found
+            for pod in found:
+                trying(pod)
+                won = await self._take(pod, WarmPodClaim(claim_id, sandbox, datetime.now(UTC)))
+                if won is not None:
+                    return won
+                tries -= 1
+                if not tries:
+                    return "other sandboxes took the warm pods first"
+
+    def claimed(self, claim_id: str) -> WarmPod | None:
+        """The warm pod of this claim, as far as the informer knows."""
+        living = (
+            pod
+            for pod in self._warm_pods.by_index(_CLAIM, claim_id)
+            if pod.metadata.deletion_timestamp is None
+        )
+        return min(living, key=lambda pod: pod.metadata.uid, default=None)
+
+    def _pools(self) -> Iterator[PoolInUse]:
+        for pool in self._warm_pools.items():
+            free = self._warm_pods.by_index(_FREE, _key(pool.metadata.name, pool.metadata.namespace))
+            yield self._catalogue.in_use(pool, [pod for pod in free if pod.metadata.uid not in self._tried])
+
+    async def _take(self, pod: WarmPod, claim: WarmPodClaim) -> WarmPod | None:
+        """The pod as it is when the claim has won it, None when somebody else has it."""
+        uid = pod.metadata.uid
+        self._tried.add(uid)
+        try:
+            won = await self._patch(pod, claim)
+        except BaseException:
+            self._tried.discard(uid)
+            raise
+        if won is not None:
+            self._warm_pods.observe(won)
+        return won
+
+    async def _patch(self, pod: WarmPod, claim: WarmPodClaim) -> WarmPod | None:
+        meta = pod.metadata
+        for last in (False, True):
+            try:
+                taken = await self._client.patch(
+                    WARMPOD, meta.name, _claiming(meta.uid, claim), meta.namespace
+                )
+            except (Invalid, Conflict, NotFound) as error:
+                log.debug("the warm pod %s was not to be had: %s", meta.name, error)
+                return await self._own(pod, claim) if last else None
+            except Unavailable:
+                if last:
+                    raise
+                continue  # it may have been claimed: the same again wins it, or finds that it has been won
+            return taken if taken.metadata.deletion_timestamp is None else None
+        return None
+
+    async def _own(self, pod: WarmPod, claim: WarmPodClaim) -> WarmPod | None:
+        """The pod, if an earlier attempt of this very claim has won it, whose answer was lost."""
+        try:
+            now = await self._client.get(WARMPOD, pod.metadata.name, pod.metadata.namespace)
+        except NotFound:
+            return None
+        ours = now.spec.claim is not None and now.spec.claim.claim_id == claim.claim_id
+        return now if ours and now.metadata.uid == pod.metadata.uid else None
+
+    def _changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
+        """What the informer has caught up with need not be remembered."""
+        if old is not None and (new is None or not is_free(new)):
+            self._tried.discard(old.metadata.uid)
+
+
+def _claiming(uid: str, claim: WarmPodClaim) -> list[dict[str, Any]]:
+    """Fails unless the pod is the one that was seen, ready and nobody's (what is absent tests as null)."""
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": uid},
+        {"op": "test", "path": "/status/phase", "value": "Ready"},
+        {"op": "test", "path": "/spec/claim", "value": None},
+        {"op": "add", "path": "/spec/claim", "value": msgspec.to_builtins(claim)},
+    ]
+
+
+def _claim_id(pod: WarmPod) -> list[str]:
+    return [pod.spec.claim.claim_id] if pod.spec.claim is not None else []
+
+
+def _free_in(pod: WarmPod) -> list[str]:
+    return [_key(pod.spec.pool_ref.name, pod.spec.pool_ref.namespace)] if is_free(pod) else []
+
+
+def _key(pool: str, namespace: str) -> str:
+    return f"{namespace}/{pool}"
