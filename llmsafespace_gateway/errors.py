@@ -53,3 +53,8 @@ class ApiError(Exception):
     def status(self) -> int:
         """The HTTP status of the code."""
         return STATUS[self.code]
+
+
+def invalid(field: str, problem: str) -> ApiError:
+    """The error for one wrong field; `field` is as `body.resources.cpu`."""
+    return ApiError("invalid_request", f"{field}: {problem}", {"field": field})

@@ -23,7 +23,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
-from llmsafespace_gateway.services import Parts, Services
+from llmsafespace_gateway.services import Parts, Services, pools
 from llmsafespace_gateway.services.completion import Completion
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, stated_url, users
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
@@ -67,7 +67,6 @@ class Gateway:
             "backend": self._backend,
             "metrics": self._metrics,
             "readiness": self.readiness,
-            "default_runtime": self._app.default_runtime,
             "log_function": lambda handler: None,
             "default_handler_class": rest.RestHandler,
             "default_handler_args": {"router": rest.Router(()), "prefix": ""},
@@ -194,18 +193,18 @@ async def _local(
     await runtimes.start()
     egress = EgressProxy(await runtimes.egress_rules(), on_decision=_audited(access))
     parts.push_async_callback(egress.stop)
-    pools = [rest.pool_spec(pool) for pool in app.warm_pools]
+    configured = [rest.pool_spec(pool) for pool in app.warm_pools]
     backend = LocalBackend(
         data_dir=data_dir,
         runtimes=runtimes,
         egress=egress,
-        pools=pools,
+        pools=configured,
         insecure=app.insecure_no_isolation,
     )
     backend.on_growth = access.pool_grows
     parts.push_async_callback(backend.stop)
     await backend.start()
-    await rest.restore_pools(store, backend, access, pools)
+    await pools.restore(store, backend, access, configured)
     return backend
 
 

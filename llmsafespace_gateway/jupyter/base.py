@@ -11,8 +11,7 @@ from tornado.web import HTTPError, stream_request_body
 
 from llmsafespace_gateway import failures
 from llmsafespace_gateway.access import Access
-from llmsafespace_gateway.access.http import REFUSALS, AuthenticatedHandler
-from llmsafespace_gateway.backends.base import SandboxBackend
+from llmsafespace_gateway.access.http import AuthenticatedHandler
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.services import Caller, Services
@@ -94,16 +93,6 @@ class JupyterHandler(AuthenticatedHandler):
         """The tables."""
         return cast(Store, self.settings["store"])
 
-    @property
-    def backend(self) -> SandboxBackend:
-        """Where sandboxes run."""
-        return cast(SandboxBackend, self.settings["backend"])
-
-    @property
-    def default_runtime(self) -> str:
-        """The runtime of the default kernel."""
-        return str(self.settings.get("default_runtime", "python"))
-
     def answer(self, model: Any, status: int = 200, location: str | None = None) -> None:
         """Finish with a JSON body; None is an empty answer."""
         self.set_status(status)
@@ -131,9 +120,9 @@ class JupyterHandler(AuthenticatedHandler):
         """Answer an exception as `{message, reason}`, and as `error` in the words of `/api/v1`."""
         error = as_error(status_code, kwargs.get("exc_info"))
         who = getattr(self, "principal", None) or getattr(self, "identified", None)
-        if error.code in REFUSALS and not error.audited and who is not None:
+        if who is not None:
             kind = f"{self.request.method} {type(self).__name__}"
-            self.access.refused(who, kind, "", error.code)
+            self.services.any.refuse_request(Caller(who, "jupyter"), kind, error)
         self.set_status(error.status)
         if not self._reads_body:  # a path that is no UTF-8: tornado closes the connection
             self.set_header("Connection", "close")

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from llmsafespace_gateway.backends.base import Runtime
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.services.types import Runtime
 
 DEFAULT = "python3"
 RESOURCES = Path(__file__).resolve().parent / "kernelspecs"
@@ -19,8 +19,8 @@ _PYTHON = re.compile(r"python(?P<version>\d(?:\.\d{1,3})?)")
 _FILE = re.compile(r"(?:logo-[\w.-]+|kernel\.(?:js|css))")
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """What a kernel name asks for. `language` None is the runtime's own."""
+class NamedKernel(msgspec.Struct, frozen=True):
+    """What a kernel name stands for. `language` None is the runtime's own."""
 
     name: str
     runtime: str
@@ -53,7 +53,7 @@ def specs(runtimes: Sequence[Runtime]) -> dict[str, Spec]:
     return found
 
 
-def resolve(name: str | None, runtimes: Sequence[Runtime], default_runtime: str) -> Wanted:
+def resolve(name: str | None, runtimes: Sequence[Runtime], default_runtime: str) -> NamedKernel:
     """The runtime for a kernel name; no name is the default kernel.
 
     A Python version that is not there is left to the backend, which serves the nearest one with a warning.
@@ -63,7 +63,7 @@ def resolve(name: str | None, runtimes: Sequence[Runtime], default_runtime: str)
     python = _PYTHON.fullmatch(name)
     if python is not None and python["version"].startswith("3"):
         version = python["version"]
-        return Wanted(name, default_runtime if version == "3" else f"python:{version}", "python")
+        return NamedKernel(name, default_runtime if version == "3" else f"python:{version}", "python")
     known = specs(runtimes)
     if name not in known:
         raise ApiError(
@@ -74,9 +74,9 @@ def resolve(name: str | None, runtimes: Sequence[Runtime], default_runtime: str)
     language = known[name].language
     # A further language of the default runtime starts in one of its warm sandboxes.
     if any(serves(runtime, default_runtime) and language in runtime.languages for runtime in runtimes):
-        return Wanted(name, default_runtime, language)
+        return NamedKernel(name, default_runtime, language)
     named = next(runtime.id for runtime in runtimes if language in runtime.languages)
-    return Wanted(name, named, language)
+    return NamedKernel(name, named, language)
 
 
 def serves(runtime: Runtime, wanted: str) -> bool:

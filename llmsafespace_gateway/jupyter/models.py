@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow
+from llmsafespace_gateway.services.types import KernelRow, SandboxRow, SessionRow
 
 MAX_ENV = 512
 MAX_ENV_BYTES = 128 * 1024
@@ -18,7 +18,7 @@ MAX_TEXT = 4096
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 
-class KernelWish(msgspec.Struct):
+class KernelBody(msgspec.Struct):
     """The body of POST /api/kernels; `warm_pool` is ours, the warm pool to take the sandbox from."""
 
     name: str | None = None
@@ -42,7 +42,7 @@ class Notebook(msgspec.Struct):
     name: str | None = None
 
 
-class SessionWish(msgspec.Struct):
+class SessionBody(msgspec.Struct):
     """The body of POST and PATCH /api/sessions."""
 
     path: str | None = None
@@ -54,7 +54,7 @@ class SessionWish(msgspec.Struct):
     warm_pool: str | None = None
 
 
-def wish(body: bytes, kind: type[Any]) -> Any:
+def decoded(body: bytes, kind: type[Any]) -> Any:
     """A decoded request body. Raises ApiError(invalid_request) saying where it is wrong."""
     try:
         return msgspec.json.decode(body, type=kind)
@@ -137,14 +137,14 @@ def kernel_model(row: KernelRow, sandbox: SandboxRow | None = None) -> dict[str,
     return model
 
 
-def session_model(row: SessionRow, kernel: dict[str, Any]) -> dict[str, Any]:
-    """A session, with the `notebook` object that old clients read."""
+def session_model(row: SessionRow, kernel: KernelRow, sandbox: SandboxRow | None = None) -> dict[str, Any]:
+    """A session and its kernel, with the `notebook` object that old clients read."""
     model: dict[str, Any] = {
         "id": row.id,
         "path": row.path,
         "name": row.name,
         "type": row.type,
-        "kernel": kernel,
+        "kernel": kernel_model(kernel, sandbox),
     }
     if row.type == "notebook":
         model["notebook"] = {"path": row.path, "name": row.name}

@@ -62,8 +62,7 @@ class Status(JupyterHandler):
 
     async def get(self) -> None:
         """Counts of the caller's kernels."""
-        rows = await self.access.list_kernels(self.principal)
-        live = [self.sandboxes.live_kernel(row) for row in rows]
+        live = await self.services.kernels.all(self.caller)
         self.answer(
             {
                 "started": timestamp(STARTED),
@@ -80,7 +79,7 @@ class KernelSpecList(JupyterHandler):
     async def get(self) -> None:
         """All kernelspecs; the default one is `python3`."""
         self.access.require(self.principal, SANDBOXES_READ)
-        known = specs(await self.backend.runtimes())
+        known = specs(await self.services.runtimes.all())
         default = DEFAULT if DEFAULT in known else next(iter(known), DEFAULT)
         self.answer({"default": default, "kernelspecs": {name: model(spec) for name, spec in known.items()}})
 
@@ -92,7 +91,7 @@ class KernelSpecHandler(JupyterHandler):
         """A kernelspec. Raises ApiError(not_found)."""
         self.access.require(self.principal, SANDBOXES_READ)
         name = unquote(name)
-        found = specs(await self.backend.runtimes()).get(name)
+        found = specs(await self.services.runtimes.all()).get(name)
         if found is None:
             raise ApiError("not_found", f"Kernel spec {name[:80]} not found")
         return found

@@ -2,6 +2,6 @@
 
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import Router
-from llmsafespace_gateway.rest.table import API, drain, pool_spec, prepare, restore_pools, routes
+from llmsafespace_gateway.rest.table import API, drain, pool_spec, prepare, routes
 
-__all__ = ["API", "RestHandler", "Router", "drain", "pool_spec", "prepare", "restore_pools", "routes"]
+__all__ = ["API", "RestHandler", "Router", "drain", "pool_spec", "prepare", "routes"]

@@ -183,7 +183,7 @@ ROUTES = [
         tag="Commands",
         summary="Commands that the sandbox knows, newest first",
         response=CommandList,
-        query=(Query("limit", "at most so many", "integer", 100, 1, 1000),),
+        query=(Query("limit", "maximum number of items to return", "integer", 100, 1, 1000),),
         errors=(404, 410),
     ),
     Route(

@@ -7,12 +7,12 @@ import binascii
 import re
 import time
 from functools import cache
+from typing import Any
 from zoneinfo import available_timezones
 
 import msgspec
 
-from llmsafespace_gateway.backends.base import EgressRule, Resources, WarmPoolSpec, WarmPoolStatus
-from llmsafespace_gateway.rest import quantities
+from llmsafespace_gateway import quantities
 from llmsafespace_gateway.rest.routing import PREFIX
 from llmsafespace_gateway.rest.types import (
     EgressRuleAnswer,
@@ -34,19 +34,31 @@ from llmsafespace_gateway.rest.types_admin import (
     ConditionAnswer,
     PreloadScript,
     WarmPoolAnswer,
+    WarmPoolCreate,
+    WarmPoolPatch,
     WarmPoolStatusAnswer,
 )
 from llmsafespace_gateway.rest.types_processes import CommandAnswer
-from llmsafespace_gateway.rest.validation import invalid
-from llmsafespace_gateway.sandboxes import specs
-from llmsafespace_gateway.sandboxes.executions import moment
-from llmsafespace_gateway.sandboxes.requests import CreateSandbox
-from llmsafespace_gateway.store.rows import SandboxRow
+from llmsafespace_gateway.rest.validation import decode, invalid
+from llmsafespace_gateway.services.pool_rules import check
+from llmsafespace_gateway.services.pool_rules import check_package as check_package
+from llmsafespace_gateway.services.types import (
+    CreateSandbox,
+    EgressRule,
+    Resources,
+    SandboxRow,
+    WarmPoolSpec,
+    WarmPoolStatus,
+    check_request,
+    moment,
+    request_digest,
+)
 from llmsafespace_protocol.requests import CommandInfo, FileInfo
 
 WORKSPACE = "/workspace"
 MAX_FILES = 16 * 1024 * 1024
 DEFAULT_LIFETIME = 86400.0
+_POOL_DEFAULTS = Resources(cpu=1.0, memory=1024**3)
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
 _DOMAIN = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
 
@@ -153,7 +165,7 @@ def timezones() -> frozenset[str]:
 def create_request(
     body: SandboxCreate, idempotency_key: str | None, default_runtime: str = "python"
 ) -> CreateSandbox:
-    """A validated wish for a sandbox. Raises ApiError(invalid_request)."""
+    """A validated request for a sandbox. Raises ApiError(invalid_request)."""
     if body.timezone is not None and body.timezone not in timezones():
         raise invalid("body.timezone", f"expected a name as Europe/Paris, got {body.timezone!r}")
     if body.warm_pool is not None and not body.use_warm_pool:
@@ -177,14 +189,10 @@ def create_request(
         language=body.language,
         idempotency_key=idempotency_key,
     )
-    specs.check(request, "body.")
-    return request
-
-
-def check_package(package: str, field: str) -> None:
-    """A package is data, never an option of its manager. Raises ApiError(invalid_request)."""
-    if package.startswith("-") or any(ord(char) < 32 for char in package):
-        raise invalid(field, f"expected a package's name, got {package[:60]!r}")
+    check_request(request, "body.")
+    if idempotency_key is None:
+        return request
+    return msgspec.structs.replace(request, digest=request_digest(request))
 
 
 def sandbox_answer(row: SandboxRow, kernel_id: str | None) -> SandboxAnswer:
@@ -263,6 +271,63 @@ def command_answer(info: CommandInfo) -> CommandAnswer:
         exit_code=info.exit_code,
         end=info.end,
     )
+
+
+def pool_spec(pool: dict[str, Any]) -> WarmPoolSpec:
+    """A pool of the configuration, in the shape of POST /warmpools, that serves all tenants.
+
+    Raises ApiError(invalid_request), naming the field.
+    """
+    spec = pool_request(decode(msgspec.json.encode(pool), WarmPoolCreate))
+    check(spec)
+    return spec
+
+
+def pool_request(body: WarmPoolCreate) -> WarmPoolSpec:
+    """The pool that a request asks for, nobody's yet. Raises ApiError(invalid_request)."""
+    scaling = body.auto_scaling or AutoScaling()
+    return WarmPoolSpec(
+        name=body.name,
+        runtime=body.runtime,
+        min_size=body.min_size,
+        max_size=body.max_size,
+        security_level=body.security_level,
+        resources=resources(body.resources, _POOL_DEFAULTS),
+        preload_packages=tuple(body.preload_packages),
+        preload_scripts=_scripts(body.preload_scripts),
+        ttl=body.ttl,
+        published=body.published,
+        **_scaling(scaling),
+    )
+
+
+def pool_changes(body: WarmPoolPatch) -> dict[str, Any]:
+    """The fields of a pool that a request changes."""
+    changes = sent(body, "min_size", "max_size", "ttl", "published")
+    if isinstance(body.preload_packages, list):
+        changes["preload_packages"] = tuple(body.preload_packages)
+    if isinstance(body.preload_scripts, list):
+        changes["preload_scripts"] = _scripts(body.preload_scripts)
+    if isinstance(body.auto_scaling, AutoScaling):
+        changes |= _scaling(body.auto_scaling)
+    return changes
+
+
+def sent(body: msgspec.Struct, *fields: str) -> dict[str, Any]:
+    """Those of the fields that a PATCH has."""
+    return {name: value for name in fields if (value := getattr(body, name)) is not msgspec.UNSET}
+
+
+def _scaling(scaling: AutoScaling) -> dict[str, Any]:
+    return {
+        "auto_scaling": scaling.enabled,
+        "target_utilization": scaling.target_utilization,
+        "scale_down_delay": scaling.scale_down_delay,
+    }
+
+
+def _scripts(scripts: list[PreloadScript]) -> tuple[tuple[str, str], ...]:
+    return tuple((script.name, script.content) for script in scripts)
 
 
 def pool_status(status: WarmPoolStatus) -> WarmPoolStatusAnswer:

@@ -9,12 +9,12 @@ from collections.abc import Coroutine
 import msgspec
 from tornado.iostream import StreamClosedError
 
-from llmsafespace_gateway.backends.progress import Progress, listening
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.answers import as_error
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import NDJSON
 from llmsafespace_gateway.rest.types import CreateEvent, ErrorBody, ProgressAnswer, SandboxAnswer
+from llmsafespace_gateway.services.types import Progress, listening
 
 # Seconds after which the last progress is sent again, so that no proxy closes the connection. Nothing is sent
 # before the first progress, so that a failure can still have its own status.

@@ -41,7 +41,7 @@ from llmsafespace_protocol.requests import (
     OpenExecution,
 )
 
-_LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
+_LIMIT = Query("limit", "maximum number of items to return", "integer", 100, 1, 1000)
 _AFTER = Query("after", "the sequence number after which to go on", "integer", 0, 0)
 _encode = msgspec.json.Encoder().encode
 _RESULT = 300  # bytes of a result, about

@@ -288,7 +288,7 @@ ROUTES = [
         query=(
             Query("path", "the folder", default=WORKSPACE),
             Query("depth", "levels below it", "integer", 1, 1, 64),
-            Query("limit", "at most so many", "integer", 10_000, 1, 50_000),
+            Query("limit", "maximum number of items to return", "integer", 10_000, 1, 50_000),
         ),
         errors=(404, 410),
     ),

@@ -15,25 +15,22 @@ from tornado.web import HTTPError, stream_request_body
 from llmsafespace_gateway import bulk, tasks
 from llmsafespace_gateway.access.executions import ACTION as EXECUTION
 from llmsafespace_gateway.access.executions import COMMAND
-from llmsafespace_gateway.access.http import REFUSALS, identify
+from llmsafespace_gateway.access.http import identify
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.answers import Answers
 from llmsafespace_gateway.rest.routing import JSON, PREFIX, Route, Router
 from llmsafespace_gateway.rest.validation import decode
 from llmsafespace_gateway.services import Caller
-from llmsafespace_gateway.store import kernels
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.access.executions import Mark
     from llmsafespace_gateway.access.principal import Principal
     from llmsafespace_gateway.access.service import Access
-    from llmsafespace_gateway.backends.base import SandboxBackend
     from llmsafespace_gateway.metrics import Metrics
     from llmsafespace_gateway.readiness import Readiness
     from llmsafespace_gateway.sandboxes.manager import Sandboxes
     from llmsafespace_gateway.services import Services
-    from llmsafespace_gateway.store import Store
-    from llmsafespace_gateway.store.rows import SandboxRow
+    from llmsafespace_gateway.services.types import SandboxRow
 
 log = logging.getLogger("llmsafespace_gateway.requests")
 BODY_TIMEOUT = 60.0
@@ -107,16 +104,6 @@ class RestHandler(Answers):
         return cast("Sandboxes", self.settings["sandboxes"])
 
     @property
-    def store(self) -> Store:
-        """The tables."""
-        return cast("Store", self.settings["store"])
-
-    @property
-    def backend(self) -> SandboxBackend:
-        """Where sandboxes run."""
-        return cast("SandboxBackend", self.settings["backend"])
-
-    @property
     def metrics(self) -> Metrics:
         """What is counted."""
         return cast("Metrics", self.settings["metrics"])
@@ -126,10 +113,11 @@ class RestHandler(Answers):
         """Whether this process can do its work."""
         return cast("Readiness", self.settings["readiness"])
 
-    def audit(self, action: str, target: str, outcome: str = "ok", **details: Any) -> None:
-        """Write down a decision that changed something."""
+    def audit(self, action: str, target: str, **details: Any) -> None:
+        """Write down what changed something."""
         self._audited = True
-        self.access.audit(self.principal, action, target, outcome, **details)
+        with self.services.any.act(self.caller, action, target, **details):
+            pass
 
     def executed(self, sandbox_id: str, execution: str, mark: Mark, **details: Any) -> None:
         """An execution was accepted; what becomes of the request is another matter from now on."""
@@ -145,8 +133,7 @@ class RestHandler(Answers):
 
     async def default_kernel(self, sandbox_id: str) -> str | None:
         """The id of the context that a sandbox began with."""
-        found = await kernels.of_sandbox(self.store, sandbox_id)
-        return next((kernel.id for kernel in found if kernel.is_default), None)
+        return await self.services.sandboxes.default_context(sandbox_id)
 
     @property
     def headers_written(self) -> bool:
@@ -308,13 +295,18 @@ class RestHandler(Answers):
         elif self._body and not route.upload:
             raise ApiError("invalid_request", "body: this request takes none")
         try:
-            answer = await route.handle(self)
+            answer = await self._handled(route)
         except (ApiError, ConnectionError) as error:
             honest = await self._honest(error)
             await self._audit_refusal(honest)
             raise honest from error
         if not self._finished and not self._headers_written:
             await self._answer(route, answer)
+
+    async def _handled(self, route: Route) -> Any:
+        if route.on is None:
+            return await route.handle(self)
+        return await route.handle(self, await self.sandbox(route.scope or ""))
 
     async def _honest(self, error: ApiError | ConnectionError) -> Exception:
         """An agent that went away in the middle may have ended with its sandbox: then that is the answer."""
@@ -382,18 +374,18 @@ class RestHandler(Answers):
         who, route = self._principal or getattr(self, "identified", None), self.route
         if self._audited or who is None or route is None or not isinstance(error, ApiError) or error.audited:
             return
-        executes = route.action in (EXECUTION, COMMAND)
-        if not executes and error.code not in REFUSALS:
-            return
         self._audited = True
-        details: dict[str, str] = {}
-        if executes:
+        action, target = (
+            route.action or f"{route.method} {route.path}",
+            self.path_values.get("sandbox_id", ""),
+        )
+        if action in (EXECUTION, COMMAND):
             self.access.executions.count("rest", error.code)
-            wanted = getattr(self.body, "execution_id" if route.action == EXECUTION else "id", None)
+            wanted = getattr(self.body, "execution_id" if action == EXECUTION else "id", None)
             details = {"execution": str(wanted or ""), "door": "rest"}
-        action = route.action or f"{route.method} {route.path}"
-        target = self.path_values.get("sandbox_id", "")
-        await self.access.refused_on(who, action, target, error.code, **details)
+            await self.access.refused_on(who, action, target, error.code, **details)
+        else:
+            await self.services.any.refuse(Caller(who, "rest"), action, target, error)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what is our own fault; what is the client's is in its answer and the request log."""

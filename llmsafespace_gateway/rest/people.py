@@ -22,10 +22,9 @@ from llmsafespace_gateway.rest.types_admin import (
     UserList,
     UserPatch,
 )
-from llmsafespace_gateway.sandboxes.executions import moment
-from llmsafespace_gateway.store.rows import GrantRow, KeyRow, UserRow
+from llmsafespace_gateway.services.types import GrantRow, KeyRow, UserRow, moment
 
-_LIMIT = Query("limit", "at most so many", "integer", 100, 1, 1000)
+_LIMIT = Query("limit", "maximum number of items to return", "integer", 100, 1, 1000)
 _AFTER = Query("after", "`next` of the page before")
 
 

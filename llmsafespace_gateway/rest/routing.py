@@ -12,7 +12,7 @@ import msgspec
 from llmsafespace_gateway.errors import ApiError
 
 if TYPE_CHECKING:
-    from llmsafespace_gateway.rest.handler import RestHandler
+    pass
 
 PREFIX = "/api/v1"
 JSON = "application/json"
@@ -20,7 +20,8 @@ NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 BYTES = "application/octet-stream"
 
-Handle = Callable[["RestHandler"], Awaitable[Any]]
+# Takes the RestHandler, and where the route says `on` the loaded object after it.
+Handle = Callable[..., Awaitable[Any]]
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -64,7 +65,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One operation of the API.
 
     `action` is what the audit log calls a refusal, where that is not method and path. `scope` None needs a
-    key but no particular scope; `public` needs no key. `probe` is asked every few seconds by machines: not
+    key but no particular scope. With `on` the handler gets the sandbox that the path names, on which the
+    caller may use `scope`. `public` needs no key. `probe` is asked every few seconds by machines: not
     worth a line in the log. `upload` takes a body of any size and type, handed on piece by piece to what
     `begin` answers. `path` has `{name}` for one segment and `{path}` for the rest.
     """
@@ -76,6 +78,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     tag: str
     action: str = ""
     scope: str | None = None
+    on: Literal["sandbox"] | None = None
     public: bool = False
     probe: bool = False
     request: Any = None

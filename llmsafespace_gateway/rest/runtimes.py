@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
-from llmsafespace_gateway.backends.base import Profile
-from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.conversions import resources_answer
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import Route
 from llmsafespace_gateway.rest.types_admin import ProfileAnswer, ProfileList, RuntimeAnswer, RuntimeList
+from llmsafespace_gateway.services.types import Profile, Runtime
 
 
 async def list_runtimes(call: RestHandler) -> RuntimeList:
     """GET /runtimes."""
-    return RuntimeList(
-        items=[
-            RuntimeAnswer(
-                id=runtime.id,
-                language=runtime.language,
-                version=runtime.version,
-                display_name=runtime.display_name,
-                languages=list(runtime.languages),
-                pre_installed_packages=list(runtime.packages),
-                available=runtime.available,
-                reason=runtime.reason,
-            )
-            for runtime in await call.backend.runtimes()
-        ]
-    )
+    return RuntimeList(items=[_runtime_answer(runtime) for runtime in await call.services.runtimes.all()])
 
 
 async def get_runtime(call: RestHandler) -> RuntimeAnswer:
     """GET /runtimes/{runtime_id}."""
-    wanted = call.path_values["runtime_id"]
-    for runtime in (await list_runtimes(call)).items:
-        if runtime.id == wanted:
-            return runtime
-    raise ApiError("not_found", f"there is no runtime {wanted[:128]!r}; GET /api/v1/runtimes lists them")
+    return _runtime_answer(await call.services.runtimes.find(call.path_values["runtime_id"]))
 
 
 async def list_profiles(call: RestHandler) -> ProfileList:
     """GET /profiles."""
-    return ProfileList(items=[_profile_answer(profile) for profile in await call.backend.profiles()])
+    return ProfileList(items=[_profile_answer(each) for each in await call.services.runtimes.profiles()])
 
 
 async def get_profile(call: RestHandler) -> ProfileAnswer:
     """GET /profiles/{profile_id}."""
-    wanted, known = call.path_values["profile_id"], await call.backend.profiles()
-    found = next((profile for profile in known if profile.name == wanted), None)
-    if found is None:
-        names = ", ".join(profile.name for profile in known)
-        raise ApiError("not_found", f"there is no such profile; known are {names}")
-    return _profile_answer(found)
+    return _profile_answer(await call.services.runtimes.profile(call.path_values["profile_id"]))
+
+
+def _runtime_answer(runtime: Runtime) -> RuntimeAnswer:
+    return RuntimeAnswer(
+        id=runtime.id,
+        language=runtime.language,
+        version=runtime.version,
+        display_name=runtime.display_name,
+        languages=list(runtime.languages),
+        pre_installed_packages=list(runtime.packages),
+        available=runtime.available,
+        reason=runtime.reason,
+    )
 
 
 def _profile_answer(profile: Profile) -> ProfileAnswer:

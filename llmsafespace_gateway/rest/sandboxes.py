@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from llmsafespace_gateway import bulk
-from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import conversions
 from llmsafespace_gateway.rest.creation import answered
 from llmsafespace_gateway.rest.executions import context_answer
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.pools import visible_pool
 from llmsafespace_gateway.rest.routing import JSON, NDJSON, Query, Route
 from llmsafespace_gateway.rest.types import (
     CreateEvent,
@@ -24,12 +20,7 @@ from llmsafespace_gateway.rest.types import (
     UsageAnswer,
 )
 from llmsafespace_gateway.rest.validation import invalid
-from llmsafespace_gateway.sandboxes.executions import moment
-from llmsafespace_gateway.sandboxes.requests import CreateSandbox, Owner
-from llmsafespace_gateway.sandboxes.rows import request_digest
-from llmsafespace_gateway.store import kernels, sandboxes
-from llmsafespace_gateway.store.rows import SandboxRow
-from llmsafespace_protocol.requests import Empty, Limits, Status
+from llmsafespace_gateway.services.types import CreateSandbox, SandboxRow, moment
 
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _STATES = ("creating", "running", "ended")
@@ -37,128 +28,57 @@ _STATES = ("creating", "running", "ended")
 
 async def list_sandboxes(call: RestHandler) -> SandboxList:
     """GET /sandboxes."""
-    state, limit = call.query("status"), call.query("limit")
-    rows = await call.access.list_sandboxes(
-        call.principal,
-        states=[state] if state else None,
-        limit=limit + 1,
+    items, more = await call.services.sandboxes.page(
+        call.caller,
+        state=call.query("status"),
+        limit=call.query("limit"),
         after=call.query("after") or None,
     )
-    more = len(rows) > limit
-    rows = rows[:limit]
-    defaults = await kernels.defaults_of(call.store, [row.id for row in rows])
-    return SandboxList(
-        items=[
-            conversions.sandbox_answer(
-                row, kernel.id if (kernel := defaults.get(row.id)) is not None else None
-            )
-            for row in rows
-        ],
-        next=rows[-1].id if more else None,
-    )
+    return SandboxList(items=[conversions.sandbox_answer(*item) for item in items], next=more)
 
 
 async def create_sandbox(call: RestHandler) -> SandboxAnswer | None:
     """POST /sandboxes: see `creation.answered`."""
-    body: SandboxCreate = call.body
     key = call.request.headers.get("Idempotency-Key")
     if key is not None and _KEY.fullmatch(key) is None:
         raise invalid("header.Idempotency-Key", "expected 1 to 200 printable ASCII characters, no spaces")
-    wanted = await bulk.run(call.body_size, _wanted, body, key, await _default_runtime(call, body))
-    owner = Owner(call.principal.user_id, call.principal.tenant)
-    return await answered(call, _made(call, owner, wanted))
+    body: SandboxCreate = call.body
+    runtime = body.runtime or await call.services.pools.default_runtime(call.caller, body.warm_pool)
+    request = await bulk.run(call.body_size, conversions.create_request, body, key, runtime)
+    return await answered(call, _made(call, request))
 
 
-async def _made(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> SandboxAnswer:
-    known = await call.sandboxes.existing(owner, wanted)
-    row = known if known is not None else await _create(call, owner, wanted)
+async def _made(call: RestHandler, request: CreateSandbox) -> SandboxAnswer:
+    row = await call.services.sandboxes.create(call.caller, request)
     if not call.headers_written:
         call.set_header("Location", f"/api/v1/sandboxes/{row.id}")
-    return conversions.sandbox_answer(row, await call.default_kernel(row.id))
+    return await _answer(call, row)
 
 
-async def _default_runtime(call: RestHandler, body: SandboxCreate) -> str:
-    """The runtime of a request that names none: its warm pool's, else the configured one."""
-    pool = None
-    if body.runtime is None and body.warm_pool is not None:
-        pool = await visible_pool(call, body.warm_pool)
-    return pool.runtime if pool is not None else str(call.settings["default_runtime"])
+async def _answer(call: RestHandler, row: SandboxRow) -> SandboxAnswer:
+    return conversions.sandbox_answer(row, await call.services.sandboxes.default_context(row.id))
 
 
-def _wanted(body: SandboxCreate, key: str | None, default_runtime: str) -> CreateSandbox:
-    wanted = conversions.create_request(body, key, default_runtime)
-    return msgspec.structs.replace(wanted, digest=request_digest(wanted)) if key is not None else wanted
-
-
-async def _create(call: RestHandler, owner: Owner, wanted: CreateSandbox) -> SandboxRow:
-    if call.sandboxes.under_way(owner, wanted):  # repeated: the first request holds the quota for it
-        return await call.sandboxes.create(owner, wanted)
-    with call.access.reserve(call.principal, wanted.resources) as room:
-        try:
-            row = await call.sandboxes.create(owner, wanted)
-        except ApiError as error:
-            call.audit("sandbox.create", "", error.code, runtime=wanted.runtime)
-            raise
-        if row.state == "ended":
-            room.release()
-        else:
-            room.commit(row.id)
-    call.metrics.starts.labels(row.start_kind).inc()
-    call.audit("sandbox.create", row.id, runtime=row.runtime, start=row.start_kind)
-    return row
-
-
-async def get_sandbox(call: RestHandler) -> SandboxAnswer:
+async def get_sandbox(call: RestHandler, row: SandboxRow) -> SandboxAnswer:
     """GET /sandboxes/{sandbox_id}."""
-    row = await call.sandbox("sandboxes:read")
-    return conversions.sandbox_answer(row, await call.default_kernel(row.id))
+    return await _answer(call, row)
 
 
-async def patch_sandbox(call: RestHandler) -> SandboxAnswer:
-    """PATCH /sandboxes/{sandbox_id}: the agent first, then the record."""
-    body: SandboxPatch = call.body
-    row = await call.sandbox("sandboxes:write")
-    if row.state == "ended":
-        end = row.end or "lost"
-        raise ApiError("gone", f"the sandbox has ended: {end}; create another", {"end": end})
-    sent = {
-        name: value
-        for name in ("metadata", "timeout", "idle_timeout", "max_lifetime")
-        if (value := getattr(body, name)) is not msgspec.UNSET
-    }
-    changed = msgspec.structs.replace(row, **sent)
-    if changed.max_lifetime > row.max_lifetime and not call.backend.extends:
-        raise invalid(
-            "body.maxLifetime", f"expected at most {row.max_lifetime:g}: it can only be shortened here"
-        )
-    if sent.keys() - {"metadata"}:
-        limits = Limits(
-            timeout=changed.timeout,
-            idle_timeout=changed.idle_timeout,
-            max_lifetime=changed.max_lifetime,
-        )
-        await call.sandboxes.set_limits(row, limits)
-    if sent:
-        await sandboxes.update(call.store, row.tenant, row.id, **sent)
-        call.audit("sandbox.update", row.id, fields=sorted(sent))
-    return conversions.sandbox_answer(changed, await call.default_kernel(row.id))
+async def patch_sandbox(call: RestHandler, row: SandboxRow) -> SandboxAnswer:
+    """PATCH /sandboxes/{sandbox_id}."""
+    changes = conversions.sent(call.body, "metadata", "timeout", "idle_timeout", "max_lifetime")
+    return await _answer(call, await call.services.sandboxes.change(call.caller, row, changes))
 
 
-async def delete_sandbox(call: RestHandler) -> None:
-    """DELETE /sandboxes/{sandbox_id}. One that has ended already stays as it ended."""
-    row = await call.sandbox("sandboxes:write")
-    if row.state != "ended":
-        await call.sandboxes.delete(row.id)
-        call.audit("sandbox.delete", row.id)
+async def delete_sandbox(call: RestHandler, row: SandboxRow) -> None:
+    """DELETE /sandboxes/{sandbox_id}."""
+    await call.services.sandboxes.delete(call.caller, row)
 
 
-async def sandbox_status(call: RestHandler) -> SandboxStatusAnswer:
-    """GET /sandboxes/{sandbox_id}/status: asked of the agent, while there is one."""
-    row = await call.sandbox("sandboxes:read")
-    seen = await _ask(call, row) if row.state == "running" else None
-    if seen is None:
-        row = await call.access.sandbox(call.principal, row.id, "sandboxes:read")
-    default = await call.default_kernel(row.id)
+async def sandbox_status(call: RestHandler, row: SandboxRow) -> SandboxStatusAnswer:
+    """GET /sandboxes/{sandbox_id}/status."""
+    row, seen = await call.services.sandboxes.status(call.caller, row)
+    default = await call.services.sandboxes.default_context(row.id)
     limits = conversions.resources_answer(row.cpu, row.memory, row.storage)
     usage = seen.usage if seen is not None else None
     return SandboxStatusAnswer(
@@ -184,17 +104,6 @@ async def sandbox_status(call: RestHandler) -> SandboxStatusAnswer:
     )
 
 
-async def _ask(call: RestHandler, row: SandboxRow) -> Status | None:
-    """The agent's account; None when the sandbox ended meanwhile."""
-    try:
-        status: Status = await call.sandboxes.rpc(row.id, "status", Empty())
-    except ApiError as error:
-        if error.code == "gone":
-            return None
-        raise
-    return status
-
-
 _SANDBOX = "/sandboxes/{sandbox_id}"
 
 ROUTES = [
@@ -208,7 +117,7 @@ ROUTES = [
         response=SandboxList,
         query=(
             Query("status", "only those in this state", choices=_STATES),
-            Query("limit", "at most so many", "integer", 100, 1, 1000),
+            Query("limit", "maximum number of items to return", "integer", 100, 1, 1000),
             Query("after", "`next` of the page before"),
         ),
     ),
@@ -216,6 +125,7 @@ ROUTES = [
         method="POST",
         path="/sandboxes",
         handle=create_sandbox,
+        action="sandbox.create",
         scope="sandboxes:write",
         tag="Sandboxes",
         summary="Create a sandbox",
@@ -232,6 +142,7 @@ ROUTES = [
         method="GET",
         path=_SANDBOX,
         handle=get_sandbox,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Sandboxes",
         summary="A sandbox; an ended one with how it ended",
@@ -242,6 +153,8 @@ ROUTES = [
         method="PATCH",
         path=_SANDBOX,
         handle=patch_sandbox,
+        action="sandbox.update",
+        on="sandbox",
         scope="sandboxes:write",
         tag="Sandboxes",
         summary="Change metadata or limits of time",
@@ -253,6 +166,8 @@ ROUTES = [
         method="DELETE",
         path=_SANDBOX,
         handle=delete_sandbox,
+        action="sandbox.delete",
+        on="sandbox",
         scope="sandboxes:write",
         tag="Sandboxes",
         summary="End a sandbox and everything in it",
@@ -263,6 +178,7 @@ ROUTES = [
         method="GET",
         path=f"{_SANDBOX}/status",
         handle=sandbox_status,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Sandboxes",
         summary="How a sandbox is now: use, contexts, isolation",

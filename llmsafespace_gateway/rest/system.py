@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,11 +13,9 @@ import msgspec
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import openapi
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.pools import every_pool
 from llmsafespace_gateway.rest.routing import JSON, Route
 from llmsafespace_gateway.rest.types_admin import QuarantinedAnswer, SystemAnswer
-from llmsafespace_gateway.sandboxes.executions import moment
-from llmsafespace_gateway.store import sandboxes
+from llmsafespace_gateway.services.types import moment
 
 HTML = "text/html; charset=utf-8"
 CSS = "text/css; charset=utf-8"
@@ -94,32 +91,18 @@ def prepare(routes: tuple[Route, ...]) -> None:
 async def metrics(call: RestHandler) -> None:
     """GET /metrics: counts only, nothing of any tenant's."""
     await call.access.flush_audit()  # executions count when they are written
-    living = await sandboxes.running_since(call.store, call.backend.name)
-    call.metrics.sandboxes.set(len(living))
-    sums: collections.Counter[tuple[str, str]] = collections.Counter()
-    for pool in await every_pool(call.store, call.backend):
-        runtime = pool.runtime
-        try:
-            status = await call.backend.pool_status(pool)
-        except ApiError:
-            continue  # removed meanwhile
-        sums[runtime, "available"] += status.available
-        sums[runtime, "assigned"] += status.assigned
-        sums[runtime, "pending"] += status.pending
-    call.metrics.pool.clear()
-    for labels, count in sums.items():
-        call.metrics.pool.labels(*labels).set(count)
+    await call.services.system.measure()
     _send(
         call, METRICS, await asyncio.to_thread(call.metrics.text)
     )  # of every route and status: it takes long
 
 
 async def system(call: RestHandler) -> SystemAnswer:
-    """GET /system: what an admin must know of this gateway. Other tenants' sandboxes are not spoken of."""
-    tenant = call.principal.tenant
+    """GET /system: what an admin must know of this gateway. Sandboxes of other tenants are left out."""
+    found = await call.services.system.overview(call.caller)
     return SystemAnswer(
         version=version("llmsafespace-gateway"),
-        backend=call.backend.name,
+        backend=found.backend,
         quarantined=[
             QuarantinedAnswer(
                 name=each.name,
@@ -128,10 +111,9 @@ async def system(call: RestHandler) -> SystemAnswer:
                 since=moment(each.since),
                 kept=each.kept,
             )
-            for each in await call.backend.quarantined()
-            if each.tenant in (None, tenant)
+            for each in found.quarantined
         ],
-        unwritten_ends=len(call.store.unwritten),
+        unwritten_ends=found.unwritten_ends,
         problems=await call.readiness.problems(),
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llmsafespace_gateway.rest import commands, executions, files, people, pools, runtimes, sandboxes, system
-from llmsafespace_gateway.rest.conversions import timezones
+from llmsafespace_gateway.rest.conversions import pool_spec, timezones
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.pools import pool_spec, restore_pools
 from llmsafespace_gateway.rest.routing import PREFIX, Route, Router
 from llmsafespace_gateway.rest.stream import StreamSocket, drain
 
@@ -40,4 +39,4 @@ def routes() -> list[tuple[Any, ...]]:
     ]
 
 
-__all__ = ["API", "drain", "pool_spec", "prepare", "restore_pools", "routes"]
+__all__ = ["API", "drain", "pool_spec", "prepare", "routes"]

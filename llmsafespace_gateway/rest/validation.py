@@ -8,16 +8,12 @@ from typing import Any
 import msgspec
 
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.errors import invalid as invalid
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`?key`? in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$", re.DOTALL)
 _MAX_SHOWN = 60
-
-
-def invalid(field: str, problem: str) -> ApiError:
-    """The error for one wrong field; `field` is as `body.resources.cpu`."""
-    return ApiError("invalid_request", f"{field}: {problem}", {"field": field})
 
 
 def decode(body: bytes, of: Any) -> Any:

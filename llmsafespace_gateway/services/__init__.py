@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from llmsafespace_gateway.services.base import Caller, Parts, Service
+from llmsafespace_gateway.services.kernels import KernelService, SessionService
+from llmsafespace_gateway.services.pools import PoolService
+from llmsafespace_gateway.services.runtimes import RuntimeService
+from llmsafespace_gateway.services.sandboxes import SandboxService
+from llmsafespace_gateway.services.system import SystemService
 
 __all__ = ["Caller", "Parts", "Service", "Services"]
 
@@ -11,4 +16,11 @@ class Services:
     """One service per subject; `settings["services"]` of the web application."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+        self.default_runtime = parts.default_runtime
+        self.any = Service(parts)  # for refusals before any use case began
+        self.sandboxes = SandboxService(parts)
+        self.kernels = KernelService(parts, self.sandboxes)
+        self.sessions = SessionService(parts, self.kernels)
+        self.pools = PoolService(parts)
+        self.runtimes = RuntimeService(parts)
+        self.system = SystemService(parts, self.pools)

@@ -22,6 +22,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.metrics import Metrics
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.store import Store
+from llmsafespace_gateway.store.rows import SandboxRow
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -51,6 +52,10 @@ class Act:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+# Errors that are audited even where nothing was about to be done.
+REFUSALS = frozenset({"forbidden", "rate_limited", "quota_exceeded"})
+
+
 class Service:
     """Base of every service."""
 
@@ -60,7 +65,7 @@ class Service:
         self.store = parts.store
         self.backend = parts.backend
         self.metrics = parts.metrics
-        self.default_runtime = parts.default_runtime
+        self.configured_runtime = parts.default_runtime
 
     @contextlib.contextmanager
     def act(self, caller: Caller, action: str, target: str = "", **details: Any) -> Iterator[Act]:
@@ -72,12 +77,39 @@ class Service:
         try:
             yield act
         except ApiError as error:
-            if not error.audited:
-                error.audited = True
+            if self._takes(caller, action, error, always=True):
                 self.access.refused(
                     caller.principal, action, act.target, error.code, door=caller.door, **act.details
                 )
-                self.metrics.acts.labels(action, caller.door, error.code).inc()
             raise
         self.access.audit(caller.principal, action, act.target, "ok", door=caller.door, **act.details)
         self.metrics.acts.labels(action, caller.door, "ok").inc()
+
+    async def refuse(self, caller: Caller, action: str, sandbox_id: str, error: ApiError) -> None:
+        """Audit and count `error` where it is a refusal that was not audited before.
+
+        The sandbox is named only where it is one that the caller may see.
+        """
+        if self._takes(caller, action, error):
+            await self.access.refused_on(caller.principal, action, sandbox_id, error.code, door=caller.door)
+
+    def refuse_request(self, caller: Caller, action: str, error: ApiError) -> None:
+        """Like `refuse`, of what is about no sandbox."""
+        if self._takes(caller, action, error):
+            self.access.refused(caller.principal, action, "", error.code, door=caller.door)
+
+    def _takes(self, caller: Caller, action: str, error: ApiError, always: bool = False) -> bool:
+        """Whether an error is to be audited; it is counted then."""
+        if error.audited or not (always or error.code in REFUSALS):
+            return False
+        error.audited = True
+        self.metrics.acts.labels(action, caller.door, error.code).inc()
+        return True
+
+    async def allowed(self, caller: Caller, action: str, sandbox_id: str, scope: str) -> SandboxRow:
+        """A sandbox on which the caller may do `action`. Raises ApiError; a refusal is audited."""
+        try:
+            return await self.access.sandbox(caller.principal, sandbox_id, scope)
+        except ApiError as error:
+            await self.refuse(caller, action, sandbox_id, error)
+            raise

@@ -109,7 +109,7 @@ def test_refusals_over_rest_are_audited(world: World, guest: Person, tenant_admi
     items = tenant_admin.made("GET", "/api/v1/audit?outcome=forbidden&limit=1000")["items"]
     mine = [(row["action"], row["target"]) for row in items if row["userId"] == guest.id]
     assert ("sandbox.execute", world.tenant.sandbox) in mine
-    assert ("DELETE /sandboxes/{sandbox_id}", world.tenant.sandbox) in mine
+    assert ("sandbox.delete", world.tenant.sandbox) in mine
 
 
 async def test_a_request_that_is_sent_again_is_one_execution(

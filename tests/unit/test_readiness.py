@@ -21,6 +21,8 @@ from llmsafespace_gateway import readiness
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.rest import system
+from llmsafespace_gateway.services.base import Parts
+from llmsafespace_gateway.services.system import SystemService
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, users
 
 
@@ -73,9 +75,10 @@ async def test_nobody_is_told_what_only_admins_may_know(
     backend.name, backend.quarantined = "local", quarantined
     backend.fails = ApiError("service_unavailable", "host db.internal, port 5432, user gateway")
     (tmp_path / "db.sqlite").rename(tmp_path / "elsewhere")
-    call: Any = SimpleNamespace(
-        readiness=ready, store=sqlite_store, backend=backend, principal=SimpleNamespace(tenant="default")
-    )
+    none: Any = None
+    service = SystemService(Parts(none, none, sqlite_store, backend, none, "python"), none)
+    caller = SimpleNamespace(principal=SimpleNamespace(tenant="default"))
+    call: Any = SimpleNamespace(readiness=ready, caller=caller, services=SimpleNamespace(system=service))
     with pytest.raises(ApiError) as refused:
         await system.ready(call)
     told = f"{refused.value.message} {refused.value.details}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmsafespace_gateway.rest import quantities
+from llmsafespace_gateway import quantities
 
 
 @pytest.mark.parametrize(

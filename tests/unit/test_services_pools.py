@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +11,12 @@ from llmsafespace_gateway.access import Access
 from llmsafespace_gateway.access.principal import ROLES, Principal
 from llmsafespace_gateway.backends.base import WarmPoolSpec, WarmPoolStatus
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest import pools
-from llmsafespace_gateway.rest.types_admin import WarmPoolCreate
+from llmsafespace_gateway.metrics import Metrics
+from llmsafespace_gateway.services import Caller, Parts
+from llmsafespace_gateway.services.pools import PoolService
 from llmsafespace_gateway.store import Store
 
-ADA = Principal("ada", "ada", "acme", "admin", "k1", ROLES["admin"])
+ADA = Caller(Principal("ada", "ada", "acme", "admin", "k1", ROLES["admin"]), "rest")
 
 
 class Backend:
@@ -55,46 +55,42 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def call(store: Store, backend: Backend) -> Any:
-    def made(**more: Any) -> Any:
-        access = Access(store) if "access" not in more else more.pop("access")
-        audit = lambda *_, **__: None  # noqa: E731
-        values = {"principal": ADA, "access": access, "backend": backend, "store": store, "audit": audit}
-        return SimpleNamespace(**(values | {"path_values": {"name": "p"}} | more))
-
-    return made
+def service(store: Store, backend: Backend) -> PoolService:
+    taken: Any = backend
+    return PoolService(Parts(Access(store), None, store, taken, Metrics(), "python"))  # type: ignore[arg-type]
 
 
-def _body(min_size: int) -> WarmPoolCreate:
-    return WarmPoolCreate(name="p", runtime="python", min_size=min_size, max_size=9)
+def _pool(min_size: int) -> WarmPoolSpec:
+    return WarmPoolSpec(name="p", runtime="python", min_size=min_size, max_size=9)
 
 
 async def test_a_pool_that_cannot_be_removed_takes_room_only_while_it_can_be_asked_for(
-    call: Any, backend: Backend
+    service: PoolService, backend: Backend
 ) -> None:
-    first = call(body=_body(3))
-    await pools.create_pool(first)
-    assert first.access.usage(ADA)["sandboxes"] == 3
+    await service.create(ADA, _pool(3))
+    assert _used(service) == 3
     backend.fails = True
     with pytest.raises(ApiError, match="not now"):
-        await pools.delete_pool(call(access=first.access))
-    assert first.access.usage(ADA)["sandboxes"] == (0 if backend.there is None else 3)
+        await service.delete(ADA, "p")
+    assert _used(service) == (0 if backend.there is None else 3)
     backend.fails = False
     if backend.there is not None:
-        await pools.delete_pool(call(access=first.access))
-    assert first.access.usage(ADA)["sandboxes"] == 0
+        await service.delete(ADA, "p")
+    assert _used(service) == 0
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["one wins", "both fail"])
-async def test_two_that_make_one_pool_at_once(call: Any, backend: Backend, fails: bool) -> None:
+async def test_two_that_make_one_pool_at_once(service: PoolService, backend: Backend, fails: bool) -> None:
     """One is told of the conflict, and the room taken is that of the pool that is there."""
     backend.fails = fails
-    first = call(body=_body(3))
-    second = call(body=_body(5), access=first.access)
-    both = (pools.create_pool(first), pools.create_pool(second))
+    both = (service.create(ADA, _pool(3)), service.create(ADA, _pool(5)))
     done = await asyncio.gather(*both, return_exceptions=True)
     refused = [each for each in done if isinstance(each, ApiError)]
     assert len(refused) == (2 if fails else 1)
     if not fails:
         assert refused[0].code == "conflict"
-    assert first.access.usage(ADA)["sandboxes"] == (0 if fails else 3)
+    assert _used(service) == (0 if fails else 3)
+
+
+def _used(service: PoolService) -> float:
+    return service.access.usage(ADA.principal)["sandboxes"]

@@ -1,0 +1,39 @@
+"""The types that services take and return, for doors: which part of the gateway defines one is not theirs."""
+
+from llmsafespace_gateway.backends.base import (
+    EgressRule,
+    Profile,
+    Quarantined,
+    Resources,
+    Runtime,
+    WarmPoolSpec,
+    WarmPoolStatus,
+)
+from llmsafespace_gateway.backends.progress import Progress, listening
+from llmsafespace_gateway.sandboxes.executions import moment
+from llmsafespace_gateway.sandboxes.requests import CreateSandbox
+from llmsafespace_gateway.sandboxes.rows import request_digest
+from llmsafespace_gateway.sandboxes.specs import check as check_request
+from llmsafespace_gateway.store.rows import GrantRow, KernelRow, KeyRow, SandboxRow, SessionRow, UserRow
+
+__all__ = [
+    "CreateSandbox",
+    "EgressRule",
+    "GrantRow",
+    "KernelRow",
+    "KeyRow",
+    "Profile",
+    "Progress",
+    "Quarantined",
+    "Resources",
+    "Runtime",
+    "SandboxRow",
+    "SessionRow",
+    "UserRow",
+    "WarmPoolSpec",
+    "WarmPoolStatus",
+    "check_request",
+    "listening",
+    "moment",
+    "request_digest",
+]
