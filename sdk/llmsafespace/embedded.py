@@ -64,6 +64,7 @@ class EmbeddedGateway:
             start_new_session=True,  # Ctrl-C in a terminal is for this process; it tells the gateway itself
             pass_fds=(self._lock,),
             text=True,
+            errors="replace",
         )
         threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
 

@@ -8,6 +8,7 @@ Execution.
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ class Callbacks:
     def __post_init__(self) -> None:
         self._lines: Iterator[str] | None = None
         if self.stdin is not None and not callable(self.stdin):
-            self._lines = iter(self.stdin.splitlines() if isinstance(self.stdin, str) else self.stdin)
+            given = self.stdin
+            self._lines = iter(io.StringIO(given, newline=None) if isinstance(given, str) else given)
 
     @property
     def any(self) -> bool:

@@ -21,6 +21,10 @@ def environment(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMSAFESPACE_API_KEY", gateway.admin_key)
 
 
+def typed(text: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(text.encode()))
+
+
 def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -36,12 +40,12 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert told.out.endswith("42\n")
     assert "err\n" in told.err
     assert [path.name for path in pictures.iterdir()] == ["output-1.png"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("print('x')\n1 / 0"))
+    monkeypatch.setattr(sys, "stdin", typed("print('x')\n1 / 0"))
     assert cli.main(["run", "--runtime", "python", "-"]) == 1
     told = capsys.readouterr()
     assert told.out == "x\n"
     assert "ZeroDivisionError" in told.err
-    monkeypatch.setattr(sys, "stdin", io.StringIO("while True: pass"))
+    monkeypatch.setattr(sys, "stdin", typed("while True: pass"))
     assert cli.main(["run", "--runtime", "python", "--timeout", "0.5", "-"]) == 1
     assert "ExecutionTimeout" in capsys.readouterr().err
 

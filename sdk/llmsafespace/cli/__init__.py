@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llmsafespace.cli import copy, jupyter, run, sandboxes, shell
+from llmsafespace.cli import common, copy, jupyter, run, sandboxes, shell
 from llmsafespace.errors import SandboxError
 
 _EXAMPLES = """examples:
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `llmsafespace`; the exit status."""
     options = parser().parse_args(arguments)
+    common.print_any_text()
     try:
         return int(options.act(options))
     except SandboxError as error:

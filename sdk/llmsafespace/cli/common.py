@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from llmsafespace.errors import InvalidRequest
@@ -87,6 +89,23 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return value
+
+
+def print_any_text() -> None:
+    """Let standard output take every character: what its encoding lacks is written as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def source_text(name: str) -> str:
+    """The code in a file, or on standard input (`-`). Raises InvalidRequest unless it is UTF-8."""
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig").read()
+    except UnicodeDecodeError as error:
+        where = "standard input" if name == "-" else name
+        problem = f"byte {error.start}: {error.reason}"
+        raise InvalidRequest(f"{where} is not UTF-8 text ({problem})") from None
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def add(commands: common.Subparsers) -> None:
 
 def act(options: argparse.Namespace) -> int:
     """Run it; the exit status of the execution."""
-    code = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
+    code = common.source_text(options.file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SandboxWarning)
         with Sandbox(**common.creation(options)) as sandbox:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -136,7 +137,8 @@ def _run(agent: Agent, context: Context, open_: OpenExecution) -> Execution:
         digest=digest,
         durable=True,
         timeout=agent.limits.execution_timeout(options.timeout),
-        stdin=None if open_.stdin is None else open_.stdin.splitlines(),
+        # As a text file's: splitlines() would also split at U+2028 and others that are characters of a line.
+        stdin=None if open_.stdin is None else [line.rstrip("\n") for line in StringIO(open_.stdin, None)],
     )
     context.execute(parts, execution)
     return execution
