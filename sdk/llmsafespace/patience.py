@@ -84,7 +84,7 @@ class Patience:
 
     def _given_up(self, error: BaseException | None) -> GatewayUnavailable:
         endpoint = self._transport.endpoint
-        why = f" ({error or type(error).__name__})" if error is not None else ""
+        why = f" ({str(error) or type(error).__name__})" if error is not None else ""
         return GatewayUnavailable(
             f"no gateway answers at {endpoint.socket or endpoint.url}{why}: "
             f"tried again for {self._limit():g} s; is it running, and is the URL right?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,6 +14,8 @@ from llmsafespace.errors import AuthenticationError, InvalidRequest, SandboxErro
 URL_VARIABLE = "LLMSAFESPACE_API_URL"
 KEY_VARIABLE = "LLMSAFESPACE_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8080"
+_NO_HOSTS = ("http", "https", "ws", "wss", "unix")  # `http:/host` would be one of this name
+_HOST = re.compile(r"[\w.:%-]*[\w:][\w.:%-]*")  # names in any alphabet, addresses of both kinds
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,51 @@ def explicit_endpoint(api_url: str | None = None, api_key: str | None = None) ->
     key = os.environ.get(KEY_VARIABLE) or None if api_key is None else api_key
     if url is None and key is None:
         return None
-    url = (DEFAULT_URL if url is None else url).rstrip("/")
+    url = DEFAULT_URL if url is None else url.strip()
     if key is not None:
         _check_key(key, KEY_VARIABLE if api_key is None else "api_key")
     if url.startswith("unix://"):
-        return Endpoint("http://localhost", key, url.removeprefix("unix://"))
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidRequest(f"{url!r} is not the URL of a gateway: give one like {DEFAULT_URL}")
+        return Endpoint("http://localhost", key, url.removeprefix("unix://").rstrip("/"))
+    url = base_url(url)
     if key is None:
         raise AuthenticationError(f"no API key for {url}: pass api_key=, or set {KEY_VARIABLE}")
     return Endpoint(url, key)
+
+
+def base_url(text: str) -> str:
+    """The base URL of a gateway from an URL as people paste it: of its API, its documentation, a websocket.
+
+    Without a scheme only this machine is taken, over plain HTTP. Raises InvalidRequest saying what to write;
+    the message shows no query and no password, which may be secret.
+    """
+    text = text.strip().strip("'\"<>")
+    scheme, slashes, rest = text.partition("://")
+    if not slashes:
+        scheme, rest = "", text.removeprefix("//")
+    scheme = {"ws": "http", "wss": "https"}.get(scheme.lower(), scheme.lower())
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port, parts = "", None, urlsplit("")
+    shown = f"{scheme}{slashes}{host}{'' if port is None else f':{port}'}{parts.path}" if host else text
+    if scheme not in ("", "http", "https") or not _HOST.fullmatch(host) or host in _NO_HOSTS:
+        raise InvalidRequest(f"{shown!r} is not the URL of a gateway: give one like {DEFAULT_URL}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise InvalidRequest(
+            f"{shown!r}: the URL of a gateway has no user, query or fragment; "
+            f"pass a key as api_key=, or set {KEY_VARIABLE}"
+        )
+    if not scheme and not _is_loopback(host):
+        place = f"{parts.netloc}{parts.path}"
+        raise InvalidRequest(f"{text!r} has no scheme: write https://{place}, or http://{place}")
+    return f"{scheme or 'http'}://{parts.netloc}{_without_api(parts.path)}"
+
+
+def _without_api(path: str) -> str:
+    """The path of an URL without what the gateway serves beneath its base."""
+    path = re.sub("/{2,}", "/", path).rstrip("/")
+    return re.sub(r"/(api(/v1(/.*)?|/kernels(/.*)?|/kernelspecs)?|docs|healthz|readyz|metrics)$", "", path)
 
 
 def _check_key(key: str, name: str) -> None:

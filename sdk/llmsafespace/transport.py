@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -13,14 +14,16 @@ import msgspec
 from llmsafespace import connections, patience
 from llmsafespace.connections import http_client, time_limits
 from llmsafespace.decoding import BadMessage, decode_json
-from llmsafespace.errors import GatewayUnavailable, SandboxError, SandboxTimeout, error_for
+from llmsafespace.errors import GatewayUnavailable, InvalidRequest, SandboxError, SandboxTimeout, error_for
 from llmsafespace.patience import Patience
+from llmsafespace.schemes import certificate_problem, check_scheme
 from llmsafespace.settings import Endpoint
 
 API = "/api/v1"
 REQUEST_TIMEOUT = 120.0  # seconds for an answer, unless the operation has a limit of its own
 ANSWER_SOON = 30.0  # seconds after which a GET, PUT or DELETE is tried on another connection
 ANSWER_LATER = 60.0  # the same for a POST, which may start something
+_TLS_SOON = 0.4  # seconds without an answer over TLS until it is asked whether that is right
 _REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 _reached: set[tuple[str, str | None]] = set()  # addresses where something answered this process
 
@@ -121,15 +124,21 @@ class Transport:
             limit = min(soon, timeout - waited)
             began = patience.now()
             try:
-                response = await self._http.request(
-                    method,
-                    path,
-                    content=content,
-                    params=params,
-                    headers=dict(headers),
-                    timeout=time_limits(limit, len(content or b"")),
+                response = await self._answer(
+                    self._http.request(
+                        method,
+                        path,
+                        content=content,
+                        params=params,
+                        headers=dict(headers),
+                        timeout=time_limits(limit, len(content or b"")),
+                    )
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                if (problem := certificate_problem(error)) is not None:
+                    raise GatewayUnavailable(
+                        f"no gateway answers at {self.endpoint.url}: {problem}"
+                    ) from error
                 await patience_left.wait(error)  # nothing was sent: safe for every method
             except httpx.TimeoutException as error:
                 waited += limit
@@ -137,6 +146,7 @@ class Transport:
                     raise SandboxTimeout(f"{method} {path}: no answer within {timeout:g} s") from error
                 soon *= 2
             except httpx.TransportError as error:
+                await self._check_scheme()
                 if not repeat:
                     raise GatewayUnavailable(
                         f"{method} {path}: the connection broke before the answer came ({error}); "
@@ -145,6 +155,8 @@ class Transport:
                 self.note_break(error)
                 await patience_left.wait(error, held=last_sign(error, began, began) - began)
             else:
+                if response.status_code == 400 and document_of(response.content) is None:
+                    await self._check_scheme()
                 self.note_contact()
                 if response.is_success:
                     return response
@@ -152,6 +164,24 @@ class Transport:
                 if not (repeat and isinstance(refusal, GatewayUnavailable)):
                     raise refusal
                 await patience_left.wait(refusal)
+
+    async def _answer(self, request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+        """The answer to a request. One to a new address over TLS is not waited for where that is no use."""
+        if self.reached or not self.endpoint.url.startswith("https:"):
+            return await request
+        answer = asyncio.ensure_future(request)
+        try:
+            await asyncio.wait({answer}, timeout=_TLS_SOON)
+            if not answer.done():
+                await self._check_scheme()
+            return await answer
+        finally:
+            answer.cancel()
+
+    async def _check_scheme(self) -> None:
+        """Raise GatewayUnavailable when what never answered yet speaks http for https, or vice versa."""
+        if not self.reached and self.endpoint.socket is None:
+            await check_scheme(self.endpoint)
 
     def note_break(self, error: httpx.TransportError) -> None:
         """A connection that broke was one: something is there, unless what it spoke was not HTTP."""
@@ -186,7 +216,16 @@ def raise_for(response: httpx.Response) -> None:
 
 def _error(response: httpx.Response) -> SandboxError:
     retry_after = response.headers.get("Retry-After")
-    return error_for(response.status_code, document_of(response.content), retry_after)
+    document = document_of(response.content)
+    if response.is_redirect:
+        return InvalidRequest(
+            f"{response.url} was answered with a redirection to {response.headers['Location']}: "
+            "use the URL of the gateway there"
+        )
+    if document is None and response.status_code < 500:
+        said = f"{response.url} answered with status {response.status_code}"
+        document = {"message": f"{said}, not as a gateway does: is the URL right?"}
+    return error_for(response.status_code, document, retry_after)
 
 
 def document_of(content: bytes | bytearray) -> object:

@@ -63,9 +63,9 @@ class Server:
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")  # never comes where it is asked whether it speaks TLS
+            act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
             length = next((int(x.split(b":")[1]) for x in head.split(b"\r\n") if b"ength:" in x), 0)
             self.requests.append(head + await reader.readexactly(length))
             await act(reader, writer)

@@ -71,10 +71,64 @@ def test_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in repr(settings.Endpoint("http://x", "secret"))
     with pytest.raises(errors.AuthenticationError, match=settings.KEY_VARIABLE):
         settings.explicit_endpoint("http://gw.example")
-    with pytest.raises(errors.InvalidRequest, match="not the URL"):
-        settings.explicit_endpoint("gw.example", "k")
     monkeypatch.setenv(settings.KEY_VARIABLE, "k")
     assert settings.explicit_endpoint() == settings.Endpoint(settings.DEFAULT_URL, "k")
+
+
+@pytest.mark.parametrize(
+    ("pasted", "url"),
+    [
+        ("https://gw.example/", "https://gw.example"),
+        ("https://gw.example/api/v1", "https://gw.example"),
+        ("https://gw.example/api/v1/", "https://gw.example"),
+        ("https://gw.example/api/v1/docs", "https://gw.example"),
+        ("https://gw.example/api/v1/sandboxes/sb-1/", "https://gw.example"),
+        ("https://gw.example//api//v1//", "https://gw.example"),
+        ("https://gw.example/api", "https://gw.example"),
+        ("https://gw.example/team/api/v1/", "https://gw.example/team"),
+        ("https://gw.example/rapid", "https://gw.example/rapid"),
+        ("https://gw.example/team/", "https://gw.example/team"),
+        (" HTTPS://Gw.Example:8443/\n", "https://Gw.Example:8443"),
+        ("'http://gw.example'", "http://gw.example"),
+        ("<http://gw.example>", "http://gw.example"),
+        ("wss://gw.example/api/kernels/1/channels", "https://gw.example"),
+        ("ws://[2001:db8::1]:80/", "http://[2001:db8::1]:80"),
+        ("localhost:8080", "http://localhost:8080"),
+        ("localhost", "http://localhost"),
+        ("127.0.0.1:8080/api/v1", "http://127.0.0.1:8080"),
+        ("//127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("[::1]:8080", "http://[::1]:8080"),
+        ("http://bücher.example", "http://bücher.example"),
+        ("http://my_host:1", "http://my_host:1"),
+    ],
+)
+def test_urls_as_people_paste_them(pasted: str, url: str) -> None:
+    assert settings.explicit_endpoint(pasted, "k") == settings.Endpoint(url, "k")
+
+
+@pytest.mark.parametrize(
+    ("pasted", "words"),
+    [
+        ("gw.example:8080/api/v1", "write https://gw.example:8080/api/v1, or http://gw.example:8080"),
+        ("10.0.0.1", "write https://10.0.0.1, or http://10.0.0.1"),
+        ("ftp://gw.example", "'ftp://gw.example' is not the URL of a gateway: give one like http"),
+        ("http:/gw.example", "is not the URL of a gateway"),
+        ("http://gw.example:port", "is not the URL of a gateway"),
+        ("http://gw.example:99999", "is not the URL of a gateway"),
+        ("http://[::1", "is not the URL of a gateway"),
+        ("http://a b", "is not the URL of a gateway"),
+        ("http://$HOST", "is not the URL of a gateway"),
+        ("http://", "is not the URL of a gateway"),
+        ("https://gw.example/?token=secret", "no user, query or fragment; pass a key as api_key="),
+        ("https://ada:secret@gw.example", "no user, query or fragment; pass a key as api_key="),
+        ("https://gw.example/#secret", "no user, query or fragment; pass a key as api_key="),
+    ],
+)
+def test_urls_that_are_none_are_refused_with_what_to_write(pasted: str, words: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as raised:
+        settings.explicit_endpoint(pasted, "k")
+    assert words in str(raised.value)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", [None, "", "http://gw.example", "unix:///run/x.sock"])
@@ -90,7 +144,7 @@ def test_an_argument_that_is_given_is_not_replaced(
     assert "lsp" not in str(raised.value)
 
 
-@pytest.mark.parametrize("url", ["", "/", "unix", "http://"])
+@pytest.mark.parametrize("url", ["", "/", "unix", "unix:", "http://"])
 def test_an_empty_url_is_not_replaced(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv(settings.URL_VARIABLE, "https://other.example")
     with pytest.raises(errors.InvalidRequest, match="not the URL"):
