@@ -52,7 +52,7 @@ BODIES = {
     "Sandbox.list": "return portal().run(AsyncSandbox.list({arguments}))",
     "Sandbox.run_code": """
         callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin)
-        options = RunOptions(language, context, timeout, dict(env or {{}}), stdin is not None)
+        options = RunOptions(language, context, timeout, env, stdin is not None)
         output = Output(self._portal, self._async.output(code, options))
         return output.finish(callbacks if callbacks.any else None)
         """,

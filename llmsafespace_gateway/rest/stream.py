@@ -144,6 +144,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         execution: str | None = None
         try:
             body = message.encode() if isinstance(message, str) else message
+            execution = _named_in(body)
             wanted = decode(body, StreamRequest)
             if isinstance(wanted, StreamExecute):
                 execution = wanted.execution_id = wanted.execution_id or runs.new_id()
@@ -331,6 +332,21 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
 async def drain() -> None:
     """Close this process's stream websockets so that clients connect again; returns when all have closed."""
     await asyncio.gather(*(each.tell_to_return() for each in list(_open)))
+
+
+class _Named(msgspec.Struct, rename="camel"):
+    execution_id: str | None = None
+
+
+def _named_in(body: bytes) -> str | None:
+    """The execution that a message is about, as far as it says so: a refusal names it."""
+    try:
+        return _named.decode(body).execution_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+_named = msgspec.json.Decoder(_Named)
 
 
 def _mark(wanted: StreamExecute) -> Mark:

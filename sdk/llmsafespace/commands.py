@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmsafespace import requests
+from llmsafespace import requests, values
 from llmsafespace.errors import NotFound, SandboxError
 from llmsafespace.event_stream import followed
 from llmsafespace.messages import new_id
@@ -87,11 +87,10 @@ class AsyncCommands:
         stdin: str | None = None,
     ) -> AsyncCommand:
         """Start a command in the background. Without `stdin` its standard input stays open to send_stdin."""
-        body: dict[str, Any] = {"id": new_id(), "background": True, "env": dict(env or {})}
-        body["command" if isinstance(command, str) else "argv"] = (
-            command if isinstance(command, str) else list(command)
-        )
-        optional = {"cwd": cwd, "timeout": timeout, "stdin": stdin, "keepStdin": stdin is None or None}
+        given = values.command(command)
+        body: dict[str, Any] = {"id": new_id(), "background": True, "env": values.environment(env)}
+        body["command" if isinstance(given, str) else "argv"] = given
+        optional = {**_optional(cwd, timeout, stdin), "keepStdin": stdin is None or None}
         body |= {name: value for name, value in optional.items() if value is not None}
         return AsyncCommand(
             self, await self._transport.request("POST", self._path, body=body, repeatable=True)
@@ -133,10 +132,10 @@ class AsyncCommands:
         request: dict[str, Any] = {
             "type": "command",
             "executionId": execution_id,
-            "content": requests.command_line(command),
-            "env": dict(env or {}),
+            "content": requests.command_line(values.command(command)),
+            "env": values.environment(env),
         }
-        optional = {"cwd": cwd, "timeout": timeout, "stdin": stdin}
+        optional = _optional(cwd, timeout, stdin)
         request |= {name: value for name, value in optional.items() if value is not None}
         return followed(self._transport, self._sandbox_id, execution_id, request=request)
 
@@ -166,6 +165,14 @@ class AsyncCommands:
                 code="install_failed",
             )
         return result
+
+
+def _optional(cwd: str | None, timeout: float | None, stdin: str | None) -> dict[str, Any]:
+    return {
+        "cwd": values.optional_path(cwd, "cwd"),
+        "timeout": values.seconds(timeout, "timeout"),
+        "stdin": None if stdin is None else values.plain(stdin, "stdin", nul=True),
+    }
 
 
 def command_result(output: AsyncOutput, execution: Execution) -> CommandResult:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
-from llmsafespace import models, requests
-from llmsafespace.errors import NotFound
+from llmsafespace import models, requests, values
+from llmsafespace.errors import InvalidRequest, NotFound
 from llmsafespace.models import Context
 from llmsafespace.transport import API, Transport, segment
 
 ContextLike = Context | str
 ContextList = list[Context]
+_ID = re.compile(r"[\w.:@-]{1,128}", re.ASCII)
 
 
 def id_of(context: ContextLike) -> str:
-    """The id of a context, or the id itself."""
-    return context if isinstance(context, str) else context.id
+    """The id of a context, or the id itself. Raises InvalidRequest for what is neither."""
+    given = context.id if isinstance(context, Context) else context
+    if not isinstance(given, str) or not _ID.fullmatch(given):
+        raise InvalidRequest(f"context must be a Context or the id of one, got {given!r:.80}")
+    return str.__str__(given)
 
 
 class AsyncContexts:
@@ -39,11 +45,15 @@ class AsyncContexts:
         env: Mapping[str, str] | None = None,
     ) -> Context:
         """A further context. Without a language it has the sandbox's own."""
-        body = {"id": str(uuid.uuid4()), "name": name, "env": dict(env or {})}
+        body: dict[str, Any] = {
+            "id": str(uuid.uuid4()),
+            "name": values.plain(name, "name"),
+            "env": values.environment(env),
+        }
         if language is not None:
-            body["language"] = requests.language(language)
+            body["language"] = requests.language(values.plain(language, "language"))
         if cwd is not None:
-            body["cwd"] = cwd
+            body["cwd"] = values.path(cwd, "cwd")
         return models.context(await self._transport.request("POST", self._path, body=body, repeatable=True))
 
     async def list(self) -> ContextList:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llmsafespace.decoding import BadMessage, TooDeep, decode_object
-from llmsafespace.errors import GatewayUnavailable
+from llmsafespace.errors import SandboxError, error_for
 from llmsafespace.results import ExecutionError, Result
 
 
@@ -136,7 +136,8 @@ def end_from_reply(content: dict[str, Any], metadata: dict[str, Any], seq: int =
 def from_line(line: bytes) -> Event | None:
     """The event in a line of an event stream; None for a heartbeat and for an unknown kind.
 
-    Raises GatewayUnavailable for a line that is not JSON, and for the gateway's word that it cannot go on.
+    Raises SandboxError for a line that is not JSON, and what the gateway's word means that it cannot go on:
+    GatewayUnavailable alone is worth another attempt.
     """
     if not line.strip():
         return None
@@ -145,10 +146,15 @@ def from_line(line: bytes) -> Event | None:
     except TooDeep as error:
         return unreadable(error)
     except BadMessage as error:
-        raise GatewayUnavailable(f"the gateway sent a line that is {error}") from error
+        raise SandboxError(f"the gateway sent a line that is {error}", code="protocol_error") from error
     if document.get("type") == "failure":
-        raise GatewayUnavailable(str(document.get("message")))
-    return from_json(document)
+        raise error_for(500, {"error": document})
+    try:
+        return from_json(document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SandboxError(
+            f"the gateway sent an event that is none: {error!r}", code="protocol_error"
+        ) from error
 
 
 def unreadable(why: BadMessage, seq: int = 0) -> Stderr:

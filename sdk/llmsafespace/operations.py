@@ -18,7 +18,7 @@ from llmsafespace.files import AsyncFiles, FileList
 from llmsafespace.models import CommandResult, FileInfo, SandboxInfo, Start
 from llmsafespace.outputs import AsyncOutput, Callbacks, SandboxWarning, Stdin
 from llmsafespace.results import Execution
-from llmsafespace.runner import Runner, RunOptions
+from llmsafespace.runner import Code, Runner, RunOptions
 from llmsafespace.transport import API, Transport, segment
 
 Source = str | Path
@@ -111,7 +111,7 @@ class SandboxOperations:
 
     async def run_code(
         self,
-        code: str,
+        code: Code,
         *,
         language: str | None = None,
         context: ContextLike | None = None,
@@ -125,18 +125,20 @@ class SandboxOperations:
     ) -> Execution:
         """Run code in a context (the default one) and return its output, results and error.
 
+        `code` is text, or an object with text in it: of LangChain's messages and results (`.content`,
+        `.text`, `.generations`) the text is taken. Raises TypeError for others.
         `language` picks a context of that language, made on first use; `env` holds for this run only;
         `stdin` (text, lines, or a function of the prompt) answers `input()`.
         Callbacks may be coroutine functions.
         Raises SandboxError only when the run itself could not be carried out.
         """
         callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin)
-        options = RunOptions(language, context, timeout, dict(env or {}), stdin is not None)
+        options = RunOptions(language, context, timeout, env, stdin is not None)
         return await self.output(code, options).finish(callbacks if callbacks.any else None)
 
     def stream_code(
         self,
-        code: str,
+        code: Code,
         *,
         language: str | None = None,
         context: ContextLike | None = None,
@@ -147,9 +149,9 @@ class SandboxOperations:
 
         Its `.events()` gives typed events instead. Leaving the iteration early interrupts the code.
         """
-        return self.output(code, RunOptions(language, context, timeout, dict(env or {})))
+        return self.output(code, RunOptions(language, context, timeout, env))
 
-    def output(self, code: str, options: RunOptions) -> AsyncOutput:
+    def output(self, code: Code, options: RunOptions) -> AsyncOutput:
         """The output of code with these options; the code starts when iterated."""
         self.transport  # noqa: B018
         return self._runner.output(code, options)

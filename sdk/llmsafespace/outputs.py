@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from typing import Any
 
-from llmsafespace import events, patience
+from llmsafespace import events, patience, values
 from llmsafespace.events import End, Event
 from llmsafespace.results import Execution, ExecutionError, Result
 
@@ -115,6 +115,7 @@ class Callbacks:
         self._lines: Iterator[str] | None = None
         if self.stdin is not None and not callable(self.stdin):
             given = self.stdin
+            values.check_lines(given)
             self._lines = iter(io.StringIO(given, newline=None) if isinstance(given, str) else given)
 
     @property
@@ -136,7 +137,7 @@ class Callbacks:
 
     def _line(self, prompt: str) -> Any:
         if self._lines is not None:
-            return next(self._lines, END_OF_INPUT).rstrip("\n")
+            return values.plain(next(self._lines, END_OF_INPUT), "a line of stdin", nul=True).rstrip("\n")
         return self.stdin(prompt) if callable(self.stdin) else END_OF_INPUT
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmsafespace import values
 from llmsafespace.errors import InvalidRequest
 
 Content = str | bytes | Path
@@ -35,21 +36,21 @@ def creation(
     """The body of POST /sandboxes."""
     body: dict[str, Any] = {
         "securityLevel": security_level,
-        "timeout": timeout,
+        "timeout": values.seconds(timeout, "timeout"),
         "useWarmPool": use_warm_pool,
-        "idleTimeout": idle_timeout,
+        "idleTimeout": values.seconds(idle_timeout, "idle_timeout"),
     }
     optional: dict[str, Any] = {
         "runtime": runtime,
         "warmPool": warm_pool,
         "resources": camel(resources) if resources else None,
         "networkAccess": network(network_access),
-        "env": dict(env) if env else None,
-        "files": {path: file_content(content) for path, content in files.items()} if files else None,
+        "env": values.environment(env) or None,
+        "files": file_contents(files) if files else None,
         "packages": package_list(packages) if packages else None,
-        "cwd": cwd,
-        "metadata": dict(metadata) if metadata else None,
-        "maxLifetime": max_lifetime,
+        "cwd": values.optional_path(cwd, "cwd"),
+        "metadata": values.texts(metadata, "metadata") or None,
+        "maxLifetime": values.seconds(max_lifetime, "max_lifetime"),
     }
     return body | {name: value for name, value in optional.items() if value is not None}
 
@@ -82,17 +83,25 @@ def _rule(domain: str) -> dict[str, Any]:
     return {"domain": host, "ports": [int(port)]} if colon else {"domain": host}
 
 
-def file_content(content: Content) -> str | dict[str, str]:
+def file_contents(files: Mapping[str, Content]) -> dict[str, Any]:
+    """The files of the creation request. Raises InvalidRequest with the file's name."""
+    return {
+        values.path(path, "files: the path"): file_content(content, path) for path, content in files.items()
+    }
+
+
+def file_content(content: Content, path: str = "") -> str | dict[str, str]:
     """A file for the creation request: text as it is, bytes and local files as base64."""
     if isinstance(content, str):
-        return content
-    data = content.read_bytes() if isinstance(content, Path) else bytes(content)
+        return values.plain(content, f"files[{path!r:.80}]", nul=True)
+    data = content.read_bytes() if isinstance(content, Path) else values.data(content, f"files[{path!r:.80}]")
     return {"content": base64.b64encode(data).decode("ascii"), "encoding": "base64"}
 
 
 def package_list(packages: str | Iterable[str]) -> list[str]:
     """`"pandas matplotlib"` or a list, as a list. Raises InvalidRequest when there is none in it."""
     names = shlex.split(packages) if isinstance(packages, str) else list(packages)
+    names = [values.plain(name, f"packages[{place}]") for place, name in enumerate(names)]
     if not names:
         raise InvalidRequest("install: name at least one package")
     return names

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from llmsafespace import requests
+from llmsafespace import requests, values
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, SandboxTimeout
 from llmsafespace.event_stream import follow
@@ -21,6 +21,7 @@ from llmsafespace.results import ExecutionError
 from llmsafespace.subscription import Subscription
 from llmsafespace.transport import API, Transport, segment
 
+Code = Any  # text, or an object with text in it (values.code_text); the type of LangChain's is not ours
 GRACE = 30.0  # seconds that the sandbox has, beyond an execution's timeout, to report its end
 
 
@@ -31,8 +32,17 @@ class RunOptions:
     language: str | None = None
     context: ContextLike | None = None
     timeout: float | None = None
-    env: dict[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] | None = None
     allow_stdin: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for values that no sandbox takes."""
+        object.__setattr__(self, "timeout", values.seconds(self.timeout, "timeout"))
+        object.__setattr__(self, "env", values.environment(self.env, longest=None))
+        if self.language is not None:
+            object.__setattr__(self, "language", values.plain(self.language, "language"))
+        if self.context is not None:
+            object.__setattr__(self, "context", id_of(self.context))
 
     def for_agent(self) -> dict[str, Any]:
         """The part that the sandbox's agent and kernel act on."""
@@ -69,9 +79,9 @@ class Runner:
             stream = self._streams[kernel_id] = KernelStream(self._transport, kernel_id, fresh=fresh)
         return stream
 
-    def output(self, code: str, options: RunOptions) -> AsyncOutput:
-        """The output of code that starts when the output is first asked for."""
-        run = _Run(self, code, options)
+    def output(self, code: Code, options: RunOptions) -> AsyncOutput:
+        """The output of code, which starts when it is first asked for. Raises TypeError, InvalidRequest."""
+        run = _Run(self, values.code_text(code), options)
         return AsyncOutput(run.id, run.batches(), run.answer)
 
     async def stream_for(self, options: RunOptions) -> KernelStream:

@@ -18,7 +18,7 @@ from llmsafespace.outputs import Callbacks, Stdin
 from llmsafespace.portal import portal
 from llmsafespace.requests import Content, NetworkAccess
 from llmsafespace.results import Execution
-from llmsafespace.runner import RunOptions
+from llmsafespace.runner import Code, RunOptions
 from llmsafespace.sandbox import AsyncSandbox, InfoList
 from llmsafespace.sync_output import Output
 from llmsafespace.sync_parts import Command, Commands, Contexts, Files
@@ -172,7 +172,7 @@ class Sandbox:
 
     def run_code(
         self,
-        code: str,
+        code: Code,
         *,
         language: str | None = None,
         context: ContextLike | None = None,
@@ -186,19 +186,21 @@ class Sandbox:
     ) -> Execution:
         """Run code in a context (the default one) and return its output, results and error.
 
+        `code` is text, or an object with text in it: of LangChain's messages and results (`.content`,
+        `.text`, `.generations`) the text is taken. Raises TypeError for others.
         `language` picks a context of that language, made on first use; `env` holds for this run only;
         `stdin` (text, lines, or a function of the prompt) answers `input()`.
         Callbacks are called in this thread.
         Raises SandboxError only when the run itself could not be carried out.
         """
         callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin)
-        options = RunOptions(language, context, timeout, dict(env or {}), stdin is not None)
+        options = RunOptions(language, context, timeout, env, stdin is not None)
         output = Output(self._portal, self._async.output(code, options))
         return output.finish(callbacks if callbacks.any else None)
 
     def stream_code(
         self,
-        code: str,
+        code: Code,
         *,
         language: str | None = None,
         context: ContextLike | None = None,

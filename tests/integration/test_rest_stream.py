@@ -133,6 +133,20 @@ def test_bad_messages_are_answered_and_the_connection_stays(
         assert until(socket, "execution_complete")[-1]["end"] == "ok"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"content": 1}, {"env": {"A": 1}}, {"mode": "sql"}, {"timeout": "5"}, {"context": "none"}],
+    ids=str,
+)
+def test_a_refusal_names_the_execution_that_it_is_about(
+    client: Client, sandbox: str, wrong: dict[str, Any]
+) -> None:
+    """Also where the message cannot be read as a whole: its sender waits for this very one."""
+    with stream(client, sandbox) as socket:
+        send(socket, **{"type": "execute", "executionId": "wrong", "content": "1", **wrong})
+        assert until(socket, "error")[-1]["executionId"] == "wrong"
+
+
 def test_a_message_that_is_too_long_closes(client: Client, sandbox: str) -> None:
     with stream(client, sandbox) as socket:
         with pytest.raises(ConnectionClosed):  # noqa: PT012

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 
-from llmsafespace import InvalidRequest, Sandbox
+from llmsafespace import AsyncSandbox, InvalidRequest, Sandbox
 from tests.conftest import Gateway
 from tests.integration.test_sdk_bridge_breaks import Kernel
 
@@ -53,3 +55,49 @@ async def test_a_notebook_shows_the_refusal(gateway: Gateway) -> None:
         assert await kernel.run("print(1)") == ("ok", "1\n")
     finally:
         await kernel.close()
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [({"PORT": 8080}, "'PORT' must be text"), ({"A\ud800": "x"}, "U.D800"), ({"B": "x" * 2**21}, "'B'")],
+    ids=["number", "surrogate", "size"],
+)
+def test_every_door_checks_the_environment_before_it_sends(
+    sandbox: Sandbox, env: dict[str, Any], words: str
+) -> None:
+    doors: list[Callable[[], object]] = [
+        lambda: sandbox.run_code("1", env=env),
+        lambda: sandbox.stream_code("1", env=env),
+        lambda: sandbox.run_command("true", env=env),
+        lambda: sandbox.run_command("true", env=env, background=True),
+        lambda: sandbox.stream_command("true", env=env),
+        lambda: sandbox.contexts.create(env=env),
+        lambda: Sandbox(env=env, api_url="http://127.0.0.1:9", api_key="key"),
+    ]
+    for door in doors:
+        with pytest.raises(InvalidRequest, match=words):
+            door()
+
+
+def test_results_of_a_language_model_are_run(sandbox: Sandbox) -> None:
+    assert sandbox.run_code(AIMessage("6 * 7")).text == "42"
+    assert "".join(sandbox.stream_code(AIMessage("print(6 * 7)"))) == "42\n"
+    with pytest.raises(TypeError, match="code must be text"):
+        sandbox.stream_code(b"1")
+
+
+async def test_a_refusal_reaches_whom_it_is_about(gateway: Gateway) -> None:
+    """Also where several wait, and where the message itself is what cannot be read."""
+    where = {"api_url": gateway.url, "api_key": gateway.admin_key}
+    async with AsyncSandbox(runtime="python", **where) as made:
+        kernel = made._runner.stream(await made.contexts.default_id())
+        await kernel.execute("import time; time.sleep(1)")
+        waiting = [await kernel.execute("6 * 7") for _ in range(2)]
+        refused: Any = await kernel.execute(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="Expected `str`, got `int`"):
+            await asyncio.wait_for(refused.batch(), 20)
+        for each in waiting:
+            events: list[Any] = []
+            while not events or events[-1].type != "end":
+                events += await asyncio.wait_for(each.batch(), 20)
+            assert events[-1].end == "ok"

@@ -79,10 +79,8 @@ class ChannelsStream:
                 self._context.advance(self._session, _acks.decode(body).ack)
             else:
                 raise invalid(f"a channels stream takes no frames of kind {kind}")
-        except (BadKernelMessage, *UNREADABLE) as error:
-            self._refuse(invalid(f"not a message for a kernel: {error}"))
-        except AgentError as error:
-            self._refuse(error)
+        except (BadKernelMessage, *UNREADABLE, AgentError) as error:
+            self._refuse(_refusal(error))
 
     def _refuse(self, error: AgentError) -> None:
         self._stream.send(FrameKind.JSON, msgspec.json.encode(error.on_wire()))
@@ -94,7 +92,15 @@ class ChannelsStream:
         if len(views[0]) > _MAX_HEADER or len(views[1]) > _MAX_HEADER:
             raise invalid(f"a message's header is over the limit of {_MAX_HEADER} bytes")
         head = header_of(views[0])
-        parts = [bytes(view) for view in views]
+        try:
+            self._request(channel, [bytes(view) for view in views], head)
+        except (BadKernelMessage, *UNREADABLE, AgentError) as error:
+            # The client waits for an answer to this very message: say which one it is.
+            refused = _refusal(error)
+            details = {**refused.details, "execution": head.msg_id}
+            raise AgentError(refused.code, refused.message, details) from error
+
+    def _request(self, channel: str, parts: Parts, head: Header) -> None:
         session = session_key(
             self._principal, validation.text(head.session, "the header's session", _MAX_SESSION)
         )
@@ -105,12 +111,11 @@ class ChannelsStream:
         if channel == "shell" and head.msg_type == "execute_request":
             try:
                 self._execute(parts, head)
-            except AgentError as error:  # the client's call waits for this execution: say which one
-                if not self._durable and error.code != "conflict":  # and plain clients know replies alone
+            except AgentError as error:
+                if not self._durable and error.code != "conflict":  # plain clients know replies alone
                     asker = self._principal
                     self._context.refuse(channel, parts, head, asker, "InvalidRequest", error.message)
-                details = {**error.details, "execution": head.msg_id}
-                raise AgentError(error.code, error.message, details) from error
+                raise
         else:
             self._context.request(channel, parts, head, self._principal)
 
@@ -165,6 +170,10 @@ class ChannelsStream:
         if self._removed in self._context.on_removed:
             self._context.on_removed.remove(self._removed)
         self._agent.activity()
+
+
+def _refusal(error: Exception) -> AgentError:
+    return error if isinstance(error, AgentError) else invalid(f"not a message for a kernel: {error}")
 
 
 def checked_options(metadata: bytes) -> Options:
