@@ -8,6 +8,7 @@ from typing import Any
 from llmsafespace import requests, values
 from llmsafespace.errors import NotFound, SandboxError
 from llmsafespace.event_stream import followed
+from llmsafespace.leaving import Leaving
 from llmsafespace.messages import new_id
 from llmsafespace.models import CommandResult
 from llmsafespace.outputs import AsyncOutput
@@ -71,8 +72,9 @@ CommandList = list[AsyncCommand]
 class AsyncCommands:
     """A sandbox's background commands."""
 
-    def __init__(self, transport: Transport, sandbox_id: str) -> None:
+    def __init__(self, transport: Transport, sandbox_id: str, leaving: Leaving) -> None:
         self._transport = transport
+        self._leaving = leaving
         self._sandbox_id = sandbox_id
         self._base = f"{API}/sandboxes/{segment(sandbox_id)}"
         self._path = f"{self._base}/commands"
@@ -137,7 +139,9 @@ class AsyncCommands:
         }
         optional = _optional(cwd, timeout, stdin)
         request |= {name: value for name, value in optional.items() if value is not None}
-        return followed(self._transport, self._sandbox_id, execution_id, request=request)
+        return followed(
+            self._transport, self._sandbox_id, execution_id, request=request, leave=self._leaving.command
+        )
 
     def attach(self, command_id: str, after: int = 0) -> AsyncOutput:
         """The output of a command that was started."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
 from llmsafespace import events, patience
-from llmsafespace.errors import GatewayUnavailable
+from llmsafespace.errors import GatewayUnavailable, SandboxError
 from llmsafespace.events import End, Event
 from llmsafespace.outputs import AsyncOutput
 from llmsafespace.patience import Patience
 from llmsafespace.transport import API, Transport, last_sign, segment
+
+Leave = Callable[[str], Awaitable[None]]
 
 
 def followed(
@@ -23,10 +26,38 @@ def followed(
     *,
     after: int = 0,
     request: dict[str, Any] | None = None,
+    leave: Leave | None = None,
 ) -> AsyncOutput:
-    """The output that `follow` reads, from the first iteration on."""
-    batches = follow(transport, sandbox_id, execution_id, after=after, request=request)
-    return AsyncOutput(execution_id, batches)
+    """The output that `follow` reads, from the first iteration on. Leaving it calls `leave`."""
+    source = _Followed(follow(transport, sandbox_id, execution_id, after=after, request=request), leave)
+    return AsyncOutput(execution_id, source.batches(execution_id), detach=source.detach)
+
+
+class _Followed:
+    """The events of an execution, and what happens when they are not read to the end."""
+
+    def __init__(self, source: AsyncGenerator[Sequence[Event], None], leave: Leave | None) -> None:
+        self._source = source
+        self._leave = leave
+
+    def detach(self) -> None:
+        """Let it go on when its events are left."""
+        self._leave = None
+
+    async def batches(self, execution_id: str) -> AsyncGenerator[Sequence[Event], None]:
+        """The events as they come."""
+        over = False
+        try:
+            async with contextlib.aclosing(self._source) as source:
+                async for batch in source:
+                    over = isinstance(batch[-1], End)
+                    yield batch
+        except SandboxError:
+            over = True  # refused, or out of reach
+            raise
+        finally:
+            if not over and self._leave is not None:
+                await self._leave(execution_id)
 
 
 async def follow(

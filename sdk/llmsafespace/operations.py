@@ -15,6 +15,7 @@ from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import SandboxEnded, SandboxError
 from llmsafespace.event_stream import followed
 from llmsafespace.files import AsyncFiles, FileList
+from llmsafespace.leaving import Leaving
 from llmsafespace.models import CommandResult, FileInfo, SandboxInfo, Start
 from llmsafespace.outputs import AsyncOutput, Callbacks, SandboxWarning, Stdin
 from llmsafespace.results import Execution
@@ -38,8 +39,9 @@ class SandboxOperations:
         self._path = f"{API}/sandboxes/{segment(info.id)}"
         self._contexts = AsyncContexts(transport, info.id, info.kernel_id)
         self._files = AsyncFiles(transport, info.id)
-        self._commands = AsyncCommands(transport, info.id)
-        self._runner = Runner(transport, info, self._contexts)
+        self._leaving = Leaving(transport, self._path)
+        self._commands = AsyncCommands(transport, info.id, self._leaving)
+        self._runner = Runner(transport, info, self._contexts, self._leaving)
         if fresh and info.kernel_id is not None:
             self._runner.stream(info.kernel_id, fresh=True)
         for warning in info.warnings:
@@ -157,7 +159,10 @@ class SandboxOperations:
         return self._runner.output(code, options)
 
     def attach(self, execution_id: str, after: int = 0) -> AsyncOutput:
-        """The output of an execution of this or another client, from the event after number `after` on."""
+        """The output of an execution of this or another client, from the event after number `after` on.
+
+        Leaving it early does not stop the execution.
+        """
         return followed(self.transport, self.id, execution_id, after=after)
 
     async def interrupt(self, context: ContextLike | None = None) -> None:
@@ -217,7 +222,10 @@ class SandboxOperations:
         timeout: float | None = None,
         stdin: str | None = None,
     ) -> AsyncOutput:
-        """The output of a shell command as it arrives. Leaving the iteration early interrupts the command."""
+        """The output of a shell command as it arrives.
+
+        Leaving the iteration early interrupts the command, and kills it where that does not end it.
+        """
         return self.commands.stream(command, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
 
     async def install(

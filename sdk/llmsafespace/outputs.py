@@ -144,8 +144,9 @@ class Callbacks:
 class AsyncOutput:
     """The output of one execution as it arrives: iterate for text, or over `.events()` for typed events.
 
-    The execution starts with the first iteration. Leaving it early (`aclose`, or dropping the object)
-    interrupts it. `execution` has the output so far; it is complete after the end.
+    The execution starts with the first iteration. Leaving it early (`aclose`, a cancelled task, or dropping
+    the object) interrupts it; `detach` leaves it alone.
+    `execution` has the output so far; it is complete after the end.
     """
 
     def __init__(
@@ -153,12 +154,14 @@ class AsyncOutput:
         execution_id: str,
         batches: AsyncIterator[Sequence[Event]],
         answer: Callable[[str], Awaitable[None]] | None = None,
+        detach: Callable[[], None] | None = None,
     ) -> None:
         self.id = execution_id
         self.end: End | None = None
         self._builder = ExecutionBuilder(execution_id)
         self._batches = batches
         self._answer = answer
+        self._detach = detach
         self._waiting: list[str] = []
 
     @property
@@ -202,10 +205,16 @@ class AsyncOutput:
                 return text
 
     async def aclose(self) -> None:
-        """Stop listening; an execution that still runs is interrupted."""
+        """Stop listening; what still runs is ended, unless it was attached to."""
         close = getattr(self._batches, "aclose", None)
         if close is not None:
             await close()
+
+    async def detach(self) -> None:
+        """Stop listening, and let it go on: `attach(id)` hears it again. What has not begun never does."""
+        if self._detach is not None:
+            self._detach()
+        await self.aclose()
 
     async def answer(self, line: str) -> None:
         """Answer the input request of the code with a line."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_CANCELLED_WITHIN = 3.0  # seconds for a call that Ctrl-C cancels to put things in order
 
 
 class Portal:
@@ -29,11 +30,16 @@ class Portal:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a synchronous sandbox cannot be used on its own event loop's thread")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        over = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_told_of(coroutine, over), self.loop)
         try:
             return future.result()
-        except BaseException:
+        except Exception:
             future.cancel()
+            raise
+        except BaseException:  # Ctrl-C: the process may end next, and what runs in the sandbox should end too
+            future.cancel()
+            over.wait(_CANCELLED_WITHIN)
             raise
 
     def call_soon(self, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -80,6 +86,13 @@ class SyncIterator(Generic[T]):
         if self._open and self._portal.pid == os.getpid():
             self._open = False
             self._portal.call_soon(_close(self._source))
+
+
+async def _told_of(coroutine: Coroutine[Any, Any, T], over: threading.Event) -> T:
+    try:
+        return await coroutine
+    finally:
+        over.set()
 
 
 async def _next(source: AsyncIterator[T]) -> T:

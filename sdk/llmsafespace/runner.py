@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, 
 from llmsafespace.event_stream import follow
 from llmsafespace.events import End, Event, end_from_json
 from llmsafespace.kernel_stream import KernelStream, watch
+from llmsafespace.leaving import Leaving
 from llmsafespace.messages import new_id
 from llmsafespace.models import SandboxInfo
 from llmsafespace.outputs import AsyncOutput
@@ -62,6 +62,7 @@ class Runner:
         transport: Transport,
         info: SandboxInfo,
         contexts: AsyncContexts,
+        leaving: Leaving,
     ) -> None:
         self.timeout = info.timeout
         self._language = requests.language(info.runtime.partition(":")[0])
@@ -70,7 +71,7 @@ class Runner:
         self._base = f"{API}/sandboxes/{segment(info.id)}"
         self._contexts = contexts
         self._streams: dict[str, KernelStream] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.leaving = leaving
 
     def stream(self, kernel_id: str, *, fresh: bool = False) -> KernelStream:
         """The stream to a kernel; `fresh` when nobody has used the kernel yet."""
@@ -82,7 +83,7 @@ class Runner:
     def output(self, code: Code, options: RunOptions) -> AsyncOutput:
         """The output of code, which starts when it is first asked for. Raises TypeError, InvalidRequest."""
         run = _Run(self, values.code_text(code), options)
-        return AsyncOutput(run.id, run.batches(), run.answer)
+        return AsyncOutput(run.id, run.batches(), run.answer, run.detach)
 
     async def stream_for(self, options: RunOptions) -> KernelStream:
         """The stream to the context that the options ask for."""
@@ -111,21 +112,8 @@ class Runner:
         """The events of an execution behind a sequence number, not over its kernel's stream."""
         return follow(self._transport, self._sandbox_id, execution_id, after=after)
 
-    def interrupt_soon(self, execution_id: str) -> None:
-        """Interrupt an execution that nobody listens to any more, without waiting."""
-        task = asyncio.get_running_loop().create_task(self._interrupt(execution_id))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _interrupt(self, execution_id: str) -> None:
-        path = f"{self._base}/executions/{segment(execution_id)}/interrupt"
-        with contextlib.suppress(SandboxError):
-            await self._transport.request("POST", path, repeatable=True, timeout=10.0)
-
     async def close(self) -> None:
         """Close all streams."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=5.0)
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             await stream.close()
@@ -141,6 +129,11 @@ class _Run:
         self._options = options
         self._stream: KernelStream | None = None
         self._subscription: Subscription | None = None
+        self._detached = False
+
+    def detach(self) -> None:
+        """Let the code go on when its events are left."""
+        self._detached = True
 
     async def batches(self) -> AsyncIterator[Sequence[Event]]:
         """The events as they come. Leaving before the end interrupts the code."""
@@ -174,8 +167,8 @@ class _Run:
         finally:
             watcher.cancel()
             stream.forget(subscription)
-            if not subscription.over:
-                self._runner.interrupt_soon(self.id)
+            if not subscription.over and not self._detached:
+                await self._runner.leaving.code(self.id)
 
     async def answer(self, line: str) -> None:
         """Answer the code's input request."""

@@ -162,6 +162,7 @@ class AsyncSandbox(SandboxOperations):
         """Disconnect without ending the sandbox; `connect(id)` finds it again."""
         client, self._client = self._client, None
         if client is not None:
+            await self._leaving.wait()
             await self._runner.close()
             await client.close()
 

@@ -217,7 +217,10 @@ class Sandbox:
         )
 
     def attach(self, execution_id: str, after: int = 0) -> Output:
-        """The output of an execution of this or another client, from the event after number `after` on."""
+        """The output of an execution of this or another client, from the event after number `after` on.
+
+        Leaving it early does not stop the execution.
+        """
         return Output(self._portal, self._async.attach(execution_id, after))
 
     def interrupt(self, context: ContextLike | None = None) -> None:
@@ -272,7 +275,10 @@ class Sandbox:
         timeout: float | None = None,
         stdin: str | None = None,
     ) -> Output:
-        """The output of a shell command as it arrives. Leaving the iteration early interrupts the command."""
+        """The output of a shell command as it arrives.
+
+        Leaving the iteration early interrupts the command, and kills it where that does not end it.
+        """
         return Output(
             self._portal, self._async.stream_command(command, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
         )

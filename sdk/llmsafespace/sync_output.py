@@ -13,8 +13,9 @@ from llmsafespace.results import Execution
 class Output:
     """The output of one execution as it arrives: iterate for text, or over `.events()` for typed events.
 
-    The execution starts with the first iteration. Leaving it early (`close`, or dropping the object)
-    interrupts it. `execution` has the output so far; it is complete after the end.
+    The execution starts with the first iteration. Leaving it early (`close`, an exception in a `with` block,
+    Ctrl-C, or dropping the object) interrupts it; `detach` leaves it alone.
+    `execution` has the output so far; it is complete after the end.
     """
 
     def __init__(self, portal: Portal, output: AsyncOutput) -> None:
@@ -58,7 +59,12 @@ class Output:
         return next(self._texts)
 
     def close(self) -> None:
-        """Stop listening; an execution that still runs is interrupted."""
+        """Stop listening; what still runs is ended, unless it was attached to."""
+        self._texts.close()
+
+    def detach(self) -> None:
+        """Stop listening, and let it go on: `attach(id)` hears it again. What has not begun never does."""
+        self._portal.run(self._output.detach())
         self._texts.close()
 
     def answer(self, line: str) -> None:

@@ -34,6 +34,7 @@ class Transport:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._http = http_client(endpoint)
+        self._closed = False
 
     @property
     def reached(self) -> bool:
@@ -45,7 +46,8 @@ class Transport:
         _reached.add((self.endpoint.url, self.endpoint.socket))
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. What still waits for an answer fails with SandboxError."""
+        self._closed = True
         await self._http.aclose()
 
     async def request(
@@ -93,6 +95,7 @@ class Transport:
 
         httpx.TransportError and GatewayUnavailable pass through: the caller knows whether it can go on.
         """
+        self._check_open()
         async with self._http.stream(
             method,
             path,
@@ -106,6 +109,12 @@ class Transport:
                 await response.aread()
                 raise_for(response)
             yield response
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxError(
+                "the sandbox object was closed here; connect to the sandbox again", code="closed"
+            )
 
     async def _send(
         self,
@@ -121,6 +130,7 @@ class Transport:
         patience_left = Patience(self)
         waited = 0.0  # for answers; time in which the gateway was away is patience's matter
         while True:
+            self._check_open()
             limit = min(soon, timeout - waited)
             began = patience.now()
             try:
