@@ -69,6 +69,7 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
         env=body.env,
         timeout=body.timeout if body.background else body.timeout or row.timeout,
         stdin=body.stdin,
+        stdin_encoding=body.stdin_encoding,
         keep_stdin=body.keep_stdin,
     )
     mark = await bulk.run(len(body.command or "") + len(body.stdin or ""), _mark, body)
@@ -153,7 +154,7 @@ async def command_stdin(call: RestHandler) -> CommandAnswer:
     """POST …/commands/{command_id}/stdin."""
     body: CommandStdinBody = call.body
     sandbox_id, info = await _one(call, "execute")
-    wanted = CommandStdin(id=info.id, data=body.data, eof=body.eof)
+    wanted = CommandStdin(id=info.id, data=body.data, encoding=body.encoding, eof=body.eof)
     written: CommandInfo = await call.sandboxes.rpc(sandbox_id, "commands.stdin", wanted)
     return command_answer(written)
 

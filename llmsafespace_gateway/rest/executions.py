@@ -141,9 +141,12 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
             env=body.env,
             timeout=body.timeout or row.timeout,
             stdin=body.stdin,
+            stdin_encoding=body.stdin_encoding,
         )
         run = await runs.begin_command(call.sandboxes, row.id, start)
     else:
+        if body.stdin_encoding != "utf-8":
+            raise invalid("body.stdinEncoding", "is for commands; code reads text")
         if body.cwd is not None:
             raise invalid("body.cwd", "is for commands; code runs where its context is")
         open_ = OpenExecution(

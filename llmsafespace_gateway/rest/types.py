@@ -24,6 +24,7 @@ Identifier = Annotated[
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Timeout = Annotated[float, Meta(ge=0.1, le=MAX_DURATION, description="seconds")]
 Lifetime = Annotated[float, Meta(ge=1, le=MAX_DURATION, description="seconds")]
+Encoding = Literal["utf-8", "base64"]  # text as it is, or any bytes
 Text = Annotated[str, Meta(max_length=8 * 1024 * 1024)]
 Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 EnvName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^=\x00]+$")]
@@ -101,7 +102,7 @@ class FileContent(Body, kw_only=True):
     """A file's content as text, or base64 for any bytes."""
 
     content: str
-    encoding: Literal["utf-8", "base64"] = "utf-8"
+    encoding: Encoding = "utf-8"
 
 
 class SandboxCreate(Body, kw_only=True):
@@ -312,6 +313,7 @@ class ExecuteBody(Body, kw_only=True):
     timeout: Timeout | None = None
     env: Env = {}
     stdin: Text | None = None
+    stdin_encoding: Encoding = "utf-8"
     cwd: Path | None = None
 
 

@@ -11,6 +11,7 @@ from llmsafespace_gateway.rest.types import (
     Answer,
     Body,
     ContextAnswer,
+    Encoding,
     Env,
     ExecutionErrorAnswer,
     Identifier,
@@ -65,6 +66,7 @@ class CommandBody(Body, kw_only=True):
     env: Env = {}
     timeout: Timeout | None = None
     stdin: Text | None = None
+    stdin_encoding: Encoding = "utf-8"
     keep_stdin: bool = False
     background: bool = False
 
@@ -97,6 +99,7 @@ class CommandStdinBody(Body, kw_only=True):
     """Write to a command's standard input; `eof` closes it afterwards."""
 
     data: Text = ""
+    encoding: Encoding = "utf-8"
     eof: bool = False
 
 

@@ -275,6 +275,7 @@ class CommandStart(Message):
     env: dict[str, str] = {}
     timeout: float | None = None
     stdin: str | None = None
+    stdin_encoding: str = "utf-8"  # or base64, for any bytes
     keep_stdin: bool = False  # leave standard input open for commands.stdin
 
 
@@ -312,6 +313,7 @@ class CommandStdin(Message):
 
     id: str
     data: str = ""
+    encoding: str = "utf-8"  # or base64, for any bytes
     eof: bool = False
 
 

@@ -15,6 +15,8 @@ from llmsafespace.outputs import AsyncOutput
 from llmsafespace.results import Execution
 from llmsafespace.transport import API, Transport, segment
 
+Input = str | bytes  # for standard input: text, or bytes as they are
+
 
 class AsyncCommand:
     """A command that runs in the background."""
@@ -50,9 +52,10 @@ class AsyncCommand:
         """Wait for its end; its output and exit code."""
         return await self._commands.finish(self.stream())
 
-    async def send_stdin(self, data: str, *, eof: bool = False) -> None:
-        """Write to its standard input; `eof` closes it afterwards."""
-        await self._commands.post(self.id, "stdin", {"data": data, "eof": eof})
+    async def send_stdin(self, data: Input, *, eof: bool = False) -> None:
+        """Write text or bytes to its standard input; `eof` closes it afterwards."""
+        body = values.input_of(data, "data", "encoding")
+        await self._commands.post(self.id, "stdin", {**body, "eof": eof})
 
     async def signal(self, name: str = "SIGTERM") -> None:
         """Send a signal to its process group."""
@@ -86,12 +89,13 @@ class AsyncCommands:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
     ) -> AsyncCommand:
         """Start a command in the background. Without `stdin` its standard input stays open to send_stdin."""
-        given = values.command(command)
-        body: dict[str, Any] = {"id": new_id(), "background": True, "env": values.environment(env)}
-        body["command" if isinstance(given, str) else "argv"] = given
+        # A line, as in the foreground: a program that is missing ends both with 127, not one with an error.
+        line = requests.command_line(values.command(command))
+        body: dict[str, Any] = {"id": new_id(), "background": True, "command": line}
+        body["env"] = values.environment(env)
         optional = {**_optional(cwd, timeout, stdin), "keepStdin": stdin is None or None}
         body |= {name: value for name, value in optional.items() if value is not None}
         return AsyncCommand(
@@ -127,7 +131,7 @@ class AsyncCommands:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
     ) -> AsyncOutput:
         """The output of a shell command as it arrives; the command starts when iterated."""
         execution_id = new_id()
@@ -171,11 +175,11 @@ class AsyncCommands:
         return result
 
 
-def _optional(cwd: str | None, timeout: float | None, stdin: str | None) -> dict[str, Any]:
+def _optional(cwd: str | None, timeout: float | None, stdin: Input | None) -> dict[str, Any]:
     return {
         "cwd": values.optional_path(cwd, "cwd"),
         "timeout": values.seconds(timeout, "timeout"),
-        "stdin": None if stdin is None else values.plain(stdin, "stdin", nul=True),
+        **values.input_of(stdin),
     }
 
 

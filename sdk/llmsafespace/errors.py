@@ -4,7 +4,14 @@ SandboxError
     AuthenticationError       no API key, or an invalid one
     PermissionDenied          the key's role or scopes do not allow it
     NotFound                  no such sandbox, file, context, command or pool
+        FileNotFound          no such file or folder (also a FileNotFoundError)
     InvalidRequest            the request itself is wrong
+        IsADirectory          a folder where a file is wanted (also an IsADirectoryError)
+        MissingPath           no such program or working folder (also a FileNotFoundError)
+        NotADirectory         a file where a folder is wanted (also a NotADirectoryError)
+        FileExists            there is something already (also a FileExistsError)
+        DirectoryNotEmpty     a folder that is not empty (also an OSError)
+        FilePermissionDenied  the sandbox's user may not do this (also a PermissionError)
     RateLimited               too many requests
     QuotaExceeded             the tenant's quota is used up
     RuntimeUnavailable        no runtime serves the request
@@ -17,6 +24,8 @@ SandboxError
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +65,55 @@ class NotFound(SandboxError):
 
 class InvalidRequest(SandboxError):
     """The request itself is wrong; the message names the field."""
+
+
+class _FromSystem(SandboxError, OSError):
+    """An error of the sandbox's system, with `errno`, `strerror` and `filename` as Python's own has them."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, details=details, retry_after=retry_after)
+        self.errno = getattr(errno, str(self.details.get("kind")), None)
+        self.strerror = os.strerror(self.errno) if self.errno is not None else message
+        names = (self.details.get(name) for name in ("path", "cwd", "program"))
+        self.filename = next((name for name in names if name is not None), None)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class FileNotFound(_FromSystem, NotFound, FileNotFoundError):
+    """There is no such file or folder in the sandbox."""
+
+
+class MissingPath(_FromSystem, InvalidRequest, FileNotFoundError):
+    """The program or the working folder that a command names is not in the sandbox."""
+
+
+class IsADirectory(_FromSystem, InvalidRequest, IsADirectoryError):
+    """There is a folder where a file is wanted."""
+
+
+class NotADirectory(_FromSystem, InvalidRequest, NotADirectoryError):
+    """There is a file where a folder is wanted."""
+
+
+class FileExists(_FromSystem, InvalidRequest, FileExistsError):
+    """There is something at the path already."""
+
+
+class DirectoryNotEmpty(_FromSystem, InvalidRequest):
+    """The folder is not empty."""
+
+
+class FilePermissionDenied(_FromSystem, InvalidRequest, PermissionError):
+    """The sandbox's user may not do this with the file."""
 
 
 class RateLimited(SandboxError):
@@ -114,6 +172,16 @@ _BY_CODE: dict[str, type[SandboxError]] = {
     "service_unavailable": GatewayUnavailable,
     "unreachable": GatewayUnavailable,
 }
+# By the name of the system's error (`details.kind`): for a path that is not there, and for a request.
+_BY_KIND: dict[str, type[SandboxError]] = {
+    "ENOENT": MissingPath,
+    "EISDIR": IsADirectory,
+    "ENOTDIR": NotADirectory,
+    "EEXIST": FileExists,
+    "ENOTEMPTY": DirectoryNotEmpty,
+    "EACCES": FilePermissionDenied,
+    "EPERM": FilePermissionDenied,
+}
 _BY_STATUS: dict[int, str] = {
     400: "invalid_request",
     401: "unauthorized",
@@ -147,6 +215,9 @@ def error_for(status: int, document: object, retry_after: str | None = None) -> 
     kind = _BY_CODE.get(code, SandboxError)
     if kind is GatewayUnavailable and details.get("reason") == "Unschedulable":
         kind = NoRoom
+    if kind in (NotFound, InvalidRequest) and "kind" in details:
+        missing = kind is NotFound and details["kind"] == "ENOENT"
+        kind = FileNotFound if missing else _BY_KIND.get(str(details["kind"]), kind)
     return kind(message, code=code, details=details, retry_after=_seconds(retry_after))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -10,12 +11,13 @@ import httpx
 import msgspec
 
 from llmsafespace import events, patience
-from llmsafespace.errors import GatewayUnavailable, SandboxError
+from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, SandboxTimeout
 from llmsafespace.events import End, Event
 from llmsafespace.outputs import AsyncOutput
 from llmsafespace.patience import Patience
 from llmsafespace.transport import API, Transport, last_sign, segment
 
+_LOOKS = (0.0, 0.2, 0.5, 1.0)  # seconds before each look whether an execution ended with its sandbox
 Leave = Callable[[str], Awaitable[None]]
 
 
@@ -95,6 +97,8 @@ async def follow(
                         continue
                     after = max(after, event.seq)
                     time_left.heard()
+                    if isinstance(event, End):
+                        await check_alive(transport, base, event.end)
                     yield [event]
                     if isinstance(event, End):
                         return
@@ -104,6 +108,22 @@ async def follow(
         except GatewayUnavailable as error:
             problem = error
         await time_left.wait(problem, held=alive - began)
+
+
+async def check_alive(transport: Transport, base: str, end: str) -> None:
+    """Raise SandboxEnded when an execution that ended in this way did so with its sandbox.
+
+    What is "aborted" may be so before the gateway has stored the sandbox's end: that is waited for a while.
+    """
+    for pause in {"aborted": _LOOKS, "kernel_died": _LOOKS[:1]}.get(end, ()):
+        await asyncio.sleep(pause)
+        try:
+            document = await transport.request("GET", base)
+        except (GatewayUnavailable, SandboxTimeout):
+            return
+        if document.get("status") == "ended":
+            why = document.get("end") or "terminated"
+            raise SandboxEnded(f"the sandbox has ended: {why}", code="gone", details={"end": why})
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -194,7 +194,9 @@ def end_from_json(document: Mapping[str, Any]) -> End:
     """The end in an event or in the gateway's description of an execution that is over."""
     end = str(document["end"])
     message = str(document.get("message") or "")
-    error = None if end == "ok" else ExecutionError(_NAMES.get(end, "Error"), message)
+    # An "error" is the code's own, which came before, or a command's, whose exit code says it.
+    told = end != "ok" and (end != "error" or message)
+    error = ExecutionError(_NAMES.get(end, "Error"), message) if told else None
     code = document.get("exitCode")
     count = document.get("executionCount")
     exit_code = code if isinstance(code, int) else int(end != "ok")

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal, overload
 
 from llmsafespace import requests
 from llmsafespace.clients import Client
-from llmsafespace.commands import AsyncCommand, AsyncCommands
+from llmsafespace.commands import AsyncCommand, AsyncCommands, Input
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import SandboxEnded, SandboxError
 from llmsafespace.event_stream import followed
@@ -181,7 +181,7 @@ class SandboxOperations:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
         background: Literal[False] = False,
     ) -> CommandResult: ...
 
@@ -193,7 +193,7 @@ class SandboxOperations:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
         background: Literal[True],
     ) -> AsyncCommand: ...
 
@@ -204,10 +204,14 @@ class SandboxOperations:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
         background: bool = False,
     ) -> CommandResult | AsyncCommand:
-        """Run a shell command and wait for its end; with `background`, return the running command at once."""
+        """Run a shell command and wait for its end; with `background`, return the running command at once.
+
+        A list is a program and its arguments, quoted for the shell. `stdin` is text or bytes.
+        Raises SandboxEnded when the sandbox ends first.
+        """
         if background:
             return await self.commands.start(command, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
         output = self.commands.stream(command, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
@@ -220,7 +224,7 @@ class SandboxOperations:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
     ) -> AsyncOutput:
         """The output of a shell command as it arrives.
 

@@ -10,7 +10,7 @@ from typing import Any
 from llmsafespace import requests, values
 from llmsafespace.contexts import AsyncContexts, ContextLike, id_of
 from llmsafespace.errors import GatewayUnavailable, SandboxEnded, SandboxError, SandboxTimeout
-from llmsafespace.event_stream import follow
+from llmsafespace.event_stream import check_alive, follow
 from llmsafespace.events import End, Event, end_from_json
 from llmsafespace.kernel_stream import KernelStream, watch
 from llmsafespace.leaving import Leaving
@@ -108,6 +108,10 @@ class Runner:
             return None
         return end_from_json(document) if document.get("end") else None
 
+    async def check_alive(self, end: str) -> None:
+        """Raise SandboxEnded when code that ended like this did so with its sandbox."""
+        await check_alive(self._transport, self._base, end)
+
     def rest(self, execution_id: str, after: int) -> AsyncGenerator[Sequence[Event], None]:
         """The events of an execution behind a sequence number, not over its kernel's stream."""
         return follow(self._transport, self._sandbox_id, execution_id, after=after)
@@ -155,6 +159,8 @@ class _Run:
         try:
             while True:
                 batch = await subscription.batch()
+                if isinstance(batch[-1], End):
+                    await self._runner.check_alive(batch[-1].end)
                 yield batch
                 if isinstance(batch[-1], End):
                     return

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
+from llmsafespace.commands import Input
 from llmsafespace.contexts import ContextLike
 from llmsafespace.files import FileList
 from llmsafespace.models import CommandResult, FileInfo, SandboxInfo, SandboxStatus, Start
@@ -235,7 +236,7 @@ class Sandbox:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
         background: Literal[False] = False,
     ) -> CommandResult: ...
     @overload
@@ -246,7 +247,7 @@ class Sandbox:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
         background: Literal[True],
     ) -> Command: ...
     def run_command(
@@ -256,10 +257,14 @@ class Sandbox:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
         background: bool = False,
     ) -> CommandResult | Command:
-        """Run a shell command and wait for its end; with `background`, return the running command at once."""
+        """Run a shell command and wait for its end; with `background`, return the running command at once.
+
+        A list is a program and its arguments, quoted for the shell. `stdin` is text or bytes.
+        Raises SandboxEnded when the sandbox ends first.
+        """
         if background:
             return self.commands.start(command, cwd=cwd, env=env, timeout=timeout, stdin=stdin)
         return self._portal.run(
@@ -273,7 +278,7 @@ class Sandbox:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
     ) -> Output:
         """The output of a shell command as it arrives.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
-from llmsafespace.commands import AsyncCommand, AsyncCommands
+from llmsafespace.commands import AsyncCommand, AsyncCommands, Input
 from llmsafespace.contexts import AsyncContexts, ContextLike, ContextList
 from llmsafespace.files import AsyncFiles, FileList, Progress
 from llmsafespace.models import CommandResult, Context, FileEvent, FileInfo
@@ -159,8 +159,8 @@ class Command:
         """Wait for its end; its output and exit code."""
         return self._portal.run(self._async.wait())
 
-    def send_stdin(self, data: str, *, eof: bool = False) -> None:
-        """Write to its standard input; `eof` closes it afterwards."""
+    def send_stdin(self, data: Input, *, eof: bool = False) -> None:
+        """Write text or bytes to its standard input; `eof` closes it afterwards."""
         self._portal.run(self._async.send_stdin(data, eof=eof))
 
     def signal(self, name: str = "SIGTERM") -> None:
@@ -192,7 +192,7 @@ class Commands:
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        stdin: str | None = None,
+        stdin: Input | None = None,
     ) -> Command:
         """Start a command in the background. Without `stdin` its standard input stays open to send_stdin."""
         return Command(

@@ -5,6 +5,7 @@ Values may be secret: a message tells their name and type and what is expected, 
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -130,6 +131,17 @@ def check_lines(value: object) -> None:
     """Raise InvalidRequest for what is neither text nor lines of it."""
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, Iterable):
         raise InvalidRequest(f"stdin must be text, lines, or a function of the prompt, got {_kind(value)}")
+
+
+def input_of(value: object, field: str = "stdin", encoding: str = "stdinEncoding") -> dict[str, str]:
+    """Text or any bytes for a command's standard input, as the API takes them. Raises InvalidRequest."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {field: plain(value, "stdin", nul=True)}
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise InvalidRequest(f"stdin must be text or bytes, got {_kind(value)}")
+    return {field: base64.b64encode(value).decode("ascii"), encoding: "base64"}
 
 
 def optional_path(value: object, name: str) -> str | None:

@@ -36,7 +36,7 @@ def act(options: argparse.Namespace) -> int:
             cwd=options.cwd,
             env=dict(options.env),
             timeout=options.timeout,
-            stdin=sys.stdin.read() if options.stdin else None,
+            stdin=sys.stdin.buffer.read() if options.stdin else None,
         )
         with output:
             for event in output.events():

@@ -247,9 +247,11 @@ def _cannot_run(program: str, error: OSError | ValueError) -> AgentError:
             "quota_exceeded",
             f"{program[:200]!r} cannot be run: the sandbox has as many processes as it may, or no memory"
             " left; end something in it and try again",
+            {"kind": errno.errorcode[error.errno]},
         )
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return invalid(f"{program[:200]!r} cannot be run: {reason}")
+    kind = errno.errorcode.get(error.errno or 0, "EIO") if isinstance(error, OSError) else "EINVAL"
+    return invalid(f"{program[:200]!r} cannot be run: {reason}", program=program[:200], kind=kind)
 
 
 def end_of(stop: str | None, returncode: int) -> str:

@@ -73,6 +73,7 @@ class Commands:
         if known is not None:
             return known
         argv, line = argv_of(request)
+        given = validation.input_bytes(request.stdin or "", request.stdin_encoding)
         cwd = validation.working_folder(request.cwd, self._workspace)
         timeout = validation.duration(request.timeout, "timeout")
         env = {**self._environment(), **validation.environment(request.env)}
@@ -85,7 +86,7 @@ class Commands:
             raise
         self._commands[request.id] = command
         if wants_stdin:
-            command.write((request.stdin or "").encode(), eof=not request.keep_stdin)
+            command.write(given, eof=not request.keep_stdin)
         return command
 
     def install(self, request: PackagesInstall) -> tuple[Command, bool]:
@@ -95,10 +96,10 @@ class Commands:
         command = self.start(CommandStart(id=request.id, argv=argv, timeout=request.timeout))
         return command, known is None
 
-    def write(self, command_id: str, data: str, eof: bool) -> Command:
+    def write(self, command_id: str, data: bytes, eof: bool) -> Command:
         """To a command's standard input. Raises AgentError."""
         command = self.get(command_id)
-        command.write(data.encode(), eof)
+        command.write(data, eof)
         return command
 
     def signal(self, command_id: str, name: str) -> Command:

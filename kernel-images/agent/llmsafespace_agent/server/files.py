@@ -83,9 +83,9 @@ class Files:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 os.close(handle)
-                raise invalid(
-                    f"{self.beneath.absolute(relative)[:200]} is not a regular file", path=path[:200]
-                )
+                kind = "EISDIR" if stat.S_ISDIR(status.st_mode) else "EINVAL"
+                where = self.beneath.absolute(relative)[:200]
+                raise invalid(f"{where} is not a regular file", path=path[:200], kind=kind)
             return handle, self.info(relative, status)
 
     def info(self, relative: str, status: os.stat_result) -> FileInfo:
@@ -104,7 +104,9 @@ class Files:
         """Parent and name of a path that is not the workspace itself. Raises AgentError."""
         relative = self.beneath.relative(path)
         if relative == ".":
-            raise invalid(f"{self.beneath.root} itself cannot be replaced or removed", path=path[:200])
+            raise invalid(
+                f"{self.beneath.root} itself cannot be replaced or removed", path=path[:200], kind="EISDIR"
+            )
         parent, name = posixpath.split(relative)
         return parent or ".", name
 
@@ -196,6 +198,9 @@ class Upload:
                 os.close(handle)
         self._file = self._folder = -1
 
+    def _named(self, kind: str) -> dict[str, str]:
+        return {"path": self._path[:200], "kind": kind}
+
     def _check(self) -> bool:
         """Whether the place is taken, and by what the caller thinks. Raises AgentError."""
         try:
@@ -205,10 +210,12 @@ class Upload:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
             if self._if_match is not None:
-                raise conflict(f"{self._path[:200]} does not exist any more", path=self._path[:200]) from None
+                raise conflict(
+                    f"{self._path[:200]} does not exist any more", **self._named("ENOENT")
+                ) from None
             return False
         if stat.S_ISDIR(status.st_mode):
-            raise conflict(f"{self._path[:200]} is a folder", path=self._path[:200])
+            raise conflict(f"{self._path[:200]} is a folder", **self._named("EISDIR"))
         if self._if_match not in (None, "*", etag(status)):
             raise conflict(f"{self._path[:200]} has changed", path=self._path[:200], etag=etag(status))
         return True
@@ -234,18 +241,19 @@ def refusals(path: str) -> Iterator[None]:
 
 
 def refusal(error: OSError, path: str) -> AgentError:
-    """What a system error means to the caller."""
+    """What a system error means to the caller; `kind` is its name, as EACCES."""
     shown = printable(path)[:200]
+    about = {"path": shown, "kind": errno.errorcode.get(error.errno or 0, "EIO")}
     if error.errno == errno.ENOENT:
-        return not_found(f"{shown} does not exist", path=shown)
+        return not_found(f"{shown} does not exist", **about)
     if error.errno in (errno.EXDEV, errno.ELOOP):
-        return invalid(f"{shown} leads out of the workspace through a symlink, or in a circle", path=shown)
+        return invalid(f"{shown} leads out of the workspace through a symlink, or in a circle", **about)
     if error.errno == errno.ENOTDIR:
-        return invalid(f"{shown}: a part of the path is no folder", path=shown)
+        return invalid(f"{shown}: a part of the path is no folder", **about)
     if error.errno == errno.EISDIR:
-        return invalid(f"{shown} is a folder", path=shown)
+        return invalid(f"{shown} is a folder", **about)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return AgentError("quota_exceeded", "the sandbox's disk is full; remove files first", {"path": shown})
+        return AgentError("quota_exceeded", "the sandbox's disk is full; remove files first", about)
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-        return conflict(f"{shown} exists already, or is a folder that is not empty", path=shown)
-    return invalid(f"{shown}: {error.strerror or error}", path=shown)
+        return conflict(f"{shown} exists already, or is a folder that is not empty", **about)
+    return invalid(f"{shown}: {error.strerror or error}", **about)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from llmsafespace_agent.server import validation
 from llmsafespace_agent.server.errors import AgentError, invalid
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.kernel_messages import UNREADABLE
@@ -142,7 +143,8 @@ class Methods:
         return self._agent.commands.signal(params.id, params.signal).info()
 
     async def commands_stdin(self, params: CommandStdin) -> CommandInfo:
-        return self._agent.commands.write(params.id, params.data, params.eof).info()
+        data = validation.input_bytes(params.data, params.encoding)
+        return self._agent.commands.write(params.id, data, params.eof).info()
 
     async def packages_install(self, params: PackagesInstall) -> CommandInfo:
         return self._agent.install(params).info()

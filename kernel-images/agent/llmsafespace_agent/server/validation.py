@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import math
 import os
 import re
@@ -66,6 +68,16 @@ def timezone(value: str | None) -> str | None:
     return value
 
 
+def input_bytes(data: str, encoding: str) -> bytes:
+    """What is written to standard input: text, or any bytes as base64. Raises AgentError."""
+    if encoding == "utf-8":
+        return data.encode()
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise invalid(f"stdin is not base64: {error}") from error
+
+
 def working_folder(value: str | None, workspace: str) -> str:
     """An existing folder of the sandbox; relative ones are taken from the workspace, which is the default.
 
@@ -77,9 +89,13 @@ def working_folder(value: str | None, workspace: str) -> str:
     if os.path.isdir(path):
         return path
     if not path.startswith(workspace.rstrip("/") + "/"):
-        raise invalid(f"cwd: {path[:200]} is no folder of this sandbox", cwd=path[:200])
+        kind = "ENOTDIR" if os.path.exists(path) else "ENOENT"
+        raise invalid(f"cwd: {path[:200]} is no folder of this sandbox", cwd=path[:200], kind=kind)
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise invalid(f"cwd: {path[:200]} cannot be made: {error.strerror}", cwd=path[:200]) from error
+        kind = errno.errorcode.get(error.errno or 0, "EIO")
+        raise invalid(
+            f"cwd: {path[:200]} cannot be made: {error.strerror}", cwd=path[:200], kind=kind
+        ) from error
     return path
