@@ -106,6 +106,7 @@ class AgentConfig(Message):
         default_factory=lambda: ["python", "-m", "pip", "install", "--no-input"]
     )
     max_lifetime: float = 86400.0  # until bind sets another; counts from the agent's start
+    worker: int | None = None  # an inherited socket to the worker in the code's own sandbox; None: no such
     clock: int | None = None  # an inherited pipe to a clock outside the sandbox, see deadlines.py
 
 

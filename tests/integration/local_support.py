@@ -67,7 +67,13 @@ def probe_runtime(name: str = "probe") -> PreparedRuntime:
         host=HostView(
             env={"PATH": "/usr/bin:/bin"},
             kernels=(),
-            agent_argv=(interpreter, "-I", "-S", str(PROBE), str(AGENT.parent), str(MSGSPEC.parent)),
+            agent_argv=(
+                interpreter,
+                "-I",
+                "-S",
+                str(PROBE),
+                *(str(each.parent) for each in (PROTOCOL, MSGSPEC)),
+            ),
             package_manager=(),
         ),
     )

@@ -38,12 +38,12 @@ def create(person: Person, made: list[str], **wanted: Any) -> str:
 
 
 def freeze(gateway: Any, box: str) -> int:
-    """Stop the sandbox's agent, as no code in it can; it is the first process of the sandbox. Its number."""
+    """Stop the sandbox's agent, as no code in it can. The number of the first process of the code."""
     for claim in Path(gateway.data_dir, "sandboxes").glob("*/claim.json"):
         if json.loads(claim.read_text())["sandbox_id"] == box:
-            first = int(claim.with_name("first").read_text().split()[0])
-            os.kill(first, signal.SIGSTOP)
-            return first
+            lines = claim.with_name("first").read_text().splitlines()  # the code's, then its agent's
+            os.kill(int(lines[-1].split()[0]), signal.SIGSTOP)
+            return int(lines[0].split()[0])
     raise AssertionError(f"no sandbox {box}")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_agent.inside.inside import Inside
-from llmsafespace_agent.server import disk, messages, validation
+from llmsafespace_agent.inside import space
+from llmsafespace_agent.inside.own import OwnProcesses
+from llmsafespace_agent.server import messages, validation
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_agent.server.command import end_of
 from llmsafespace_agent.server.commands import installation
@@ -144,9 +145,9 @@ def test_memory_figures(
 def test_what_processes_share_counts_no_more_than_all_that_is_charged(tmp_path: Path) -> None:
     (tmp_path / "memory.usage_in_bytes").write_text("1000")
     limits = SandboxLimits(memory_bytes=2000, cgroup=str(tmp_path))
-    assert Watchdog(limits, Inside(), list).at_most(3000) == 1000
-    assert Watchdog(limits, Inside(), list).at_most(500) == 500
-    assert Watchdog(SandboxLimits(memory_bytes=2000), Inside(), list).at_most(3000) == 3000
+    assert Watchdog(limits, OwnProcesses(), list).at_most(3000) == 1000
+    assert Watchdog(limits, OwnProcesses(), list).at_most(500) == 500
+    assert Watchdog(SandboxLimits(memory_bytes=2000), OwnProcesses(), list).at_most(3000) == 3000
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_what_processes_share_counts_no_more_than_all_that_is_charged(tmp_path: 
     ],
 )
 def test_whose_filesystem_the_workspace_is(mount: str, own: bool) -> None:
-    assert disk.is_own(["1 0 0:1 / / ro - overlay overlay ro\n", f"{mount}\n"], "/workspace") is own
+    assert space.is_own(["1 0 0:1 / / ro - overlay overlay ro\n", f"{mount}\n"], "/workspace") is own
 
 
 def test_installations() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from llmsafespace_agent.inside import memory
-from llmsafespace_agent.inside.inside import Inside
+from llmsafespace_agent.inside.counting import Counter
+from llmsafespace_agent.inside.own import OwnProcesses
 from llmsafespace_agent.server import watchdog
 from llmsafespace_agent.server.watchdog import Suspect, Watchdog
 from llmsafespace_protocol.configuration import SandboxLimits
@@ -174,7 +175,8 @@ class Sandbox:
         self.ended = 0
         self.now = 100.0
         limits = SandboxLimits(memory_bytes=LIMIT)
-        self._watchdog = Watchdog(limits, Inside(), self._suspects, self._give_up)
+        self._watchdog = Watchdog(limits, OwnProcesses(), self._suspects, self._give_up)
+        self._counter = Counter(LIMIT, self)  # type: ignore[arg-type]
 
     def _suspects(self) -> list[Suspect]:
         return [Suspect(pid, lambda pid=pid: self.killed.append(pid)) for pid in self.suspects]  # type: ignore[misc]
@@ -190,7 +192,8 @@ class Sandbox:
 
     def polls(self, count: int, growth: int = 0) -> None:
         for _ in range(count):
-            self._watchdog._count_all(self, LIMIT, self.now)  # type: ignore[arg-type]
+            held = self._counter.count(self.suspects)
+            self._watchdog.judge(self._counter.last, held, self.now)
             self.now += 0.015
             self.held = {pid: size + growth for pid, size in self.held.items()}
 
@@ -293,8 +296,10 @@ def test_page_tables_are_certain_without_reading_them(monkeypatch: pytest.Monkey
         watching = Sandbox()
         watching.by_process = lambda: held  # type: ignore[method-assign]
         suspects = [Suspect(started.pid, lambda: killed.append(started.pid))]
-        dog = Watchdog(SandboxLimits(memory_bytes=64 * MIB), Inside(), lambda: suspects)
-        dog._count_all(watching, 64 * MIB, 0.0)  # type: ignore[arg-type]
+        dog = Watchdog(SandboxLimits(memory_bytes=64 * MIB), OwnProcesses(), lambda: suspects)
+        counter = Counter(64 * MIB, watching)  # type: ignore[arg-type]
+        counted = counter.count([started.pid])
+        dog.judge(counter.last, counted, 0.0)
         started.communicate()
     assert killed == [started.pid]
     assert read == []

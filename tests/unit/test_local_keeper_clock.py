@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from llmsafespace_gateway.backends.local.keeper import clock as clocks
+from llmsafespace_gateway.backends.local.keeper import keeping
 from llmsafespace_gateway.backends.local.keeper.clock import Clock
 from llmsafespace_gateway.backends.local.keeper.keeping import Keeper
+from llmsafespace_gateway.backends.local.keeper.side import Side
 
 START = 1000.0
 
@@ -162,19 +164,27 @@ def test_a_pipe_that_is_written_to_all_the_time_is_read_ten_times_a_second(agent
 
 
 class Kept:
-    """A keeper whose sandbox is a process that ends by itself after some seconds."""
+    """A keeper whose sandboxes are processes that end by themselves, after some seconds and with a status."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path, *sides: tuple[float, int]) -> None:
         lifeline, self.gateway = os.pipe()
-        self.process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
-        self.keeper = Keeper({"folder": str(folder), "lifeline": lifeline})
-        self.keeper.child = self.process.pid
+        plan = {"folder": str(folder), "lifeline": lifeline}
+        self.keeper = Keeper(plan)
+        self.processes = []
+        for seconds, status in sides:
+            code = f"import time; time.sleep({seconds}); exit({status})"
+            self.processes.append(subprocess.Popen([sys.executable, "-c", code]))
+            side = Side(plan, {"cgroups": []}, None)
+            side.child = self.processes[-1].pid
+            side.child_fd = os.pidfd_open(side.child)
+            self.keeper.sides.append(side)
         self.keeper.wakeup, self._signals = os.pipe()
         self.keeper.output, self._output = os.pipe()
         clock, self._agent = os.pipe()
         self.keeper.clock = Clock(clock, str(folder))
         self._open = [lifeline, self.keeper.wakeup, self.keeper.output, clock]
         self._open += [self.gateway, self._signals, self._output, self._agent]
+        self._open += [side.child_fd for side in self.keeper.sides]
 
     def wait_without_gateway(self) -> None:
         os.close(self.gateway)
@@ -182,10 +192,11 @@ class Kept:
         self.keeper.wait()
 
     def close(self) -> None:
-        if self.keeper.reaped is None:
-            self.process.kill()
-            self.process.wait()
-        self.process.returncode = 0
+        for side, process in zip(self.keeper.sides, self.processes, strict=True):
+            if side.reaped is None:
+                process.kill()
+                process.wait()
+            process.returncode = 0
         for descriptor in self._open:
             os.close(descriptor)
 
@@ -193,7 +204,7 @@ class Kept:
 @pytest.mark.parametrize("claimed", [True, False], ids=["claimed", "warm"])
 def test_a_gateway_that_dies_after_its_claim_leaves_a_limit(tmp_path: Path, claimed: bool) -> None:
     """The gateway writes the limit with the claim, and tells the keeper of it only after the bind."""
-    kept = Kept(tmp_path, 5.0)
+    kept = Kept(tmp_path, (5.0, 0))
     try:
         (tmp_path / "until").write_text(f"{time.monotonic() - 1:.3f}")
         if claimed:
@@ -201,5 +212,27 @@ def test_a_gateway_that_dies_after_its_claim_leaves_a_limit(tmp_path: Path, clai
         kept.wait_without_gateway()
         assert kept.keeper.exit_status is None
         assert kept.keeper.over == ("expired" if claimed else None)
+    finally:
+        kept.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "agent", "status"),
+    [((0.0, 7), (0.5, 3), 3), ((0.0, 7), (60.0, 3), 7), ((60.0, 7), (0.0, 3), 3)],
+    ids=["the agent has the last word", "an agent without one", "the agent ends first"],
+)
+def test_the_code_and_its_agent_end(
+    code: tuple[float, int],
+    agent: tuple[float, int],
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sandbox ends with either. The agent, which can tell why, is waited for, but not for ever."""
+    monkeypatch.setattr(keeping, "_LAST_WORDS", 5.0 if agent[0] < 60.0 else 0.5)
+    kept = Kept(tmp_path, code, agent)
+    try:
+        kept.keeper.wait()
+        assert kept.keeper.exit_status == status
     finally:
         kept.close()

@@ -114,7 +114,7 @@ def _start(
         isolation=plans.isolation(host, recipe, uid, egress),
         uid=uid,
         started_at=time.time(),
-        cgroups=tuple(group["path"] for group in plan["cgroups"]),
+        cgroups=tuple(group["path"] for side in plan["sides"] for group in side["cgroups"]),
     )
     with contextlib.suppress(FileNotFoundError):  # it ended meanwhile, and its folder with it
         records.write(folder / "state.json", state)

@@ -22,6 +22,9 @@ SLACK = 32 * 1024**2  # page tables, sockets and the like, charged to a cgroup b
 _ASK = 5.0  # seconds for the user's service manager
 _PERIOD = 100_000  # microseconds
 _START_CORES = 2.0  # an interpreter's start is ours, not its owner's
+AGENT_MEMORY = 512 * 1024**2  # of an agent in a group of its own: far more than it uses
+AGENT_PROCESSES = 128
+_AGENT_SHARE = 0.2  # of a processor
 _WARM_SHARE = 0.05  # of its full share of the processor, for a sandbox that nobody waits for
 UNCHARGED = "seccomp, rlimit and watchdog"  # what bounds memory where no cgroup charges it
 _V1 = ("memory", "pids", "cpu")
@@ -202,6 +205,45 @@ def cgroups(hierarchy: Hierarchy, name: str, resources: Resources, warm: bool) -
     for controller, folder in hierarchy.folders.items():  # two controllers may share one folder
         merged.setdefault(f"{folder}/{name}", []).extend(by_controller[controller])
     return [{"path": path, "files": files} for path, files in merged.items()]
+
+
+def agent_cgroups(hierarchy: Hierarchy, name: str, room: int) -> list[dict[str, Any]]:
+    """The cgroups of an agent beside its code's: it comes on top of what its owner asked for.
+
+    It weighs little where the machine is busy, and may use one processor where there is one to spare: what
+    it does is relay output. `room` is the size of its memory file system.
+    """
+    memory = AGENT_MEMORY + room
+    values: dict[str, list[tuple[str, str, bool]]] = {
+        "memory": [
+            ("memory.limit_in_bytes", str(memory), True),
+            ("memory.memsw.limit_in_bytes", str(memory), False),
+        ],
+        "pids": [("pids.max", str(AGENT_PROCESSES), True)],
+        "cpu": [
+            ("cpu.cfs_period_us", str(_PERIOD), False),
+            ("cpu.cfs_quota_us", str(_PERIOD), False),
+            ("cpu.shares", str(shares(_AGENT_SHARE)), False),
+        ],
+    }
+    if hierarchy.version == 2:
+        values = {
+            "memory": [("memory.max", str(memory), True), ("memory.swap.max", "0", False)],
+            "pids": values["pids"],
+            "cpu": [
+                ("cpu.max", f"{_PERIOD} {_PERIOD}", True),
+                ("cpu.weight", str(weight(_AGENT_SHARE)), False),
+            ],
+        }
+    merged: dict[str, list[tuple[str, str, bool]]] = {}
+    for controller, folder in hierarchy.folders.items():
+        merged.setdefault(f"{folder}/{agent_name(name)}", []).extend(values[controller])
+    return [{"path": path, "files": files} for path, files in merged.items()]
+
+
+def agent_name(name: str) -> str:
+    """What the agent's cgroups are called where its code's are called `name`."""
+    return f"{name}-agent"
 
 
 def memory_folder(hierarchy: Hierarchy, name: str) -> str | None:

@@ -19,6 +19,7 @@ from llmsafespace_gateway.backends.local.isolation.command import (
     SECCOMP_FD,
     STAGE,
     STATUS_FD,
+    WORKER_FD,
     Staged,
     command,
     stage,
@@ -86,6 +87,7 @@ def agent_config(host: Host, recipe: Recipe, name: str, token: str, egress: bool
         name=name,
         token=token,
         listen=Listen(fd=LISTEN_FD),
+        worker=WORKER_FD if apart(host, runtime) else None,
         clock=CLOCK_FD,
         kernels=list(kernels),
         preload_packages=list(recipe.preload_packages),
@@ -97,12 +99,17 @@ def agent_config(host: Host, recipe: Recipe, name: str, token: str, egress: bool
         egress=EgressForward(unix=f"{root.EGRESS}/proxy.sock") if egress and isolated else None,
         limits=SandboxLimits(
             memory_bytes=recipe.resources.memory,
-            processes=limits.PROCESSES if isolated else None,
+            processes=limits.PROCESSES if isolated and not apart(host, runtime) else None,
             cgroup=root.CGROUP if isolated and host.hierarchy.memory else None,
             nice=limits.NICE if "cpu" not in host.hierarchy.folders else 0,
         ),
         package_manager=list(runtime.package_manager if isolated else runtime.host.package_manager),
     )
+
+
+def apart(host: Host, runtime: PreparedRuntime) -> bool:
+    """Whether agent and code are in a sandbox each."""
+    return host.bwrap is not None and bool(runtime.worker_argv)
 
 
 def _room(host: Host, recipe: Recipe) -> root.Sizes:
@@ -120,32 +127,50 @@ def plan(
     group = cgroup_name(name)
     built = _common(host, folder, listen, lifeline) | {
         "config": msgspec.json.encode(config),
-        "cgroups": limits.cgroups(host.hierarchy, group, recipe.resources, warm),
         "oom_file": limits.oom_file(host.hierarchy, group),
     }
+    cgroups = limits.cgroups(host.hierarchy, group, recipe.resources, warm)
     if host.bwrap is None:
-        return built | {
+        side = {
             "argv": list(recipe.runtime.host.agent_argv),
             "env": {**config.env, "TMPDIR": str(folder / "tmp")},
             "cwd": config.workspace,
+            "staged": None,
+            "cgroups": cgroups,
         }
+        return built | {"sides": [side]}
+    return built | {
+        "sides": _sides(host, host.bwrap, recipe, group, cgroups, config),
+        "rlimits": limits.rlimits(recipe.resources, host.hierarchy),
+        "inside_rlimits": limits.inside_rlimits(),
+    }
+
+
+def _sides(
+    host: Host, bwrap: str, recipe: Recipe, group: str, cgroups: list[dict[str, Any]], config: AgentConfig
+) -> list[dict[str, Any]]:
+    """The code's sandbox, and then, where they are apart, its agent's."""
+    runtime, room = recipe.runtime, _room(host, recipe)
+    seen: dict[str, str | None] = {  # by the agent
+        "egress": str(host.data_dir / "sandboxes" / config.name / "egress") if config.egress else None,
+        "cgroup": limits.memory_folder(host.hierarchy, group),
+    }
+    together = not apart(host, runtime)
     steps = root.layout(
         base=host.base,
-        binds=recipe.runtime.binds,
-        masks=recipe.runtime.masks,
-        folders=recipe.runtime.folders,
-        room=_room(host, recipe),
-        egress=str(folder / "egress") if config.egress is not None else None,
-        cgroup=limits.memory_folder(host.hierarchy, group),
+        binds=runtime.binds,
+        masks=runtime.masks,
+        folders=runtime.folders,
+        room=room if together else msgspec.structs.replace(room, run=min(room.run, root.KERNELS_ROOM)),
+        **(seen if together else {"egress": None, "cgroup": None}),
     )
-    return (
-        built
-        | _isolated(host, host.bwrap, steps, recipe.runtime.agent_argv)
-        | {
-            "rlimits": limits.rlimits(recipe.resources, host.hierarchy),
-            "inside_rlimits": limits.inside_rlimits(),
-        }
-    )
+    argv = runtime.agent_argv if together else (*runtime.worker_argv, str(WORKER_FD))
+    sides = [_isolated(host, bwrap, steps, argv) | {"cgroups": cgroups}]
+    if not together:
+        steps = root.agent_layout(base=host.base, binds=runtime.binds, masks=runtime.masks, room=room, **seen)
+        own = limits.agent_cgroups(host.hierarchy, group, room.run)
+        sides.append(_isolated(host, bwrap, steps, runtime.agent_argv, "/") | {"cgroups": own})
+    return sides
 
 
 def trial(host: Host, folder: Path, listen: int, lifeline: int) -> dict[str, Any]:
@@ -154,7 +179,8 @@ def trial(host: Host, folder: Path, listen: int, lifeline: int) -> dict[str, Any
     steps = root.layout(base=host.base, binds=(), masks=(), folders=(), room=least, egress=None, cgroup=None)
     assert host.bwrap is not None  # noqa: S101  # only an isolating host is tried
     built = _common(host, folder, listen, lifeline)
-    return built | _isolated(host, host.bwrap, steps, ("/usr/bin/true",)) | {"trial": True}
+    side = _isolated(host, host.bwrap, steps, ("/usr/bin/true",)) | {"cgroups": []}
+    return built | {"sides": [side], "trial": True}
 
 
 def _common(host: Host, folder: Path, listen: int, lifeline: int) -> dict[str, Any]:
@@ -170,20 +196,21 @@ def _common(host: Host, folder: Path, listen: int, lifeline: int) -> dict[str, A
         "seccomp_fd": SECCOMP_FD,
         "status_fd": STATUS_FD,
         "clock_fd": CLOCK_FD,
-        "cgroups": [],
+        "worker_fd": WORKER_FD,
         "oom_file": None,
         "exit_status": {status: word for word, status in EXIT_STATUS.items()},
         "trial": False,
-        "staged": None,
-        "stage": None,
-        "uids": None,
-        "seccomp": None,
+        "stage": STAGE,
+        "uids": (str(host.uid_locks), FIRST_UID, UIDS) if host.uid_locks is not None else None,
+        "seccomp": str(host.seccomp),
         "rlimits": [],
         "inside_rlimits": [],
     }
 
 
-def _isolated(host: Host, bwrap: str, steps: list[root.Step], argv: Sequence[str]) -> dict[str, Any]:
+def _isolated(
+    host: Host, bwrap: str, steps: list[root.Step], argv: Sequence[str], cwd: str = root.WORKSPACE
+) -> dict[str, Any]:
     staged: list[Staged] | None = None
     own_env: dict[str, str] = {}
     if host.is_root:
@@ -193,13 +220,10 @@ def _isolated(host: Host, bwrap: str, steps: list[root.Step], argv: Sequence[str
             own_env = {"LD_LIBRARY_PATH": f"{STAGE}/lib"}
     env = {"PATH": "/usr/bin:/bin", "HOME": root.HOME, "LANG": "C.UTF-8"}
     return {
-        "argv": command(bwrap, steps, env, root.WORKSPACE, argv),
+        "argv": command(bwrap, steps, env, cwd, argv),
         "env": own_env,
         "cwd": "/",
         "staged": None if staged is None else [(each.source, each.name) for each in staged],
-        "stage": STAGE,
-        "uids": (str(host.uid_locks), FIRST_UID, UIDS) if host.uid_locks is not None else None,
-        "seccomp": str(host.seccomp),
     }
 
 

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from llmsafespace_gateway.backends.local import plans, records
+from llmsafespace_gateway.backends.local import limits, plans, records
 from llmsafespace_gateway.backends.local.keeper import files, processes
 from llmsafespace_gateway.backends.local.plans import Host
 from llmsafespace_gateway.backends.local.records import Claimed, EndRecord, State
@@ -74,9 +74,10 @@ def _remove_sandbox(host: Host, folder: Path) -> None:
 
 def _cgroups(host: Host, folder: Path) -> list[str]:
     """The sandbox's cgroups. A record is believed only for names that are this sandbox's."""
-    own = plans.cgroup_name(folder.name)
+    code = plans.cgroup_name(folder.name)
+    own = (code, limits.agent_name(code))
     state = records.read(folder / "state.json", State)
-    found = {f"{parent}/{own}" for parent in host.hierarchy.folders.values()}
+    found = {f"{parent}/{name}" for parent in host.hierarchy.folders.values() for name in own}
     if state is not None:
-        found |= {path for path in state.cgroups if os.path.basename(path) == own and ".." not in path}
+        found |= {path for path in state.cgroups if os.path.basename(path) in own and ".." not in path}
     return sorted(found)

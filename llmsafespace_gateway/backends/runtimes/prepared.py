@@ -9,6 +9,7 @@ from llmsafespace_protocol.configuration import KernelKind
 RUNTIME = "/opt/runtime"  # its programs are in bin/
 PYTHON = "/opt/python"  # the runtime's base interpreter, unless it is the system's
 AGENT = "/opt/llmsafespace/agent"  # a folder with __main__.py
+WORKER = f"{AGENT}/llmsafespace_agent/inside/worker"  # the same
 AGENT_PYTHON = "/opt/llmsafespace/python"  # the agent's own interpreter, unless it is the system's
 CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 PIP_CONF = "/etc/pip.conf"
@@ -45,6 +46,9 @@ class PreparedRuntime(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]  # the base environment of kernels and commands
     kernels: tuple[KernelKind, ...]
     agent_argv: tuple[str, ...]
+    worker_argv: tuple[
+        str, ...
+    ] = ()  # followed by the number of its socket; none: the agent is beside the code
     package_manager: tuple[str, ...]  # followed by the names of packages
     packages: tuple[str, ...]  # as name==version
     host: HostView

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmsafespace_agent.inside.own import OwnProcesses
 from llmsafespace_agent.server.egress_forward import Forwarder
 from llmsafespace_protocol.configuration import EgressForward
 from llmsafespace_protocol.egress import preamble
@@ -123,7 +124,7 @@ async def test_what_a_client_sends_before_the_proxy_answers_is_kept(monkeypatch:
     port = free_port()
     forwarder = Forwarder(EgressForward(port=port, proxy=f"127.0.0.1:{server.sockets[0].getsockname()[1]}"))
     forwarder.token = "t"
-    assert await forwarder.start() is None
+    assert await forwarder.start(OwnProcesses()) is None
     with socket.socket() as client:
         client.setblocking(False)
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from llmsafespace_agent.inside.inside import Inside
+from llmsafespace_agent.inside.own import OwnProcesses
 from llmsafespace_agent.kernels.factory import Kernels
 from llmsafespace_agent.kernels.process import KernelProcess, request
 from llmsafespace_protocol.configuration import AgentConfig, KernelKind, Listen, Script
@@ -145,8 +145,8 @@ def subreaper() -> Iterator[None]:
 
 
 @pytest_asyncio.fixture
-async def inside(subreaper: None) -> AsyncIterator[Inside]:
-    made = Inside()
+async def inside(subreaper: None) -> AsyncIterator[OwnProcesses]:
+    made = OwnProcesses()
     made.start(asyncio.get_running_loop())
     yield made
     made.stop()
@@ -186,7 +186,9 @@ def configure(tmp_path: Path) -> Callable[..., AgentConfig]:
 
 
 @pytest_asyncio.fixture
-async def start(inside: Inside, configure: Callable[..., AgentConfig]) -> AsyncIterator[Callable[..., Any]]:
+async def start(
+    inside: OwnProcesses, configure: Callable[..., AgentConfig]
+) -> AsyncIterator[Callable[..., Any]]:
     """`await start(...)` is a Kernels of `configure(...)`; everything is ended afterwards."""
     made: list[Kernels] = []
 

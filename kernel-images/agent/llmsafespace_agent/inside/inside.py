@@ -3,20 +3,17 @@
 Nobody else in the agent starts a process, names one to the kernel, or reads of one in /proc. Processes are
 known by their numbers as the code sees them. What a process is to talk by (a log, pipes, a socket) is made by
 who starts it, and handed over as descriptors.
+
+There are two ways inside. Where the agent has a sandbox of its own, a worker in the code's does all this
+(remote.py). Otherwise, in a pod and without isolation, the agent does it itself, as the first process of the
+code's own namespaces (own.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import NamedTuple
-
-from llmsafespace_agent.inside import processes
-from llmsafespace_agent.inside.reaper import Reaper
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 NOWHERE = subprocess.DEVNULL
 
@@ -30,29 +27,40 @@ class Streams(NamedTuple):
 
 
 class Total(NamedTuple):
-    """What all processes use, the agent's own and those that have ended included."""
+    """What all processes use, the first one and those that have ended included."""
 
-    memory: int
-    cpu: float
-    processes: int
+    memory: int = 0
+    cpu: float = 0.0
+    processes: int = 0
+    disk: int = 0  # bytes in the workspace's own filesystem; 0 when it has none
 
 
-class Inside:
-    """The processes of one sandbox. `nice` is how far they give way to the agent."""
+OnCount = Callable[[int, Mapping[int, int]], None]
 
-    def __init__(self, nice: int = 0) -> None:
-        self._nice = os.getpriority(os.PRIO_PROCESS, 0) + nice if nice else None
-        self._reaper = Reaper()
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to collect the dead. Call once, from the main thread."""
-        self._reaper.start(loop)
+class Inside(Protocol):
+    """The processes of one sandbox. Nothing here waits for them without a limit."""
 
-    def stop(self) -> None:
-        """Collect nothing any more."""
-        self._reaper.stop()
+    total: Total  # as last measured
 
-    # -- one process -----------------------------------------------------------------------------
+    def reach(self, path: str) -> str:
+        """A path by which the agent reaches the folder that the code calls `path`; it must exist."""
+        ...
+
+    def folder_error(self, path: str) -> int:
+        """0 where the code finds a folder there; otherwise the errno that says why it does not."""
+        ...
+
+    def make_folders(self, path: str) -> None:
+        """Make a folder of the code's, and its parents where they are missing. Raises OSError."""
+        ...
+
+    def listener(self, port: int) -> int | None:
+        """A descriptor that listens on the code's loopback port, made over there; None: make it here.
+
+        Raises OSError when it could not be made.
+        """
+        ...
 
     def spawn(
         self,
@@ -63,76 +71,59 @@ class Inside:
         *,
         passed: Sequence[int] = (),
         dies_first: bool = False,
-    ) -> int:
-        """Start a process in a session of its own; returns its number, which is its group's, too.
+    ) -> Awaitable[int]:
+        """Start a process in a session of its own; its number, which is its group's, too.
 
-        `passed` are further descriptors, which keep their numbers. `dies_first`: memory pressure is to kill
-        it before the agent, which has to tell of it; kernels see to that themselves.
-        Raises OSError or ValueError when it cannot be started.
+        The wish is on its way when this returns. `passed` are further descriptors, which keep their numbers.
+        `dies_first`: memory pressure is to kill it before the agent, which has to tell of it; kernels see to
+        that themselves. Awaiting raises OSError or ValueError when it cannot be started.
         """
-        process = subprocess.Popen(
-            argv,
-            env=env,
-            cwd=cwd,
-            stdin=streams.stdin,
-            stdout=streams.stdout,
-            stderr=streams.stderr,
-            start_new_session=True,
-            pass_fds=passed,
-        )
-        process.returncode = 0  # the reaper waits for it, not Popen
-        if dies_first:
-            processes.raise_oom_score(process.pid)
-        if self._nice is not None:
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, process.pid, self._nice)
-        return process.pid
+        ...
 
     def watch(self, pid: int, callback: Callable[[int], None]) -> None:
-        """Call `callback(returncode)` once when this process is dead; see Reaper.watch."""
-        self._reaper.watch(pid, callback)
+        """Call `callback(returncode)` once when this process is dead, also when it is already."""
+        ...
 
     def kill(self, pid: int) -> None:
         """SIGKILL to one process."""
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        ...
 
-    def signal_group(self, pid: int, number: signal.Signals) -> None:
+    def signal_group(self, pid: int, number: int) -> None:
         """Signal a process that was started here, and what is still in its group."""
-        if pid > 1:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, number)
+        ...
 
-    def signal_tree(self, pid: int, number: signal.Signals) -> None:
+    def signal_tree(self, pid: int, number: int) -> None:
         """As `signal_group`, and everything below it that has left the group."""
-        processes.signal_tree(pid, number)
-
-    def family(self, pid: int) -> list[int]:
-        """A process and everything below it."""
-        return [pid, *processes.descendants(pid)]
-
-    def memory(self, pid: int) -> int:
-        """Private bytes of a process and everything below it; what they share counts for each."""
-        return processes.tree_memory(pid)
-
-    # -- all of them -----------------------------------------------------------------------------
-
-    def most_memory(self) -> int:
-        """As `memory`, of all: never less than the truth, and quick."""
-        return processes.tree_memory(os.getpid())
-
-    def exact_memory(self) -> int:
-        """As `most_memory`, but shared bytes count once. Costs milliseconds for each process."""
-        return sum(map(processes.exact_memory, self.family(os.getpid())))
-
-    def total(self) -> Total:
-        """What they use now, and have used."""
-        living = self.family(os.getpid())
-        uses = [processes.use(pid) for pid in living]
-        collected = os.times()
-        cpu = sum(one.cpu for one in uses) + collected.children_user + collected.children_system
-        return Total(sum(one.memory for one in uses), cpu, len(living))
+        ...
 
     def kill_all(self) -> None:
         """SIGKILL to every process of the code, also to what is forked meanwhile."""
-        processes.kill_descendants(os.getpid())
+        ...
+
+    async def measure(self) -> Total:
+        """Measure anew; the last known figures where that takes too long."""
+        ...
+
+    async def held(self, pids: Sequence[int]) -> dict[int, int]:
+        """Private bytes of each of these processes with everything below it; nothing when that fails."""
+        ...
+
+    def count_memory(self, limit: int, on_count: OnCount) -> bool:
+        """Count all kinds of memory from now on, where that is possible; False where it is not.
+
+        `on_count(used, held)` is told of counts near the limit of `limit` bytes, and of the first that is
+        not near it any more; `held` of those over it, by process that is watched and everything below it.
+        """
+        ...
+
+    def stop_counting(self) -> None:
+        """End what `count_memory` began."""
+        ...
+
+    def most_memory(self) -> int:
+        """Private bytes of all, never less than the truth, and quick; where nothing else counts memory."""
+        ...
+
+    def exact_memory(self) -> int:
+        """As `most_memory`, but shared bytes count once. Costs milliseconds for each process."""
+        ...

@@ -21,12 +21,12 @@ only the folder of a living thread, /proc/PID/task/TID, does.
 All figures lean towards too much for what ordinary programs hardly use, and are exact for what they do.
 """
 
+# contextlib would cost the worker memory
+
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from typing import NamedTuple
 
 from llmsafespace_agent.inside import processes
 
@@ -50,13 +50,14 @@ _OFTEN = 1024  # page faults after which a process' mappings are looked at again
 _SHARED = b"/dev/zero (deleted)"  # how /proc names an anonymous shared mapping
 
 
-class _Stat(NamedTuple):
+class _Stat:
     """A process' parent, page faults so far, start, and whether it goes on without its main thread."""
 
-    parent: int
-    faults: int
-    start: int
-    headless: bool = False
+    def __init__(self, parent: int, faults: int, start: int, headless: bool) -> None:
+        self.parent = parent
+        self.faults = faults
+        self.start = start
+        self.headless = headless
 
 
 class _Seen:
@@ -172,9 +173,8 @@ def shared_mappings(maps: bytes) -> dict[bytes, int]:
 
 
 def _huge_shared_pages() -> bool:
-    with contextlib.suppress(OSError), open("/sys/kernel/mm/transparent_hugepage/shmem_enabled") as file:
-        return "[never]" not in file.read()
-    return False
+    text = _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    return bool(text) and b"[never]" not in text
 
 
 def _read(path: str) -> bytes:

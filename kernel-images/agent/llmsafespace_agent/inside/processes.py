@@ -1,22 +1,18 @@
-"""The sandbox's processes as /proc tells of them: descendants, memory, processor time."""
+"""The sandbox's processes as /proc tells of them: descendants, memory, processor time.
+
+Imported by the worker as well, in which every import costs memory a sandbox.
+"""
+
+# ruff: noqa: SIM105  # contextlib would cost the worker memory
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from typing import NamedTuple
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _ROUNDS = 100
 _TICK = os.sysconf("SC_CLK_TCK")
-
-
-class Use(NamedTuple):
-    """What one process uses: private bytes in memory and seconds of processor time."""
-
-    memory: int
-    cpu: float
+_KILL = 9
 
 
 def _read(path: str) -> bytes:
@@ -31,8 +27,10 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return found
     for thread in threads:
-        with contextlib.suppress(OSError):
+        try:
             found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+        except OSError:
+            pass
     return found
 
 
@@ -92,25 +90,35 @@ def tree_memory(pid: int) -> int:
     return sum(anonymous_memory(one) for one in (pid, *descendants(pid)))
 
 
-def use(pid: int) -> Use:
-    """What a process uses now; nothing when it is gone."""
+def use(pid: int) -> tuple[int, float]:
+    """What a process uses now: private bytes, and seconds of processor time; nothing when it is gone."""
     try:
         fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
         cpu = (int(fields[11]) + int(fields[12])) / _TICK
     except (OSError, IndexError, ValueError):
-        return Use(0, 0.0)
-    return Use(exact_memory(pid), cpu)
+        return 0, 0.0
+    return exact_memory(pid), cpu
 
 
-def signal_tree(pid: int, number: signal.Signals) -> None:
+def signal_group(pid: int, number: int) -> None:
+    """Signal a process group."""
+    if pid > 1:
+        try:
+            os.killpg(pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def signal_tree(pid: int, number: int) -> None:
     """Signal the process group `pid` and every descendant of `pid` that has left it."""
-    below = descendants(pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+    below = descendants(pid) if pid > 1 else []
+    signal_group(pid, number)
     for one in below:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
             if os.getpgid(one) != pid:
                 os.kill(one, number)
+        except (ProcessLookupError, PermissionError):
+            pass
 
 
 def kill_descendants(pid: int) -> None:
@@ -120,11 +128,31 @@ def kill_descendants(pid: int) -> None:
         if not below:
             return
         for one in below:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(one, signal.SIGKILL)
+            kill(one)
 
 
 def raise_oom_score(pid: int, score: int = 800) -> None:
     """Let memory pressure kill this process and not the agent, which has to tell of it."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
-        file.write(str(score))
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write(str(score))
+    except OSError:
+        pass
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, unless it is gone."""
+    if pid > 1:
+        try:
+            os.kill(pid, _KILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def total() -> tuple[int, float, int]:
+    """Private bytes, processor time and number of this process and all below it, the dead included."""
+    living = [os.getpid(), *descendants(os.getpid())]
+    uses = [use(pid) for pid in living]
+    collected = os.times()
+    cpu = sum(one[1] for one in uses) + collected.children_user + collected.children_system
+    return sum(one[0] for one in uses), cpu, len(living)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections import deque
 from contextlib import suppress
 
@@ -35,6 +33,7 @@ class Kernels:
     def __init__(self, config: AgentConfig, inside: Inside) -> None:
         self.problems: list[str] = []
         self._config = config
+        self.inside = inside
         self._starter = Starter(config, inside)
         self._kinds = {kind.language: kind for kind in reversed(config.kernels)}
         self._templates: dict[tuple[str, ...], asyncio.Task[Template]] = {}
@@ -75,7 +74,7 @@ class Kernels:
         KernelStartError when the kernel does not start.
         """
         kind = self._kind(language)
-        _check_folder(cwd)
+        self._check_folder(cwd)
         if not kind.template:
             return await start_foreign(self._starter, kind, env, cwd, timezone)
         if early(env):
@@ -102,7 +101,11 @@ class Kernels:
                 started.result().close()
         for parked in waiting:
             await parked.kernel.gone()
-        shutil.rmtree(self._starter.root, ignore_errors=True)
+        self._starter.remove()
+
+    def _check_folder(self, cwd: str | None) -> None:
+        if cwd is not None and self.inside.folder_error(cwd) != 0:
+            raise ValueError(f"the working directory {cwd} does not exist")
 
     def _kind(self, language: str | None) -> KernelKind:
         if language is None:
@@ -185,11 +188,6 @@ class Kernels:
         line = self._parked[kind.language]
         while len(line) < self._config.parked and not self._closed:
             line.append(await self._fresh(kind))
-
-
-def _check_folder(cwd: str | None) -> None:
-    if cwd is not None and not os.path.isdir(cwd):
-        raise ValueError(f"the working directory {cwd} does not exist")
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -42,7 +42,7 @@ class KernelProcess:
         self.start_kind = "exec"
         self.returncode: int | None = None
         self.on_death: Callable[[], None] = lambda: None  # before its last messages; `on_exit` is after them
-        self._folder = folder
+        self.folder = folder  # of its sockets, as the agent reaches it
         self._interrupt_mode = interrupt_mode
         self._channels: Channels | None = None
         self._on_message: OnMessage | None = None
@@ -102,7 +102,7 @@ class KernelProcess:
         if self._channels is not None:
             await self._channels.drained(_LAST_WORDS)
             self._channels.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._gone.set()
         if self._on_exit is not None:
             self._on_exit(returncode)
@@ -147,7 +147,7 @@ class KernelProcess:
         if self.pid == 0:
             if self._channels is not None:
                 self._channels.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def forget_messages(self) -> None:
         """What was said before the kernel is taken concerns nobody."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,24 @@ class Starter:
     def __init__(self, config: AgentConfig, inside: Inside) -> None:
         self.config = config
         self.inside = inside
-        self.root = Path(config.run_dir) / "kernels"
+        self.root = Path(config.run_dir) / "kernels"  # as the kernels call it; `near` is how the agent does
+        self.near = self.root
         self._count = 0
 
     def prepare(self) -> None:
         """Make the folder for sockets, and those of the configuration. Raises OSError."""
         for folder in self.config.folders:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)
+            Path(self.inside.reach(folder)).mkdir(parents=True, exist_ok=True)
+        near = Path(self.inside.reach(str(self.root)))
+        near.mkdir(mode=0o700, parents=True, exist_ok=True)
+        near.chmod(0o700)
+        if near != self.root:  # code may put something else in its place later: hold it
+            near = Path(f"/proc/self/fd/{os.open(near, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+        self.near = near
+
+    def remove(self) -> None:
+        """Remove the folder with what is in it."""
+        shutil.rmtree(self.inside.reach(str(self.root)), ignore_errors=True)
 
     def environment(
         self, kind: KernelKind, env: dict[str, str], timezone: str | None = None
@@ -51,34 +62,45 @@ class Starter:
         return merged
 
     def new_kernel(self, kind: KernelKind, start_kind: str) -> tuple[KernelProcess, Path]:
-        """A kernel without a process, and its connection file."""
+        """A kernel without a process, and its connection file as it calls that. Raises KernelStartError."""
         self._count += 1
         folder = self.root / str(self._count)
-        folder.mkdir(mode=0o700)
-        connection_file = folder / "kernel.json"
-        connection_file.write_text(json.dumps(connection_info(folder)))
-        kernel = KernelProcess(self.inside, kind.language, folder, interrupt_mode=kind.interrupt_mode)
+        near = self.near / folder.name
+        try:
+            near.mkdir(mode=0o700)
+            with open(_create(near / "kernel.json"), "w") as file:
+                json.dump(connection_info(folder), file)
+        except OSError as error:
+            raise KernelStartError(f"a {kind.language} kernel did not start: {error.strerror}") from error
+        kernel = KernelProcess(self.inside, kind.language, near, interrupt_mode=kind.interrupt_mode)
         kernel.start_kind = start_kind
-        return kernel, connection_file
+        return kernel, folder / "kernel.json"
 
-    def attach(self, kernel: KernelProcess, connection_file: Path, *, ours: bool) -> None:
+    def attach(self, kernel: KernelProcess, *, ours: bool) -> None:
         """Connect the channels; `ours`: it is a kernel of our launcher."""
         deliver = kernel.deliver if ours else lambda channel, parts: kernel.deliver(channel, repaired(parts))
-        kernel.attach(Channels(connection_file.parent, deliver, acknowledging=ours))
+        kernel.attach(Channels(kernel.folder, deliver, acknowledging=ours))
 
-    def launched(self, kernel: KernelProcess, pid: int) -> None:
-        """The kernel has a process: watch it."""
+    def launched(self, kernel: KernelProcess, pid: Any) -> None:
+        """The kernel has a process: watch it. Raises LinkClosed for what cannot be one."""
+        if not isinstance(pid, int) or not 1 < pid < 2**31:
+            raise LinkClosed("not a message of the kernel's launcher")
         kernel.pid = pid
         self.inside.watch(pid, kernel.died)
 
-    def spawn(self, argv: list[str], env: dict[str, str], log: Path, descriptor: int | None = None) -> int:
+    async def spawn(
+        self, argv: list[str], env: dict[str, str], log: Path, descriptor: int | None = None
+    ) -> int:
         """Start a process in a session of its own, its output in `log`. Raises KernelStartError."""
         try:
-            with log.open("ab") as output:
-                streams = Streams(NOWHERE, output.fileno(), output.fileno())
+            output = _create(log)
+            try:
+                streams = Streams(NOWHERE, output, output)
                 passed = () if descriptor is None else (descriptor,)
-                return self.inside.spawn(argv, env, self.config.workspace, streams, passed=passed)
-        except OSError as error:
+                return await self.inside.spawn(argv, env, self.config.workspace, streams, passed=passed)
+            finally:
+                os.close(output)
+        except (OSError, ValueError) as error:
             raise KernelStartError(f"{argv[0]} cannot be started: {error}") from error
 
     def launcher_argv(self, kind: KernelKind, mode: str, descriptor: int) -> list[str]:
@@ -119,19 +141,15 @@ class Parked:
 
 
 async def park(
-    starter: Starter,
-    kernel: KernelProcess,
-    connection_file: Path,
-    link: Link,
-    launched: Callable[[int], None],
+    starter: Starter, kernel: KernelProcess, link: Link, launched: Callable[[Any], None]
 ) -> Parked:
     """Follow a launched kernel of ours until it is warm. Raises KernelStartError."""
-    log = connection_file.parent / "kernel.log"
+    log = kernel.folder / "kernel.log"
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            launched((await link.receive())["pid"])
+            launched((await link.receive()).get("pid"))
             await link.receive()  # its sockets are bound
-            starter.attach(kernel, connection_file, ours=True)
+            starter.attach(kernel, ours=True)
             await _or_death(kernel, kernel.first_exchange("execute_request", WARM_UP))
     except (LinkClosed, TimeoutError) as error:
         message = f"a {kernel.language} kernel did not start: {error or 'no answer in time'}{log_tail(log)}"
@@ -177,9 +195,14 @@ async def start_by_exec(
     kernel, connection_file = starter.new_kernel(kind, "exec")
     link, theirs = Link.pair()
     with theirs:
-        log = connection_file.parent / "kernel.log"
+        log = kernel.folder / "kernel.log"
         argv = starter.launcher_argv(kind, "kernel", theirs.fileno())
-        pid = starter.spawn(argv, starter.environment(kind, env, timezone), log, theirs.fileno())
+        try:
+            pid = await starter.spawn(argv, starter.environment(kind, env, timezone), log, theirs.fileno())
+        except BaseException:
+            link.close()
+            kernel.abandon()
+            raise
     starter.launched(kernel, pid)
     order = {**starter.orders(kind), "connection_file": str(connection_file), "language": kind.language}
     try:
@@ -187,7 +210,7 @@ async def start_by_exec(
     except LinkClosed as error:
         kernel.abandon()
         raise KernelStartError(f"a {kind.language} kernel did not start{log_tail(log)}") from error
-    return await park(starter, kernel, connection_file, link, lambda _: None)
+    return await park(starter, kernel, link, lambda _: None)
 
 
 async def start_foreign(
@@ -195,13 +218,17 @@ async def start_foreign(
 ) -> KernelProcess:
     """A kernel of another maker, as its kernelspec's argv says. Raises KernelStartError."""
     kernel, connection_file = starter.new_kernel(kind, "exec")
-    log = connection_file.parent / "kernel.log"
+    log = kernel.folder / "kernel.log"
     argv = [part.replace("{connection_file}", str(connection_file)) for part in kind.argv]
     whole = starter.environment(kind, env, timezone)
     if cwd:
         argv = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv]
-    starter.launched(kernel, starter.spawn(argv, whole, log))
-    starter.attach(kernel, connection_file, ours=False)
+    try:
+        starter.launched(kernel, await starter.spawn(argv, whole, log))
+    except BaseException:
+        kernel.abandon()
+        raise
+    starter.attach(kernel, ours=False)
     try:
         async with asyncio.timeout(START_TIMEOUT):
             await _or_death(kernel, kernel.first_exchange("kernel_info_request", {}))
@@ -216,7 +243,15 @@ async def start_foreign(
 def log_tail(log: Path) -> str:
     """The last line of a process's output, for an error message."""
     try:
-        lines = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+        with open(os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL))
+            lines = (file.read(_LOG_TAIL) or b"").decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""
     return f"; its last words: {lines[-1]}" if lines else ""
+
+
+def _create(path: Path) -> int:
+    """A descriptor of a file that is no link: the folder is within the code's reach."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)

@@ -24,17 +24,23 @@ class Template:
 
     async def start(self) -> None:
         """Start it and wait until it has preloaded. Raises KernelStartError."""
-        log = self._starter.root / f"template-{self._kind.language}.log"
+        log = self._starter.near / f"template-{self._kind.language}.log"
         link, theirs = Link.pair()
-        with theirs:
-            argv = self._starter.launcher_argv(self._kind, "template", theirs.fileno())
-            env = self._starter.environment(self._kind, {})
-            self._pid = self._starter.spawn(argv, env, log, theirs.fileno())
+        argv = self._starter.launcher_argv(self._kind, "template", theirs.fileno())
+        env = self._starter.environment(self._kind, {})
+        sending = asyncio.ensure_future(link.send(self._starter.orders(self._kind)))  # they wait for it
+        try:
+            with theirs:
+                self._pid = await self._starter.spawn(argv, env, log, theirs.fileno())
+        except BaseException:
+            sending.cancel()
+            link.close()
+            raise
         self._link = link
         self._starter.inside.watch(self._pid, self._died)
         try:
             async with asyncio.timeout(_PRELOAD_TIMEOUT):
-                await link.send(self._starter.orders(self._kind))
+                await sending
                 report = await link.receive()
         except (LinkClosed, TimeoutError) as error:
             self.close()
@@ -61,9 +67,7 @@ class Template:
             link.close()
             kernel.abandon()
             raise KernelStartError("the template has ended") from error
-        return await park(
-            self._starter, kernel, connection_file, link, lambda pid: self._starter.launched(kernel, pid)
-        )
+        return await park(self._starter, kernel, link, lambda pid: self._starter.launched(kernel, pid))
 
     def _died(self, _returncode: int) -> None:
         self._pid = 0

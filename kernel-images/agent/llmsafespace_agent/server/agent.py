@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
-from llmsafespace_agent.server import disk, network
+from llmsafespace_agent.server import network
 from llmsafespace_agent.server.beneath import Beneath
 from llmsafespace_agent.server.binding import Binding
 from llmsafespace_agent.server.command import Command
@@ -32,6 +32,7 @@ from llmsafespace_protocol.requests import PackagesInstall, Status, Usage
 _log = logging.getLogger(__name__)
 _LAST_WORDS = 2.0  # seconds for readers to take what was sent before the end
 _LONGEST_WAIT = 600.0
+LOST, FAILED = "lost", 1
 
 
 class Agent:
@@ -46,14 +47,14 @@ class Agent:
         self.executions = Executions()
         self.gate = Gate()
         self._kernels = kernels
-        self._inside = inside
+        self.inside = inside
         quotas = (config.journal_memory, config.journal_disk)
         self.contexts = Contexts(kernels, self.executions, self.gate, self, journals, quotas)
         self.binding = Binding(self)
         self.commands = Commands(
             inside, journals, config.workspace, self._environment, config.package_manager, self.deadlines
         )
-        self.files = Files(Beneath(config.workspace))
+        self.files = Files(Beneath(config.workspace, near=inside.reach(config.workspace)))
         self.limits = LifeLimits(config.max_lifetime, self._idle_since, self._expire)
         self.methods = methods_of(self)
         self._watchdog = Watchdog(
@@ -74,7 +75,7 @@ class Agent:
         """
         problems = [limit_processes(self.config.limits.processes)]
         if self._forwarder is not None:
-            problems.append(await self._forwarder.start())
+            problems.append(await self._forwarder.start(self.inside))
         self._problems += [problem for problem in problems if problem]
         await self._unless_ended(network.shut(self.config.canaries))
         await self._connections.start(pending_certificate, self.config.run_dir)
@@ -86,7 +87,7 @@ class Agent:
         end, reason = await self._ended
         _log.info("the sandbox ends: %s: %s", end, reason)
         await self._close(end, reason)
-        return EXIT_STATUS[end]
+        return EXIT_STATUS.get(end, FAILED)
 
     async def _unless_ended(self, step: Coroutine[None, None, None]) -> None:
         """Take a step of the start, or give it up when the sandbox ends meanwhile."""
@@ -104,6 +105,14 @@ class Agent:
             self._ended.set_result((end, reason))
 
     # -- its state -------------------------------------------------------------------------------
+
+    def lost_inside(self) -> None:
+        """The worker has ended, and all processes of the code with it."""
+        reason = (
+            "The sandbox ran out of memory." if self._watchdog.killed_one() else "The sandbox's worker ended."
+        )
+        if not self._ended.done():
+            self._ended.set_result(("oom" if self._watchdog.killed_one() else LOST, reason))
 
     def activity(self) -> None:
         """Something was sent or received."""
@@ -168,19 +177,19 @@ class Agent:
         return self._active_monotonic
 
     def _usage(self) -> Usage:
-        total = self._inside.total()
+        total = self.inside.total
         return Usage(
             cpu_seconds=total.cpu,
             memory_bytes=self._watchdog.used(total.memory),
-            disk_bytes=disk.used(self.config.workspace),
+            disk_bytes=total.disk,
             processes=total.processes,
         )
 
     # -- what its parts need ---------------------------------------------------------------------
 
-    def install(self, request: PackagesInstall) -> Command:
+    async def install(self, request: PackagesInstall) -> Command:
         """Install packages; with `gate` executions wait for the end of it. Raises AgentError."""
-        command, started = self.commands.install(request)
+        command, started = await self.commands.install(request)
         if started and request.gate:
             self.gate.close()
             command.on_end.append(self.gate.release)
@@ -219,6 +228,6 @@ class Agent:
             self._forwarder.close()
         self.commands.close()
         await self._kernels.close()
-        self._inside.kill_all()  # what code has detached from its kernel or command
+        self.inside.kill_all()  # what code has detached from its kernel or command
         for context in self.contexts:
             context.removed()

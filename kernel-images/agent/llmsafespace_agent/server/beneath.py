@@ -37,10 +37,14 @@ class _OpenHow(ctypes.Structure):
 
 
 class Beneath:
-    """A folder that paths are resolved beneath. `openat2` False forces the walk (tests do)."""
+    """A folder that paths are resolved beneath; `near` is how this process gets there, if not by its name.
 
-    def __init__(self, root: str, openat2: bool = True) -> None:
+    `openat2` False forces the walk (tests do).
+    """
+
+    def __init__(self, root: str, openat2: bool = True, near: str | None = None) -> None:
         self.root = root.rstrip("/") or "/"
+        self._near = near or self.root
         self._names = (self.root, WORKSPACE)
         self._openat2 = openat2
         self._handle: int | None = None
@@ -105,7 +109,7 @@ class Beneath:
 
     def _root(self) -> int:
         if self._handle is None:
-            self._handle = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._handle = os.open(self._near, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return self._handle
 
     def _open2(self, relative: str, flags: int, mode: int) -> int:

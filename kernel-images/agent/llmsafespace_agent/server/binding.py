@@ -76,7 +76,7 @@ class Binding:
             id=validation.identifier(request.context_id, "contextId"),
             name="",
             language=self._agent.contexts.language(request.language),
-            cwd=validation.working_folder(request.cwd, config.workspace),
+            cwd=validation.working_folder(request.cwd, config.workspace, self._agent.inside),
             env=validation.environment(request.env),
             timezone=validation.timezone(request.timezone),
         )

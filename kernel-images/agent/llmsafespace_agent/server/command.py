@@ -53,6 +53,7 @@ class Command:
         self._waiting = bytearray()
         self._eof = False
         self._timer: asyncio.TimerHandle | None = None
+        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def running(self) -> bool:
@@ -78,10 +79,29 @@ class Command:
             head=self.journal.head,
         )
 
-    def start(
+    async def start(
         self, argv: list[str], cwd: str, env: dict[str, str], *, stdin: bool, timeout: float | None
     ) -> None:
-        """Start the process. Raises AgentError when it cannot be."""
+        """Start the process. Raises AgentError when it cannot be; `started` then raises the same."""
+        try:
+            await self._start(argv, cwd, env, stdin, timeout)
+        except BaseException as error:
+            self._end = "error"
+            refused = error if isinstance(error, AgentError) else conflict("the command was not started")
+            self._begun.set_exception(refused)
+            self._begun.exception()  # seen: nobody need be waiting
+            raise
+        self._begun.set_result(None)
+        if self._stop is not None:  # while it was starting
+            self._inside.signal_tree(self._pid, signal.SIGKILL)
+
+    async def started(self) -> None:
+        """Wait until it has been started. Raises AgentError when that failed."""
+        await asyncio.shield(self._begun)
+
+    async def _start(
+        self, argv: list[str], cwd: str, env: dict[str, str], stdin: bool, timeout: float | None
+    ) -> None:
         if timeout is not None:
             self._deadlines.set(self, timeout + _KILLED_BY)
         made: list[int] = []  # reading and writing end of stdout, stderr, stdin
@@ -89,12 +109,14 @@ class Command:
             for _ in range(3 if stdin else 2):
                 made += os.pipe()
             streams = Streams(made[4] if stdin else NOWHERE, made[1], made[3])
-            self._pid = self._inside.spawn(argv, env, cwd, streams, dies_first=True)
-        except (OSError, ValueError) as error:
+            self._pid = await self._inside.spawn(argv, env, cwd, streams, dies_first=True)
+        except BaseException as error:
             self._deadlines.clear(self)
             for handle in made:
                 os.close(handle)
-            raise _cannot_run(argv[0], error) from error
+            if isinstance(error, (OSError, ValueError)):
+                raise _cannot_run(argv[0], error) from error
+            raise
         for handle in (made[1], made[3], *made[4:5]):
             os.close(handle)
         loop = asyncio.get_running_loop()

@@ -67,33 +67,39 @@ class Commands:
             raise not_found(f"there is no command {command_id!r} in this sandbox", id=command_id)
         return command
 
-    def start(self, request: CommandStart) -> Command:
-        """Start a command; the same request again gets the same one. Raises AgentError."""
+    async def start(self, request: CommandStart) -> Command:
+        """Start a command; the same request again gets the same one. Raises AgentError.
+
+        The id is taken before the first await, so that two equal requests at once start one command.
+        """
         known = self._repeated(request.id, _digest(request))
         if known is not None:
+            await known.started()
             return known
         argv, line = argv_of(request)
         given = validation.input_bytes(request.stdin or "", request.stdin_encoding)
-        cwd = validation.working_folder(request.cwd, self._workspace)
+        cwd = validation.working_folder(request.cwd, self._workspace, self._inside)
         timeout = validation.duration(request.timeout, "timeout")
         env = {**self._environment(), **validation.environment(request.env)}
         command = self._make(request.id, line, _digest(request))
         wants_stdin = request.stdin is not None or request.keep_stdin
+        self._commands[request.id] = command
         try:
-            command.start(argv, cwd, env, stdin=wants_stdin, timeout=timeout)
-        except AgentError:
+            await command.start(argv, cwd, env, stdin=wants_stdin, timeout=timeout)
+        except BaseException:
+            if self._commands.get(request.id) is command:
+                del self._commands[request.id]
             command.journal.close()
             raise
-        self._commands[request.id] = command
         if wants_stdin:
             command.write(given, eof=not request.keep_stdin)
         return command
 
-    def install(self, request: PackagesInstall) -> tuple[Command, bool]:
+    async def install(self, request: PackagesInstall) -> tuple[Command, bool]:
         """Install packages; also whether this very call started it."""
         known = self._commands.get(request.id)
         argv = installation(self._manager, request)
-        command = self.start(CommandStart(id=request.id, argv=argv, timeout=request.timeout))
+        command = await self.start(CommandStart(id=request.id, argv=argv, timeout=request.timeout))
         return command, known is None
 
     def write(self, command_id: str, data: bytes, eof: bool) -> Command:

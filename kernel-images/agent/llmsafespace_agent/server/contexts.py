@@ -91,7 +91,9 @@ class Contexts:
             id=validation.identifier(request.id, "the context's id"),
             name=validation.text(request.name, "name", 256),
             language=self.language(request.language),
-            cwd=validation.working_folder(request.cwd or (base.cwd if base else None), workspace),
+            cwd=validation.working_folder(
+                request.cwd or (base.cwd if base else None), workspace, self._kernels.inside
+            ),
             env={**(base.env if base else {}), **validation.environment(request.env)},
             timezone=base.timezone if base else None,
         )

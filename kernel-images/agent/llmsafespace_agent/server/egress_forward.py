@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import cast
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_protocol.configuration import EgressForward, host_and_port
 from llmsafespace_protocol.egress import preamble
 
@@ -100,12 +102,17 @@ class Forwarder:
         self._server: asyncio.Server | None = None
         self._open: set[_Pipe] = set()
 
-    async def start(self) -> str | None:
-        """Listen; returns why that is not possible."""
+    async def start(self, inside: Inside) -> str | None:
+        """Listen where the code is; returns why that is not possible."""
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Inbound(self), "127.0.0.1", self._port
-            )
+            made = inside.listener(self._port)
+            if made is None:
+                self._server = await loop.create_server(lambda: _Inbound(self), "127.0.0.1", self._port)
+            else:
+                self._server = await loop.create_server(
+                    lambda: _Inbound(self), sock=socket.socket(fileno=made)
+                )
         except OSError as error:
             return f"there is no way out: port {self._port} cannot be listened on: {error}"
         return None

@@ -63,6 +63,7 @@ class Methods:
         self._agent = agent
 
     async def status(self, params: Empty) -> Status:
+        await self._agent.inside.measure()
         return self._agent.status()
 
     async def ready(self, params: Ready) -> Status:
@@ -131,7 +132,7 @@ class Methods:
         return self._agent.files.move(params)
 
     async def commands_start(self, params: CommandStart) -> CommandInfo:
-        return self._agent.commands.start(params).info()
+        return (await self._agent.commands.start(params)).info()
 
     async def commands_list(self, params: Empty) -> list[CommandInfo]:
         return [command.info() for command in self._agent.commands]
@@ -147,7 +148,7 @@ class Methods:
         return self._agent.commands.write(params.id, data, params.eof).info()
 
     async def packages_install(self, params: PackagesInstall) -> CommandInfo:
-        return self._agent.install(params).info()
+        return (await self._agent.install(params)).info()
 
 
 class RpcStream:

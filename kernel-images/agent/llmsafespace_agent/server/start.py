@@ -9,7 +9,8 @@ import sys
 
 import msgspec
 
-from llmsafespace_agent.inside.inside import Inside
+from llmsafespace_agent.inside.own import OwnProcesses
+from llmsafespace_agent.inside.remote import RemoteProcesses
 from llmsafespace_agent.kernels.factory import Kernels
 from llmsafespace_protocol.configuration import RUNTIME_FILE, AgentConfig, ImageRuntime, host_and_port
 
@@ -76,18 +77,25 @@ def of_image(config: AgentConfig, runtime_file: str) -> AgentConfig:
 
 async def _serve(config: AgentConfig, pending: int | None) -> int:
     loop = asyncio.get_running_loop()
-    inside = Inside(config.limits.nice)
-    inside.start(loop)
+    own = OwnProcesses(config.limits.nice, config.workspace)
+    own.start(loop)  # of no use beside a worker, but for the dead that come to process 1
+    inside = RemoteProcesses(config.worker) if config.worker is not None else own
     kernels = Kernels(config, inside)
     try:
+        if isinstance(inside, RemoteProcesses):
+            port = config.egress.port if config.egress is not None else 0
+            await inside.start(config.limits.nice, port, config.workspace)
         await kernels.start()
     except OSError as error:
         print(f"the agent cannot serve: {error}", file=sys.stderr)
         return FAILED
-    await asyncio.sleep(0)  # the launch happens in this turn; what follows may take its time
+    for _ in range(3):
+        await asyncio.sleep(0)  # the launch happens in these turns; what follows may take its time
     from llmsafespace_agent.server.agent import Agent
 
     agent = Agent(config, kernels, inside)
+    if isinstance(inside, RemoteProcesses):
+        inside.on_end = agent.lost_inside
     if os.getpid() != 1:
         # As the first process of a pid namespace it is beyond every signal that code in it can send, as long
         # as it handles none. Who runs the sandbox ends it by a request, or by SIGKILL from outside.

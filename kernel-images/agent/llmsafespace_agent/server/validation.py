@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 
+from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server.errors import invalid
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
@@ -78,7 +79,7 @@ def input_bytes(data: str, encoding: str) -> bytes:
         raise invalid(f"stdin is not base64: {error}") from error
 
 
-def working_folder(value: str | None, workspace: str) -> str:
+def working_folder(value: str | None, workspace: str, inside: Inside) -> str:
     """An existing folder of the sandbox; relative ones are taken from the workspace, which is the default.
 
     A folder beneath the workspace that is missing is made.
@@ -86,13 +87,14 @@ def working_folder(value: str | None, workspace: str) -> str:
     if value is None or value == "":
         return workspace
     path = os.path.normpath(os.path.join(workspace, text(value, "cwd", 4096)))
-    if os.path.isdir(path):
+    problem = inside.folder_error(path)
+    if problem == 0:
         return path
     if not path.startswith(workspace.rstrip("/") + "/"):
-        kind = "ENOTDIR" if os.path.exists(path) else "ENOENT"
+        kind = errno.errorcode.get(problem, "EIO")
         raise invalid(f"cwd: {path[:200]} is no folder of this sandbox", cwd=path[:200], kind=kind)
     try:
-        os.makedirs(path, exist_ok=True)
+        inside.make_folders(path)
     except OSError as error:
         kind = errno.errorcode.get(error.errno or 0, "EIO")
         raise invalid(

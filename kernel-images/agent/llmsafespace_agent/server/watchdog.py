@@ -1,34 +1,26 @@
 """Keeps the sandbox within its memory: ends what uses most before the kernel has to, and tells honestly.
 
 Where a cgroup enforces the limit, the kernel may be quicker; then this module knows that it was memory.
-Where none does, this is what enforces it: all kinds of memory are counted (memory.py), the more often the
-less room is left, so that even the fastest allocator is seen before it has taken twice its share.
+Where none does, this is what enforces it: all kinds of memory are counted among the code's processes (see
+counting.py), and what was counted is judged here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from llmsafespace_agent.inside import memory
+from llmsafespace_agent.inside.counting import NEAR, PERIOD, Pause
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server.cgroup import MemoryGroup
 from llmsafespace_protocol.configuration import SandboxLimits
 
-_PERIOD = 0.1
-_SHORTEST, _LONGEST = 0.01, 0.25  # between counts of everything
-_RATE = 6 * 1024**3  # bytes a second that the fastest allocators take
-_SHARE, _SHARE_WHEN_NEAR = 0.1, 0.5  # of a processor, that counting may take
 _HELPLESS = 20  # polls over the limit without hope, after which the sandbox ends
 _DYING = 2.0  # seconds that what was killed may take to be gone: it needs a processor for that
 _GROWTH = 0.25  # of the limit: what is taken meanwhile is not taken by what was killed
 _SELDOM = 0.3  # seconds between exact counts while there is much room, for they cost time
-_NEAR = 0.8  # below this share of the limit nothing is looked at more closely
-_FAST = 1 / 16  # of the limit: who takes that much between two counts is soon near it
 
 
 class Suspect(NamedTuple):
@@ -56,29 +48,38 @@ class Watchdog:
         self._group = MemoryGroup.at(limits.cgroup)
         self._suspects = suspects
         self._give_up = give_up
-        # Only process 1 of its own namespaces may take all that these hold for its own.
-        self._ledger = memory.Ledger() if limits.cgroup is None and os.getpid() == 1 else None
+        self._uncharged = limits.cgroup is None
+        self._counted = False  # all kinds of memory are counted
         self._helpless = 0
         self._over: int | None = None  # what was used when the limit was found to be exceeded
         self._killed: set[int] = set()  # since then
         self._dying_until = 0.0
-        self._kills = self._group.kills() if self._group is not None else 0
+        self._kills = self._kills_before = self._group.kills() if self._group is not None else 0
         self._last = 0
         self._exact_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.problems: list[str] = []
         if limits.cgroup is not None and self._group is None:
             self.problems.append("the memory cgroup cannot be read; memory is watched through /proc")
 
     def start(self) -> None:
         """Begin to watch, where there is a limit."""
-        if self._limit is not None:
-            self._timer = asyncio.get_running_loop().call_later(_PERIOD, self._poll)
+        if self._limit is None:
+            return
+        self._pause = Pause(self._limit)
+        self._counted = self._uncharged and self._inside.count_memory(self._limit, self.judge)
+        if not self._counted:
+            self._timer = asyncio.get_running_loop().call_later(PERIOD, self._poll)
 
     def stop(self) -> None:
         """Watch no more."""
+        if self._counted:
+            self._inside.stop_counting()
         if self._timer is not None:
             self._timer.cancel()
+        if self._ending is not None:
+            self._ending.cancel()
 
     def killed(self, returncode: int) -> bool:
         """Whether a process that just ended so was killed by the kernel for lack of memory.
@@ -88,7 +89,7 @@ class Watchdog:
         if returncode != -signal.SIGKILL:
             return False
         if self._group is None:
-            return self._limit is not None and self._last >= _NEAR * self._limit
+            return self._limit is not None and self._last >= NEAR * self._limit
         kills = self._group.kills()
         before, self._kills = self._kills, kills
         return kills > before
@@ -103,50 +104,37 @@ class Watchdog:
 
     def used(self, private: int) -> int:
         """The sandbox's memory, whose processes have `private` bytes of their own."""
-        if self._ledger is None:
-            return self.at_most(private)
-        held = self._ledger.by_process()
-        return memory.exact_total(held) + self._ledger.shared_and_kernels()
+        return private if self._counted else self.at_most(private)
+
+    def killed_one(self) -> bool:
+        """Whether the kernel has killed anything here for lack of memory since the start."""
+        return self._group is not None and self._group.kills() > self._kills_before
 
     def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        # Processor time: on a busy machine counting lasts long without costing more, and must not be put off.
-        began, before, period = time.thread_time(), self._last, _PERIOD
+        self._pause.began()
         if self._limit is not None and self._near():
-            if self._ledger is not None:
-                self._count_all(self._ledger, self._limit, loop.time())
-                period = max(_SHORTEST, min(_LONGEST, (self._limit - self._last) / _RATE))
-            else:
-                self._last = self._memory(loop.time())
-                if self._last >= self._limit:
-                    self._end_the_largest()
-        limit = self._limit or 0
-        near = self._last >= _NEAR * limit or self._last - before >= _FAST * limit
-        spent = time.thread_time() - began
-        self._timer = loop.call_later(max(period, spent / (_SHARE_WHEN_NEAR if near else _SHARE)), self._poll)
+            self._last = self._memory(loop.time())
+            if self._last >= self._limit and self._ending is None:
+                self._ending = asyncio.create_task(self._end_the_largest())
+        self._timer = loop.call_later(self._pause.after(self._last, PERIOD), self._poll)
 
-    def _count_all(self, ledger: memory.Ledger, limit: int, now: float) -> None:
-        """Count, and end what uses most while it is too much; when that cannot help, the sandbox.
+    def judge(self, used: int, held: Mapping[int, int], now: float | None = None) -> None:
+        """End what uses most while `used` is too much; when that cannot help, the sandbox.
 
         Killed processes hold their memory until they are gone, which takes long on a busy machine. That does
         not count as helpless for a while, unless more is taken in the meantime: others take it then.
         """
-        held = ledger.by_process()
-        common = ledger.shared_and_kernels()
-        self._last = sum(held.values()) + common
-        if self._last >= limit and memory.least_total(held) + common < limit:
-            self._last = memory.exact_total(held) + common
+        limit = self._limit or 0
+        now = asyncio.get_running_loop().time() if now is None else now
+        self._last = used
         if self._last < limit:
             self._helpless, self._over = 0, None
             self._killed.clear()
             return
         if self._over is None:
             self._over = self._last
-        if memory.system_v() > limit // 10:
-            memory.remove_system_v()  # what is attached stays until its processes are gone
-        suspects = [
-            (sum(held.get(pid, 0) for pid in self._inside.family(one.pid)), one) for one in self._suspects()
-        ]
+        suspects = [(held.get(one.pid, 0), one) for one in self._suspects()]
         if suspects:
             largest = max(suspects, key=lambda pair: pair[0])[1]
             if largest.pid not in self._killed:
@@ -171,18 +159,24 @@ class Watchdog:
         if now < self._exact_after:
             return self._last
         exact = self.at_most(self._inside.exact_memory())
-        self._exact_after = now + (0.0 if exact >= _NEAR * (self._limit or 0) else _SELDOM)
+        self._exact_after = now + (0.0 if exact >= NEAR * (self._limit or 0) else _SELDOM)
         return exact
 
     def _near(self) -> bool:
         """A cheap look first: all that is charged, where a cgroup knows it."""
         charged = self._group.charged() if self._group is not None else None
-        return charged is None or charged >= _NEAR * (self._limit or 0)
+        return charged is None or charged >= NEAR * (self._limit or 0)
 
-    def _end_the_largest(self) -> None:
-        suspects = [(self._inside.memory(one.pid), one) for one in self._suspects()]
-        if suspects:
-            max(suspects, key=lambda pair: pair[0])[1].kill()
+    async def _end_the_largest(self) -> None:
+        try:
+            suspects = {one.pid: one for one in self._suspects()}
+            held = await self._inside.held(list(suspects))
+            still = {one.pid: one for one in self._suspects()}
+            living = [pid for pid in held if pid in still]
+            if living:
+                still[max(living, key=lambda pid: held[pid])].kill()
+        finally:
+            self._ending = None
 
 
 def limit_processes(count: int | None) -> str | None:

@@ -13,6 +13,7 @@ LISTEN_FD = 3  # the agent's listening socket, passed on to the agent
 SECCOMP_FD = 4
 STATUS_FD = 5
 CLOCK_FD = 6  # the agent's pipe to its keeper's clock, passed on to the agent
+WORKER_FD = 7  # the socket between agent and worker, an end for each
 
 STAGE = "/mnt"  # where a keeper that runs as root puts the sources, in a mount namespace of its own
 

@@ -41,6 +41,8 @@ _SHARE = (
 )
 _PARENTS = ("/etc", "/home", "/opt", "/run", "/usr", "/usr/local", "/usr/share", "/var")
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_CODES = ("/opt/runtime", "/opt/python", "/etc/pip.conf")  # what only the code's interpreter needs
+KERNELS_ROOM = 16 * 1024**2  # for kernels' sockets and logs, where the journals are elsewhere
 _CA_BUNDLES = (CA_BUNDLE, "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem")
 
 
@@ -158,6 +160,30 @@ def etc(folder: Path, resolve: Callable[[str], str] = os.path.realpath) -> list[
         if os.path.exists(name):
             steps.append(Bind(resolve(name), name))
     steps.append(Link("/proc/self/mounts", "/etc/mtab"))
+    return steps
+
+
+def agent_layout(
+    *,
+    base: Iterable[Step],
+    binds: Iterable[tuple[str, str]],
+    masks: Iterable[str],
+    room: Sizes,
+    egress: str | None,
+    cgroup: str | None,
+) -> list[Step]:
+    """The root of an agent in a sandbox of its own: OS, its interpreter, and a place for its journals.
+
+    `binds` and `masks` are the runtime's, of which the code's parts are left out. `egress` and `cgroup` are
+    host folders that it reads, where there are such.
+    """
+    steps: list[Step] = [*base, Tmpfs("/tmp", 1024**2, 0o1777), Tmpfs(RUN, room.run, 0o700)]  # noqa: S108
+    steps += [Bind(source, target) for source, target in binds if not target.startswith(_CODES)]
+    steps += [Tmpfs(path, 4096, read_only=True) for path in masks if not path.startswith(_CODES)]
+    if egress is not None:
+        steps.append(Bind(egress, EGRESS))
+    if cgroup is not None:
+        steps.append(Bind(cgroup, CGROUP))
     return steps
 
 

@@ -18,31 +18,28 @@ from __future__ import annotations
 import fcntl
 import marshal
 import os
-import resource
 import select
 import signal
 import sys
+import time
 from typing import Any
 
 from .clock import WORDS, Clock
-from .files import place_descriptors, read_file, remove_tree, write_file, write_reserved
+from .files import read_file, remove_tree, write_file, write_reserved
 from .processes import (
     family,
-    family_alive,
     kill_everything,
     make_cgroup,
     oom_kills,
     remove_cgroup,
     start_time,
 )
+from .side import Refused, Side
 
 _SET_CHILD_SUBREAPER = 36
 _LOG_TAIL = 4096
+_LAST_WORDS = 10.0  # seconds for an agent to end in its own words when the code's sandbox has ended
 _SHORT = 500  # characters of a message that fit into the room of a record, whatever they are
-
-
-class Refused(Exception):
-    """The sandbox cannot be started."""
 
 
 class Keeper:
@@ -52,16 +49,13 @@ class Keeper:
         self.plan = plan
         self.folder: str = plan["folder"]
         self.uid: int | None = None
-        self.child = 0
-        self.first = 0  # process 1 of the sandbox, by its number on the host
-        self.first_fd = -1  # the same as a pidfd
+        self.sides: list[Side] = []  # the code's, and its agent's; one for both where they are together
         self.exit_status: int | None = None  # of a sandbox that ended by itself
-        self.reaped: int | None = None
         self.log = b""
         self.asked_to_end = False
         self.over: str | None = None  # the clock's word
         self.clock: Clock
-        self.wakeup = self.status = self.output = -1
+        self.wakeup = self.output = -1
 
     # -- start -------------------------------------------------------------------------------------
 
@@ -70,39 +64,48 @@ class Keeper:
         self._hold_lock()
         self._take_uid()
         self._catch_signals()
-        for group in self.plan["cgroups"]:
-            make_cgroup(group)
+        self.sides = [Side(self.plan, own, self.uid) for own in self.plan["sides"]]
+        for side in self.sides:
+            for group in side.own["cgroups"]:
+                make_cgroup(group)
         if self.plan["bwrap"] is None:
             from .staging import libc_call
 
             libc_call("prctl", _SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        config_read, config_write = os.pipe()
-        self.status, status_write = os.pipe()
-        self.output, output_write = os.pipe()
-        clock_read, clock_write = os.pipe()
-        self.clock = Clock(clock_read, self.folder)
-        self.child = os.fork()
-        if self.child == 0:
-            try:
-                self._become_sandbox(config_read, status_write, output_write, clock_write)
-            except BaseException as error:
-                os.write(output_write, f"{type(error).__name__}: {error}\n".encode())
-            finally:
-                os._exit(126)
-        for fd in (config_read, status_write, output_write, clock_write, self.plan["listen"]):
-            os.close(fd)
-        self.first = self._first_process() if self.plan["bwrap"] else self.child
+        config_write = self._start_sides()
         try:
-            self.first_fd = os.pidfd_open(self.first)
-        except ProcessLookupError:
-            pass  # it died at once: wait() says how
-        self._limit_first()
-        write_file(f"{self.folder}/first", f"{self.first} {start_time(self.first)}")
+            for side in self.sides:
+                side.meet()
+        except Refused as error:
+            raise Refused(f"{error}: {self._collect_output() or 'without a word'}") from error
+        known = [f"{side.first} {start_time(side.first)}" for side in self.sides]
+        write_file(f"{self.folder}/first", "\n".join(known))
         try:
             with open(config_write, "wb") as config:
                 config.write(self.plan["config"])
         except BrokenPipeError:
             pass  # it died at once: wait() says how
+
+    def _start_sides(self) -> int:
+        """Start all sides, joined by a socket where there are two; returns where the configuration goes."""
+        plan = self.plan
+        config_read, config_write = os.pipe()
+        self.output, output_write = os.pipe()
+        clock_read, clock_write = os.pipe()
+        self.clock = Clock(clock_read, self.folder)
+        agents = {0: config_read, plan["listen_fd"]: plan["listen"], plan["clock_fd"]: clock_write}
+        given = [agents]
+        if len(self.sides) > 1:
+            from _socket import socketpair
+
+            pair = [sock.detach() for sock in socketpair()]
+            agents[plan["worker_fd"]] = pair[1]
+            given.insert(0, {0: os.open(os.devnull, os.O_RDWR), plan["worker_fd"]: pair[0]})
+        for side, descriptors in zip(self.sides, given, strict=True):
+            side.start(descriptors, output_write)
+        for fd in (output_write, *(fd for descriptors in given for fd in descriptors.values())):
+            os.close(fd)
+        return config_write
 
     def _hold_lock(self) -> None:
         """A lock that names this process as the sandbox's keeper for as long as it lives."""
@@ -137,66 +140,11 @@ class Keeper:
     def _asked(self, number: int, frame: object) -> None:
         self.asked_to_end = True
 
-    def _become_sandbox(self, config: int, status: int, output: int, clock: int) -> None:
-        """In the child: cgroups, sources staged, descriptors, limits, the uid, then bubblewrap."""
-        plan = self.plan
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        for group in plan["cgroups"]:
-            write_file(f"{group['path']}/cgroup.procs", "0")
-        if plan["staged"] is not None:
-            from .staging import stage
-
-            stage(plan["stage"], plan["staged"])
-        wanted = {0: config, 1: output, 2: output, plan["listen_fd"]: plan["listen"]}
-        wanted[plan["clock_fd"]] = clock
-        if plan["bwrap"] is not None:
-            wanted[plan["seccomp_fd"]] = os.open(plan["seccomp"], os.O_RDONLY)
-            wanted[plan["status_fd"]] = status
-        place_descriptors(wanted)
-        os.umask(0o022)
-        os.chdir(plan["cwd"])
-        if plan["bwrap"] is None:
-            os.setsid()
-        for kind, value in plan["rlimits"]:
-            hard = resource.getrlimit(kind)[1]
-            limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (limit, limit))
-        if self.uid is not None:
-            os.setgroups([])
-            os.setresgid(self.uid, self.uid, self.uid)
-            os.setresuid(self.uid, self.uid, self.uid)
-        os.execve(plan["argv"][0], plan["argv"], plan["env"])  # noqa: S606
-
-    def _first_process(self) -> int:
-        """Wait for bubblewrap to name the sandbox's first process."""
-        text = b""
-        while b"\n" not in text:
-            piece = os.read(self.status, 4096)
-            if not piece:
-                raise Refused(f"bubblewrap failed: {self._collect_output() or 'without a word'}")
-            text += piece
-        return int(text.split(b'"child-pid":')[1].split(b",")[0].split(b"}")[0])
-
-    def _limit_first(self) -> None:
-        """Limits of process 1, inherited by all others. Its real uid may set them; root without
-        CAP_SYS_RESOURCE may not, so root is that uid meanwhile.
-        """
-        if self.uid is not None:
-            os.setresgid(self.uid, -1, -1)
-            os.setresuid(self.uid, -1, -1)
-        try:
-            for kind, value in self.plan["inside_rlimits"]:
-                resource.prlimit(self.first, kind, (value, value))
-        finally:
-            if self.uid is not None:
-                os.setresuid(0, -1, -1)
-                os.setresgid(0, -1, -1)
-
     def _collect_output(self) -> str:
-        os.waitpid(self.child, 0)
-        self.child = 0
+        until = time.monotonic() + 1.0
+        while all(side.child for side in self.sides) and time.monotonic() < until:  # who failed, ends
+            self._reap()
+            time.sleep(0.005)
         os.set_blocking(self.output, False)
         try:
             self.log += os.read(self.output, 65536)
@@ -212,17 +160,27 @@ class Keeper:
 
     def wait(self) -> None:
         """Return when the sandbox has ended by itself, or is to end."""
-        child = os.pidfd_open(self.child)
+        children = [side.child_fd for side in self.sides]
+        agent = children[-1]
+        code_ended: float | None = None
         poll = select.poll()
-        for fd in (child, self.wakeup, self.output, self.plan["lifeline"], self.clock.pipe):
+        for fd in (*children, self.wakeup, self.output, self.plan["lifeline"], self.clock.pipe):
             poll.register(fd, select.POLLIN)
         while not self.asked_to_end:
-            ready = [fd for fd, _ in poll.poll(self.clock.wait())]
-            if child in ready:
+            ready = [fd for fd, _ in poll.poll(self._pause(code_ended))]
+            if agent in ready:
                 self._reap()
-                self.exit_status = self.reaped
+                self.exit_status = self.sides[-1].reaped
+                return
+            if code_ended is not None and time.monotonic() >= code_ended + _LAST_WORDS:
+                self.exit_status = self.sides[0].reaped
                 return
             for fd in ready:
+                if fd in children:  # the code's: its agent hears of it, and has the last word
+                    poll.unregister(fd)
+                    code_ended = time.monotonic()
+                    self._reap()
+                    continue
                 if fd == self.plan["lifeline"]:
                     poll.unregister(fd)
                     if not os.path.exists(f"{self.folder}/claim.json"):
@@ -244,6 +202,14 @@ class Keeper:
             if self.over is not None:
                 return
 
+    def _pause(self, code_ended: float | None) -> int | None:
+        """Milliseconds until something is due."""
+        wait = self.clock.wait()
+        if code_ended is None:
+            return wait
+        left = max(0, int((code_ended + _LAST_WORDS - time.monotonic()) * 1000) + 1)
+        return left if wait is None else min(wait, left)
+
     def _listen(self, poll: select.poll) -> None:
         """Hear the agent's deadlines; one that writes all the time is heard ten times a second."""
         if not self.clock.listen() or self.clock.resting:
@@ -263,25 +229,24 @@ class Keeper:
         killed = read_file(self.plan["oom_file"]) if self.plan["oom_file"] else ""
         self._kill()
         self._drain_log()
-        for group in self.plan["cgroups"]:
-            remove_cgroup(group["path"])
+        for side in self.sides:
+            for group in side.groups:
+                remove_cgroup(group)
         if record:
             self._record(killed)
         remove_tree(self.folder)
         self._tell()
 
     def _kill(self) -> None:
-        groups = [group["path"] for group in self.plan["cgroups"]]
-        kill_everything(groups, self.first_fd, self._others, self._reap)
+        groups = [group for side in self.sides for group in side.groups]
+        firsts = [side.first_fd for side in self.sides]
+        kill_everything(groups, firsts, self._others, self._reap)
 
     def _others(self) -> list[int]:
         """Every process of the sandbox that is not dead, as the tree of processes tells."""
         if self.plan["bwrap"] is None:
             return family(os.getpid())[1:]  # orphans come to this process
-        below = family_alive(self.first, self.first_fd)
-        if below:
-            return below
-        return [self.child] if self.child else []  # bubblewrap itself comes last: its end frees nobody
+        return [pid for side in self.sides for pid in side.others()]
 
     def _reap(self) -> None:
         """Collect what has died of this process's children; without waiting."""
@@ -292,9 +257,10 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            if pid == self.child:
-                self.reaped = os.waitstatus_to_exitcode(status)
-                self.child = 0
+            for side in self.sides:
+                if pid == side.child:
+                    side.reaped = os.waitstatus_to_exitcode(status)
+                    side.child = 0
 
     def _drain_log(self) -> None:
         if self.output < 0:
@@ -345,7 +311,7 @@ class Keeper:
 def verdict(asked: str, status: int | None, ooms: int, words: dict[int, str], said: str) -> tuple[str, str]:
     """The end of a sandbox in one word, and a sentence where the word needs one.
 
-    `asked` is the word of who ended it, `status` the exit status of its first process, `ooms` how often the
+    `asked` is the word of who ended it, `status` the exit status of its agent, `ooms` how often the
     kernel killed for memory, `words` what the agent means by an exit status.
     """
     if asked:

@@ -24,12 +24,12 @@ _LOOK_SELDOM = 0.02
 
 
 def kill_everything(
-    groups: list[str], first: int, others: Callable[[], list[int]], reap: Callable[[], None]
+    groups: list[str], firsts: list[int], others: Callable[[], list[int]], reap: Callable[[], None]
 ) -> None:
     """SIGKILL every process of a sandbox until all are gone, for some seconds at most.
 
-    `groups` are its cgroups; `first` is a pidfd of its process 1 (-1: none). Where there are no cgroups,
-    `others()` are its processes. `reap()` collects those that are children of the caller.
+    `groups` are its cgroups; `firsts` are pidfds of its first processes (-1: none). Where there are no
+    cgroups, `others()` are its processes. `reap()` collects those that are children of the caller.
     """
     for group in groups:
         forbid_forks(group)
@@ -43,28 +43,41 @@ def kill_everything(
             if pause:
                 hurry(pid)
         reap()
-        if (not left and ended(first)) or time.monotonic() > until:
+        if (not left and all(map(ended, firsts))) or time.monotonic() > until:
             return
         pause = min(_LOOK_SELDOM, pause * 2 or _LOOK_AGAIN)
         time.sleep(pause)
 
 
 def kill_left(first: str, groups: list[str]) -> None:
-    """Kill what a killed keeper has left; `first` is what it wrote of the sandbox's process 1."""
-    number, _, started = first.strip().partition(" ")
-    pid = int(number) if number.isdigit() else 0
+    """Kill what a killed keeper has left; `first` is what it wrote of the sandbox's first processes."""
+    known = [one for one in map(_still, first.splitlines()) if one is not None]
     try:
-        process = os.pidfd_open(pid) if pid else -1
-    except ProcessLookupError:
-        process = -1
-    try:
-        if process < 0 or started == "0" or start_time(pid) != started:  # a later process of this number
-            kill_everything(groups, -1, list, lambda: None)
-        else:
-            kill_everything(groups, process, lambda: family_alive(pid, process), lambda: None)
+        kill_everything(
+            groups,
+            [process for _, process in known],
+            lambda: [pid for first, process in known for pid in family_alive(first, process)],
+            lambda: None,
+        )
     finally:
-        if process >= 0:
+        for _, process in known:
             os.close(process)
+
+
+def _still(line: str) -> tuple[int, int] | None:
+    """The process of a line "number start time", and its pidfd; None when it is dead."""
+    number, _, started = line.strip().partition(" ")
+    if not number.isdigit() or started == "0":
+        return None
+    pid = int(number)
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_time(pid) == started:
+        return pid, process
+    os.close(process)  # a later process of this number
+    return None
 
 
 def ended(process: int) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # imports cost the worker memory
+    from collections.abc import Iterable
 
 # How runtime classes show a folder of the node: gVisor by the first, Kata by the second.
 _FOLDERS = {"9p", "virtiofs"}
 
 
-def used(workspace: str) -> int:
+def used_of(workspace: str) -> int:
     """Bytes used on the workspace's own filesystem; 0 when it has none of its own (as a volume on a node)."""
     try:
         with open("/proc/self/mountinfo") as file:

@@ -1,0 +1,1 @@
+"""The first process of the code's namespaces: see serving.py."""
