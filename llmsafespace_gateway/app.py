@@ -49,6 +49,7 @@ class GatewayApp(JupyterApp):
         "users": ("llmsafespace_gateway.commands.users.Users", "List users and change their roles."),
         "backup": ("llmsafespace_gateway.commands.backup.Backup", "Copy the store, also while it is in use."),
         "restore": ("llmsafespace_gateway.commands.backup.Restore", "Put a copy in the store's place."),
+        "check": ("llmsafespace_gateway.commands.check.Check", "Look whether it could serve here."),
     }
 
     ip = Unicode("127.0.0.1", help="The address to listen on.").tag(config=True)

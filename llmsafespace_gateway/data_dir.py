@@ -72,6 +72,22 @@ class DataDir:
         os.close(self._descriptor)
 
 
+def holder(path: Path) -> str | None:
+    """Who has the data dir `path`, in words; None when nobody has. OSError when it cannot be opened."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            found = msgspec.json.decode((path / HOLDER).read_bytes(), type=Holder)
+        except (OSError, ValueError):
+            return "another gateway"
+        return f"process {found.pid}, serving {found.serves}"
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _in_use(path: Path) -> ApiError:
     advice = "stop that one, or give this one another --data-dir"
     try:

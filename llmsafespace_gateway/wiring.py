@@ -160,7 +160,7 @@ async def _build(app: GatewayApp) -> Gateway:
 async def _store(url: str) -> Store:
     try:
         return await Store.open(url)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (ArgumentError, NoSuchModuleError) as error:
         raise ApiError(
             "invalid_request",
             "invalid --database-url: it must be as sqlite:////path/of/file "

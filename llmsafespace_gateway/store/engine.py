@@ -51,9 +51,9 @@ class Store:
     async def open(cls, url: str) -> Store:
         """Open the store at a SQLAlchemy URL, bringing its tables up to date.
 
-        `postgresql://…` gets its asynchronous driver. Raises SQLAlchemyError.
+        `postgresql://…` gets its asynchronous driver. Raises SQLAlchemyError, or ApiError without a driver.
         """
-        store = cls(_database(make_url(url)))
+        store = cls.unopened(url)
         try:
             async with store.write() as connection:
                 await connection.run_sync(_whole)
@@ -62,6 +62,11 @@ class Store:
             await store.close()
             raise
         return store
+
+    @classmethod
+    def unopened(cls, url: str) -> Store:
+        """The store at a URL, whose tables are neither looked at nor changed. Raises SQLAlchemyError."""
+        return cls(_database(make_url(url)))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -136,4 +141,11 @@ def _database(url: URL) -> AsyncEngine | Sqlite:
         return Sqlite(url.set(drivername="sqlite"), **_OPTIONS)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return create_async_engine(url, pool_pre_ping=True, **_OPTIONS)
+    try:
+        return create_async_engine(url, pool_pre_ping=True, **_OPTIONS)
+    except ImportError as error:
+        if url.drivername != "postgresql+psycopg":
+            text = "invalid --database-url: stores are in SQLite or PostgreSQL"
+            raise ApiError("invalid_request", f"{text} ({error})") from error
+        text = f"a store in PostgreSQL needs psycopg ({error}): pip install 'psycopg[binary]'"
+        raise ApiError("service_unavailable", " ".join(text.split())) from error
