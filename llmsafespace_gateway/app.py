@@ -112,6 +112,11 @@ class GatewayApp(JupyterApp):
     slow_callback = Float(
         0.0, help="Log what holds the event loop for more seconds of processor time; 0: do not watch."
     ).tag(config=True)
+    log_style = Enum(
+        ("auto", "text", "json"),
+        "auto",
+        help="The log's lines: text for people, json for machines; auto is text on a terminal.",
+    ).tag(config=True)
     trusted_proxies = CommaSeparated(
         help="Networks of reverse proxies whose X-Forwarded-For and -Proto are believed, as 10.0.0.0/8."
     ).tag(config=True)
@@ -132,6 +137,7 @@ class GatewayApp(JupyterApp):
     aliases: ClassVar[dict[str, Any]] = {
         "config": "JupyterApp.config_file",
         "log-level": "Application.log_level",
+        "log-format": "GatewayApp.log_style",
         "ip": "GatewayApp.ip",
         "port": "GatewayApp.port",
         "socket": "GatewayApp.socket",
@@ -194,7 +200,7 @@ class GatewayApp(JupyterApp):
         """Serve until SIGTERM or SIGINT. Exits with 1 and one line of why when it cannot start."""
         super().start()
         keep_freed_memory()
-        logs.configure(self.log_level, self.log)
+        logs.configure(self.log_level, self.log, self.logs_json)
         os.umask(0o077)  # what others must read, they are let in to where it is made
         try:
             configuration.check(self)
@@ -219,7 +225,7 @@ class GatewayApp(JupyterApp):
 
     def exit_with(self, message: str, status: int = 1) -> None:
         """One line on stderr, then the end."""
-        line = " ".join(message.split())
+        line = logs.visible(" ".join(message.split()))
         if self.speaks_json:
             print(logs.line("critical", self.name, line), file=sys.stderr)
         else:
@@ -228,8 +234,13 @@ class GatewayApp(JupyterApp):
 
     @property
     def speaks_json(self) -> bool:
-        """True when everything that is written is JSON: where machines read the logs."""
-        return bool(self.backend == "kubernetes")
+        """True when everything that is written is JSON: where machines read it."""
+        return bool(self.log_style == "json" or (self.log_style == "auto" and self.backend == "kubernetes"))
+
+    @property
+    def logs_json(self) -> bool:
+        """True when the log is JSON."""
+        return self.speaks_json or (self.log_style == "auto" and not sys.stderr.isatty())
 
     def announce(self, services: wiring.Gateway) -> None:
         """Say where it serves, and on the first start the admin key: the only time that it is shown."""

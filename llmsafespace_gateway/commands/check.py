@@ -46,9 +46,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Check(StoreCommand):
-    """Look whether a gateway could serve here.
+    """Look whether a gateway could serve here, and say what to do where it could not.
 
-    Isolation, cgroups, package index, disks, port, data dir and database. A line each: ok, warn (it serves, but) or fail. Exit status 1 when something fails.
+    Isolation, cgroups, package index, disks, port, data dir and database have a line each: ok, warn (it
+    serves, but) or fail. The exit status is 1 when something fails.
     """
 
     name = "llmsafespace-gateway check"
