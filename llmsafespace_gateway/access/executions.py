@@ -33,6 +33,7 @@ Kind = Literal["code", "command"]
 ACTION = "sandbox.execute"
 COMMAND = "command.start"
 PACKAGES = "packages.install"
+ACTIONS = frozenset({ACTION, COMMAND, PACKAGES})
 _SENT: tuple[Door, ...] = ("jupyter", "durable")  # what is refused by the sandbox is told later
 _LATEST = 2_000  # accepted executions that their sandbox may still refuse
 _REMEMBERED = 20_000  # of all sandboxes

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from llmsafespace_gateway import bulk
-from llmsafespace_gateway.access.executions import COMMAND, Mark, mark_of
-from llmsafespace_gateway.rest import runs
+from llmsafespace_gateway.access.executions import COMMAND, PACKAGES
 from llmsafespace_gateway.rest.conversions import check_package, command_answer, working_directory
 from llmsafespace_gateway.rest.executions import after, follow_events, stream_run, wants_stream
 from llmsafespace_gateway.rest.handler import RestHandler
@@ -21,6 +19,7 @@ from llmsafespace_gateway.rest.types_processes import (
 )
 from llmsafespace_gateway.rest.validation import invalid
 from llmsafespace_gateway.sandboxes.collecting import collect
+from llmsafespace_gateway.services import runs
 from llmsafespace_protocol.requests import (
     ById,
     CommandInfo,
@@ -72,17 +71,9 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
         stdin_encoding=body.stdin_encoding,
         keep_stdin=body.keep_stdin,
     )
-    mark = await bulk.run(len(body.command or "") + len(body.stdin or ""), _mark, body)
-    info: CommandInfo = await call.sandboxes.rpc(row.id, "commands.start", start)
-    call.executed(row.id, info.id, mark, action=COMMAND, command_id=info.id)
-    if start.timeout is not None:
-        call.sandboxes.overdue.watch(row.id, info.id, start.timeout, command=True)
+    info = await call.services.executions.start_command(call.caller, row, start, background=body.background)
+    call.accepted()
     return await _answer(call, row.id, info, wait=not body.background)
-
-
-def _mark(body: CommandBody) -> Mark:
-    how = (body.cwd, body.env, body.timeout, body.background, body.stdin, body.keep_stdin)
-    return mark_of("command", body.command, body.argv, *how)
 
 
 async def install_packages(call: RestHandler) -> CommandAnswer | None:
@@ -97,10 +88,8 @@ async def install_packages(call: RestHandler) -> CommandAnswer | None:
         manager=body.manager,
         timeout=body.timeout,
     )
-    info: CommandInfo = await call.sandboxes.rpc(row.id, "packages.install", install)
-    if install.timeout is not None:
-        call.sandboxes.overdue.watch(row.id, info.id, install.timeout, command=True)
-    call.audit("packages.install", row.id, command_id=info.id, packages=body.packages[:20])
+    info = await call.services.executions.install(call.caller, row, install)
+    call.accepted()
     return await _answer(call, row.id, info, wait=body.wait)
 
 
@@ -167,6 +156,7 @@ ROUTES = [
     Route(
         method="POST",
         path=f"{_SANDBOX}/packages",
+        action=PACKAGES,
         handle=install_packages,
         scope="execute",
         tag="Commands",

@@ -9,9 +9,8 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from llmsafespace_gateway import bulk
-from llmsafespace_gateway.access.executions import Mark, mark_of
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest import runs
+from llmsafespace_gateway.rest import runs as answers
 from llmsafespace_gateway.rest.conversions import working_directory
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Route
@@ -27,12 +26,10 @@ from llmsafespace_gateway.rest.validation import invalid
 from llmsafespace_gateway.sandboxes.collecting import Collected, collect
 from llmsafespace_gateway.sandboxes.events import End, Event, Failure
 from llmsafespace_gateway.sandboxes.executions import moment
-from llmsafespace_gateway.sandboxes.manager import Sandboxes
+from llmsafespace_gateway.services import Execute, runs
 from llmsafespace_protocol.requests import (
     ById,
     CommandInfo,
-    CommandSignal,
-    CommandStart,
     ContextCreate,
     ContextInfo,
     Empty,
@@ -70,7 +67,7 @@ async def answer_run(call: RestHandler, run: runs.Run) -> ExecutionAnswer | None
 
 
 async def _answer(run: runs.Run, collected: Collected) -> ExecutionAnswer:
-    return await bulk.run(len(collected.results) * _RESULT, runs.answer, run.kind, collected)
+    return await bulk.run(len(collected.results) * _RESULT, answers.answer, run.kind, collected)
 
 
 async def stream_run(call: RestHandler, run: runs.Run, kind: str) -> None:
@@ -128,45 +125,29 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
     """POST …/execute."""
     body: ExecuteBody = call.body
     row = await call.sandbox("execute")
-    execution = body.execution_id or runs.new_id()
-    mark = await bulk.run(len(body.content) + len(body.stdin or ""), _mark, body)
-    if body.type == "command":
-        for name, value in (("context", body.context), ("language", body.language)):
-            if value is not None:
-                raise invalid(f"body.{name}", "is for code; a command runs in the shell")
-        start = CommandStart(
-            id=execution,
-            command=body.content,
-            cwd=working_directory(body.cwd),
-            env=body.env,
-            timeout=body.timeout or row.timeout,
-            stdin=body.stdin,
-            stdin_encoding=body.stdin_encoding,
-        )
-        run = await runs.begin_command(call.sandboxes, row.id, start)
-    else:
-        if body.stdin_encoding != "utf-8":
-            raise invalid("body.stdinEncoding", "is for commands; code reads text")
-        if body.cwd is not None:
-            raise invalid("body.cwd", "is for commands; code runs where its context is")
-        open_ = OpenExecution(
-            execution=execution,
-            context=body.context,
-            language=body.language,
-            code=body.content,
-            env=body.env,
-            timeout=body.timeout,
-            stdin=body.stdin,
-            principal=call.principal.user_id,
-        )
-        run = await runs.begin_code(call.sandboxes, row, open_)
-    call.executed(row.id, execution, mark, type=body.type)
+    command = body.type == "command"
+    for name in ("context", "language"):
+        if command and getattr(body, name) is not None:
+            raise invalid(f"body.{name}", "is for code; a command runs in the shell")
+    if not command and body.stdin_encoding != "utf-8":
+        raise invalid("body.stdinEncoding", "is for commands; code reads text")
+    if not command and body.cwd is not None:
+        raise invalid("body.cwd", "is for commands; code runs where its context is")
+    wanted = Execute(
+        id=body.execution_id or runs.new_id(),
+        kind=body.type,
+        content=body.content,
+        context=body.context,
+        language=body.language,
+        cwd=working_directory(body.cwd),
+        env=body.env,
+        timeout=body.timeout,
+        stdin=body.stdin,
+        stdin_encoding=body.stdin_encoding,
+    )
+    run = await call.services.executions.begin(call.caller, row, wanted)
+    call.accepted()
     return await answer_run(call, run)
-
-
-def _mark(body: ExecuteBody) -> Mark:
-    where = (body.context, body.language, body.cwd)
-    return mark_of(body.type, body.content, *where, body.env, body.timeout, body.stdin)
 
 
 async def list_executions(call: RestHandler) -> ExecutionList:
@@ -174,7 +155,7 @@ async def list_executions(call: RestHandler) -> ExecutionList:
     row = await call.sandbox("sandboxes:read")
     code: list[ExecutionInfo] = await call.sandboxes.rpc(row.id, "executions.list", Empty())
     commands: list[CommandInfo] = await call.sandboxes.rpc(row.id, "commands.list", Empty())
-    everything = [*map(runs.summary, code), *map(runs.summary, commands)]
+    everything = [*map(answers.summary, code), *map(answers.summary, commands)]
     everything.sort(key=lambda info: info.started_at, reverse=True)
     return ExecutionList(items=everything[: call.query("limit")])
 
@@ -183,7 +164,7 @@ async def get_execution(call: RestHandler) -> ExecutionAnswer:
     """GET …/executions/{execution_id}: with its output once it has ended."""
     row = await call.sandbox("sandboxes:read")
     info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
-    known = runs.summary(info)
+    known = answers.summary(info)
     if known.end is None and not call.query("wait"):
         return ExecutionAnswer(**{name: getattr(known, name) for name in known.__struct_fields__})
     run = await runs.begin(call.sandboxes, row.id, _followed(call, info, 0))
@@ -221,25 +202,8 @@ def _followed(
 async def interrupt(call: RestHandler) -> ExecutionSummary:
     """POST …/executions/{execution_id}/interrupt."""
     row = await call.sandbox("execute")
-    info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
-    ended = await interrupt_run(call.sandboxes, row.id, info)
-    call.audit("execution.interrupt", row.id, execution=info.id)
-    return runs.summary(ended)
-
-
-async def interrupt_run(
-    sandboxes: Sandboxes, sandbox_id: str, info: ExecutionInfo | CommandInfo
-) -> ExecutionInfo | CommandInfo:
-    """Interrupt an execution or a command; one that has ended stays as it is."""
-    if isinstance(info, ExecutionInfo):
-        code: ExecutionInfo = await sandboxes.rpc(sandbox_id, "executions.interrupt", ById(id=info.id))
-        return code
-    if not info.running:
-        return info
-    command: CommandInfo = await sandboxes.rpc(
-        sandbox_id, "commands.signal", CommandSignal(id=info.id, signal="SIGINT")
-    )
-    return command
+    ended = await call.services.executions.interrupt(call.caller, row, call.path_values["execution_id"])
+    return answers.summary(ended)
 
 
 # -- contexts --------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
 from llmsafespace_gateway import bulk, tasks
-from llmsafespace_gateway.access.executions import ACTION as EXECUTION
-from llmsafespace_gateway.access.executions import COMMAND
+from llmsafespace_gateway.access.executions import ACTIONS
 from llmsafespace_gateway.access.http import identify
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest.answers import Answers
@@ -23,7 +22,6 @@ from llmsafespace_gateway.rest.validation import decode
 from llmsafespace_gateway.services import Caller
 
 if TYPE_CHECKING:
-    from llmsafespace_gateway.access.executions import Mark
     from llmsafespace_gateway.access.principal import Principal
     from llmsafespace_gateway.access.service import Access
     from llmsafespace_gateway.metrics import Metrics
@@ -119,11 +117,9 @@ class RestHandler(Answers):
         with self.services.any.act(self.caller, action, target, **details):
             pass
 
-    def executed(self, sandbox_id: str, execution: str, mark: Mark, **details: Any) -> None:
+    def accepted(self) -> None:
         """An execution was accepted; what becomes of the request is another matter from now on."""
         self._audited = True
-        log = self.access.executions
-        log.note(self.principal, sandbox_id, execution, "rest", mark=mark, **details)
 
     async def sandbox(self, scope: str) -> SandboxRow:
         """The sandbox that the path names, which the request rests on from now on. Raises ApiError."""
@@ -375,17 +371,14 @@ class RestHandler(Answers):
         if self._audited or who is None or route is None or not isinstance(error, ApiError) or error.audited:
             return
         self._audited = True
-        action, target = (
-            route.action or f"{route.method} {route.path}",
-            self.path_values.get("sandbox_id", ""),
-        )
-        if action in (EXECUTION, COMMAND):
-            self.access.executions.count("rest", error.code)
-            wanted = getattr(self.body, "execution_id" if action == EXECUTION else "id", None)
-            details = {"execution": str(wanted or ""), "door": "rest"}
-            await self.access.refused_on(who, action, target, error.code, **details)
+        caller, target = Caller(who, "rest"), self.path_values.get("sandbox_id", "")
+        action = route.action or f"{route.method} {route.path}"
+        if action in ACTIONS:
+            named = (getattr(self.body, name, None) for name in ("execution_id", "command_id", "id"))
+            execution = next(filter(None, named), "")
+            await self.services.executions.refuse_execution(caller, target, execution, error, action)
         else:
-            await self.services.any.refuse(Caller(who, "rest"), action, target, error)
+            await self.services.any.refuse(caller, action, target, error)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what is our own fault; what is the client's is in its answer and the request log."""

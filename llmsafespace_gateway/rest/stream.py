@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from llmsafespace_gateway import bulk
-from llmsafespace_gateway.access.executions import Mark, mark_of
 from llmsafespace_gateway.access.http import AuthenticatedHandler, is_websocket_upgrade
-from llmsafespace_gateway.access.rates import RateLimited
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest import runs
 from llmsafespace_gateway.rest.answers import Answers, as_error
 from llmsafespace_gateway.rest.conversions import resources_answer
-from llmsafespace_gateway.rest.executions import interrupt_run
 from llmsafespace_gateway.rest.types import ExecutionErrorAnswer, UsageAnswer
 from llmsafespace_gateway.rest.types_processes import (
     StreamAnswer,
@@ -50,13 +45,15 @@ from llmsafespace_gateway.sandboxes.events import (
     Update,
 )
 from llmsafespace_gateway.sandboxes.liveness import Liveness
-from llmsafespace_protocol.requests import CommandStart, Empty, OpenExecution, Status
+from llmsafespace_gateway.services import Caller, Execute, runs
+from llmsafespace_protocol.requests import Empty, Status
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
     from llmsafespace_gateway.backends.base import Ended
     from llmsafespace_gateway.metrics import Metrics
     from llmsafespace_gateway.sandboxes.manager import Sandboxes
+    from llmsafespace_gateway.services import Services
     from llmsafespace_gateway.store.rows import SandboxRow
 
 log = logging.getLogger(__name__)
@@ -88,6 +85,14 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
     @property
     def _access(self) -> Access:
         return cast("Access", self.settings["access"])
+
+    @property
+    def _services(self) -> Services:
+        return cast("Services", self.settings["services"])
+
+    @property
+    def _caller(self) -> Caller:
+        return Caller(self.principal, "stream")
 
     @property
     def _sandboxes(self) -> Sandboxes:
@@ -178,49 +183,30 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
     # -- requests ----------------------------------------------------------------------------------------
 
     async def _start_run(self, wanted: StreamExecute, execution: str) -> None:
-        log, sandbox_id = self._access.executions, self._known.id
-        mark = await bulk.run(len(wanted.content) + len(wanted.stdin or ""), _mark, wanted)
-        try:
-            log.admit(self.principal, sandbox_id, execution, "stream", mark)
-            run = await self._begin(wanted, execution)
-        except RateLimited:  # which was noted
-            raise
-        except ApiError as error:
-            log.note(self.principal, sandbox_id, execution, "stream", error.code, type=wanted.mode)
-            raise
-        log.note(self.principal, sandbox_id, execution, "stream", mark=mark, type=wanted.mode)
-        await self._send(StreamStart(execution_id=execution, timestamp=datetime.now(UTC)))
-        self._runs[execution] = asyncio.ensure_future(self._follow(run))
-        self._busy.set()
-
-    async def _begin(self, wanted: StreamExecute, execution: str) -> runs.Run:
-        row = await self._access.sandbox(self.principal, self._known.id, "execute")
-        if len(self._runs) >= MAX_RUNS:
-            raise ApiError("rate_limited", f"at most {MAX_RUNS} executions of one connection can run at once")
-        if execution in self._runs:
-            raise ApiError("conflict", "this connection follows an execution of this id already")
-        if wanted.mode == "command":
-            start = CommandStart(
-                id=execution,
-                command=wanted.content,
-                env=wanted.env,
-                timeout=wanted.timeout or row.timeout,
-                stdin=wanted.stdin,
-            )
-            if wanted.context is not None or wanted.language is not None:
+        def may() -> None:
+            if len(self._runs) >= MAX_RUNS:
+                raise ApiError(
+                    "rate_limited", f"at most {MAX_RUNS} executions of one connection can run at once"
+                )
+            if execution in self._runs:
+                raise ApiError("conflict", "this connection follows an execution of this id already")
+            if wanted.mode == "command" and (wanted.context is not None or wanted.language is not None):
                 raise invalid("body.context", "context and language are for code")
-            return await runs.begin_command(self._sandboxes, row.id, start)
-        open_ = OpenExecution(
-            execution=execution,
+
+        what = Execute(
+            id=execution,
+            kind=wanted.mode,
+            content=wanted.content,
             context=wanted.context,
             language=wanted.language,
-            code=wanted.content,
             env=wanted.env,
             timeout=wanted.timeout,
             stdin=wanted.stdin,
-            principal=self.principal.user_id,
         )
-        return await runs.begin_code(self._sandboxes, row, open_)
+        run = await self._services.executions.begin(self._caller, self._known.id, what, may)
+        await self._send(StreamStart(execution_id=execution, timestamp=datetime.now(UTC)))
+        self._runs[execution] = asyncio.ensure_future(self._follow(run))
+        self._busy.set()
 
     async def _follow(self, run: runs.Run) -> None:
         error: ErrorEvent | None = None
@@ -251,10 +237,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
             self._busy.clear()
 
     async def _cancel(self, wanted: StreamCancel) -> None:
-        row = await self._access.sandbox(self.principal, self._known.id, "execute")
-        info = await runs.find(self._sandboxes, row.id, wanted.execution_id)
-        await interrupt_run(self._sandboxes, row.id, info)
-        self._access.audit(self.principal, "execution.interrupt", row.id, "ok", execution=info.id)
+        await self._services.executions.interrupt(self._caller, self._known.id, wanted.execution_id)
 
     # -- answers -----------------------------------------------------------------------------------------
 
@@ -347,11 +330,6 @@ def _named_in(body: bytes) -> str | None:
 
 
 _named = msgspec.json.Decoder(_Named)
-
-
-def _mark(wanted: StreamExecute) -> Mark:
-    where = (wanted.context, wanted.language, None)  # as for REST, whose bodies have a `cwd`
-    return mark_of(wanted.mode, wanted.content, *where, wanted.env, wanted.timeout, wanted.stdin)
 
 
 def as_answer(event: Event, execution: str, error: ErrorEvent | None, missed: int) -> StreamAnswer | None:

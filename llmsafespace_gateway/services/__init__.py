@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from llmsafespace_gateway.services.base import Caller, Parts, Service
+from llmsafespace_gateway.services.executions import Execute, ExecutionService
 from llmsafespace_gateway.services.kernels import KernelService, SessionService
 from llmsafespace_gateway.services.pools import PoolService
 from llmsafespace_gateway.services.runtimes import RuntimeService
 from llmsafespace_gateway.services.sandboxes import SandboxService
 from llmsafespace_gateway.services.system import SystemService
 
-__all__ = ["Caller", "Parts", "Service", "Services"]
+__all__ = ["Caller", "Execute", "Parts", "Service", "Services"]
 
 
 class Services:
@@ -19,6 +20,7 @@ class Services:
         self.default_runtime = parts.default_runtime
         self.any = Service(parts)  # for refusals before any use case began
         self.sandboxes = SandboxService(parts)
+        self.executions = ExecutionService(parts)
         self.kernels = KernelService(parts, self.sandboxes)
         self.sessions = SessionService(parts, self.kernels)
         self.pools = PoolService(parts)

@@ -6,6 +6,7 @@ A key that is refused again and again gets a few rows, which say how many were l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import tempfile
@@ -16,7 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
+from jupyter_client.manager import start_new_kernel
 
+from llmsafespace import AsyncSandbox, SandboxError
+from llmsafespace.jupyter.install import install
 from tests.conftest import Gateway, make_gateway
 from tests.security.conftest import World
 from tests.security.sockets import SUBPROTOCOLS, channels, stream
@@ -30,11 +34,13 @@ CODE = {
     "allow_stdin": False,
     "stop_on_error": False,
 }
-DOORS = ["rest", "ndjson", "sse", "stream", *SUBPROTOCOLS]
+REST = ["rest", "ndjson", "sse", "command", "packages"]
+DOORS = [*REST, "stream", *SUBPROTOCOLS, "sdk"]
+ACTIONS = {"command": "command.start", "packages": "packages.install"}
 
 
 def _rows(admin: Any, execution: str) -> list[dict[str, Any]]:
-    items = admin.made("GET", "/api/v1/audit?action=sandbox.execute&limit=1000")["items"]
+    items = admin.made("GET", "/api/v1/audit?limit=1000")["items"]
     return [row for row in items if row["details"].get("execution") == execution]
 
 
@@ -52,6 +58,20 @@ async def _ask(url: str, world: World, person: Person, door: str) -> str:
         body = {"content": "1", "executionId": execution}
         headers = {"Accept": accept[door]}
         await asyncio.to_thread(person.client.post, f"{base}/execute", json=body, headers=headers)
+    elif door == "command":
+        started = {"id": execution, "command": "true"}
+        await asyncio.to_thread(person.client.post, f"{base}/commands", json=started)
+    elif door == "packages":
+        wanted = {"commandId": execution, "packages": ["pip"], "wait": False}
+        await asyncio.to_thread(person.client.post, f"{base}/packages", json=wanted)
+    elif door == "sdk":
+        box = await AsyncSandbox.connect(world.tenant.sandbox, api_url=url, api_key=person.key)
+        output = box.stream_code("1")
+        execution = output.id
+        with contextlib.suppress(SandboxError):
+            async for _ in output.events():
+                pass
+        await box.close()
     elif door == "stream":
         async with stream(url, world.tenant, person.key) as socket:
             await socket.send({"type": "execute", "executionId": execution, "content": "1"})
@@ -77,7 +97,28 @@ async def test_an_execution_is_one_row_and_one_count(
     assert sum(_counted(gateway.url).values()) - before == 1
     (row,) = _rows(tenant_admin, execution)
     assert (row["outcome"], row["target"]) == ("ok", world.tenant.sandbox)
+    assert row["action"] == ACTIONS.get(door, "sandbox.execute")
+    assert door == "packages" or row["details"]["size"] > 0
     assert (row["userId"], row["keyId"]) == (world.tenant.owner.id, world.tenant.owner.key_id)
+
+
+def test_a_provisioned_kernel_leaves_one_row_and_one_count_an_execution(
+    gateway: Any, world: World, tenant_admin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any Jupyter application runs it, through the SDK's bridge."""
+    monkeypatch.setenv("LLMSAFESPACE_API_KEY", world.tenant.owner.key)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    install(name="audited", runtime="python", url=gateway.url, prefix=str(tmp_path))
+    manager, client = start_new_kernel(startup_timeout=120, kernel_name="audited")
+    try:
+        before = sum(_counted(gateway.url).values())
+        execution = client.execute_interactive("1", timeout=120)["parent_header"]["msg_id"]
+        assert sum(_counted(gateway.url).values()) - before == 1
+        (row,) = _rows(tenant_admin, execution)
+        assert (row["outcome"], row["action"]) == ("ok", "sandbox.execute")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +130,7 @@ def guest(world: World, operator: Operator) -> Person:
     return made
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door not in ("rest", "ndjson", "sse")])
+@pytest.mark.parametrize("door", [door for door in DOORS if door not in REST])
 async def test_a_refused_execution_is_one_row_and_one_count(
     door: str, gateway: Any, world: World, guest: Person, tenant_admin: Any
 ) -> None:

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest.runs import heard
 from llmsafespace_gateway.sandboxes.events import Event, Stdout
+from llmsafespace_gateway.services.runs import heard
 
 
 async def _silent_after(count: int, closed: list[bool]) -> AsyncGenerator[Event]:

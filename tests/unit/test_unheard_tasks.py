@@ -12,7 +12,7 @@ import pytest
 from tornado.iostream import StreamClosedError
 
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.runs import heard
+from llmsafespace_gateway.services.runs import heard
 from llmsafespace_gateway.store import sqlite
 
 
