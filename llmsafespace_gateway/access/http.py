@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
 
 
-# What the audit log has besides what changed something.
-REFUSALS = frozenset({"forbidden", "rate_limited", "quota_exceeded"})
-
-
 class AuthenticatedHandler(RequestHandler):
     """A handler, or the first base of a websocket handler, that runs only for an authenticated principal.
 

@@ -56,7 +56,7 @@ class KernelItem(JupyterHandler):
     async def get(self, kernel_id: str) -> None:
         """One kernel, as its agent describes it."""
         row, kernel = await self.services.kernels.find(self.caller, kernel_id, SANDBOXES_READ)
-        self.answer(kernel_model(await self.services.kernels.ask(row, kernel), row))
+        self.answer(kernel_model(await self.services.kernels.seen(row, kernel), row))
 
     async def delete(self, kernel_id: str) -> None:
         """End a kernel."""
@@ -71,8 +71,8 @@ class KernelAction(JupyterHandler):
     async def post(self, kernel_id: str, action: str) -> None:
         """Interrupt (204) or restart (the model) a kernel."""
         row, kernel = await self.services.kernels.find(self.caller, kernel_id, EXECUTE)
-        kernel = await self.services.kernels.signal(self.caller, row, kernel, action)
+        await self.services.kernels.signal(self.caller, row, kernel_id, action)
         if action == "interrupt":
             self.answer(None, 204)
         else:
-            self.answer(kernel_model(kernel, row))
+            self.answer(kernel_model(await self.services.kernels.seen(row, kernel), row))

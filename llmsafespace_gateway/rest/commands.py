@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from llmsafespace_gateway.access.executions import COMMAND, PACKAGES
 from llmsafespace_gateway.rest.conversions import check_package, command_answer, working_directory
-from llmsafespace_gateway.rest.executions import after, follow_events, stream_run, wants_stream
+from llmsafespace_gateway.rest.executions import stream_again, stream_run, wants_stream
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Route
 from llmsafespace_gateway.rest.types_processes import (
@@ -18,33 +16,29 @@ from llmsafespace_gateway.rest.types_processes import (
     PackagesBody,
 )
 from llmsafespace_gateway.rest.validation import invalid
-from llmsafespace_gateway.sandboxes.collecting import collect
 from llmsafespace_gateway.services import runs
+from llmsafespace_gateway.services.types import SandboxRow
 from llmsafespace_protocol.requests import (
-    ById,
     CommandInfo,
     CommandSignal,
     CommandStart,
     CommandStdin,
-    Empty,
-    OpenCommand,
     PackagesInstall,
 )
 
 
 async def _answer(
-    call: RestHandler, sandbox_id: str, info: CommandInfo, *, wait: bool
+    call: RestHandler, row: SandboxRow, info: CommandInfo, *, wait: bool, begun: bool = False
 ) -> CommandAnswer | None:
     kind = wants_stream(call)
     if kind is None and not wait:
         return command_answer(info)
-    run = await runs.begin(call.sandboxes, sandbox_id, OpenCommand(command=info.id))
+    executions = call.services.executions
+    run = await executions.reopen(call.caller, row, info, begun=begun)
     if kind is not None:
         await stream_run(call, run, kind)
         return None
-    async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
-        collected = await call.while_connected(collect(source))
-    call.metrics.executions.labels(collected.end.end).inc()
+    collected = await call.while_connected(executions.outcome(run))
     answer = command_answer(info)
     answer.running = False
     answer.completed_at = collected.end.completed_at
@@ -54,10 +48,9 @@ async def _answer(
     return answer
 
 
-async def start_command(call: RestHandler) -> CommandAnswer | None:
+async def start_command(call: RestHandler, row: SandboxRow) -> CommandAnswer | None:
     """POST …/commands."""
     body: CommandBody = call.body
-    row = await call.sandbox("execute")
     if (body.command is None) == (body.argv is None):
         raise invalid("body", "expected either `command` (for a shell) or `argv`")
     start = CommandStart(
@@ -73,13 +66,12 @@ async def start_command(call: RestHandler) -> CommandAnswer | None:
     )
     info = await call.services.executions.start_command(call.caller, row, start, background=body.background)
     call.accepted()
-    return await _answer(call, row.id, info, wait=not body.background)
+    return await _answer(call, row, info, wait=not body.background, begun=True)
 
 
-async def install_packages(call: RestHandler) -> CommandAnswer | None:
+async def install_packages(call: RestHandler, row: SandboxRow) -> CommandAnswer | None:
     """POST …/packages."""
     body: PackagesBody = call.body
-    row = await call.sandbox("execute")
     for index, package in enumerate(body.packages):
         check_package(package, f"body.packages[{index}]")
     install = PackagesInstall(
@@ -90,62 +82,45 @@ async def install_packages(call: RestHandler) -> CommandAnswer | None:
     )
     info = await call.services.executions.install(call.caller, row, install)
     call.accepted()
-    return await _answer(call, row.id, info, wait=body.wait)
+    return await _answer(call, row, info, wait=body.wait, begun=True)
 
 
-async def list_commands(call: RestHandler) -> CommandList:
+async def list_commands(call: RestHandler, row: SandboxRow) -> CommandList:
     """GET …/commands."""
-    row = await call.sandbox("sandboxes:read")
-    found: list[CommandInfo] = await call.sandboxes.rpc(row.id, "commands.list", Empty())
-    found.sort(key=lambda info: info.started_at, reverse=True)
+    found = await call.services.commands.all(row)
     return CommandList(items=[command_answer(info) for info in found[: call.query("limit")]])
 
 
-async def _one(call: RestHandler, scope: str) -> tuple[str, CommandInfo]:
-    row = await call.sandbox(scope)
-    info: CommandInfo = await call.sandboxes.rpc(
-        row.id, "commands.get", ById(id=call.path_values["command_id"])
-    )
-    return row.id, info
-
-
-async def get_command(call: RestHandler) -> CommandAnswer | None:
+async def get_command(call: RestHandler, row: SandboxRow) -> CommandAnswer | None:
     """GET …/commands/{command_id}: with its output once it has ended."""
-    sandbox_id, info = await _one(call, "sandboxes:read")
-    return await _answer(call, sandbox_id, info, wait=call.query("wait") or not info.running)
+    info = await call.services.commands.find(row, call.path_values["command_id"])
+    return await _answer(call, row, info, wait=call.query("wait") or not info.running)
 
 
-async def command_events(call: RestHandler) -> None:
+async def command_events(call: RestHandler, row: SandboxRow) -> None:
     """GET …/commands/{command_id}/events."""
-    sandbox_id, info = await _one(call, "sandboxes:read")
-    await follow_events(call, sandbox_id, OpenCommand(command=info.id, after=after(call)))
+    await stream_again(call, row, await call.services.commands.find(row, call.path_values["command_id"]))
 
 
-async def kill_command(call: RestHandler) -> None:
+async def kill_command(call: RestHandler, row: SandboxRow) -> None:
     """DELETE …/commands/{command_id}: kill it, where it still runs."""
-    sandbox_id, info = await _one(call, "execute")
-    if info.running:
-        await call.sandboxes.rpc(sandbox_id, "commands.signal", CommandSignal(id=info.id, signal="SIGKILL"))
-        call.audit("command.kill", sandbox_id, command_id=info.id)
+    await call.services.commands.kill(call.caller, row, call.path_values["command_id"])
 
 
-async def signal_command(call: RestHandler) -> CommandAnswer:
+async def signal_command(call: RestHandler, row: SandboxRow) -> CommandAnswer:
     """POST …/commands/{command_id}/signal."""
     body: CommandSignalBody = call.body
-    sandbox_id, info = await _one(call, "execute")
-    wanted = CommandSignal(id=info.id, signal=body.signal)
-    signalled: CommandInfo = await call.sandboxes.rpc(sandbox_id, "commands.signal", wanted)
-    call.audit("command.signal", sandbox_id, command_id=info.id, signal=body.signal)
-    return command_answer(signalled)
+    wanted = CommandSignal(id=call.path_values["command_id"], signal=body.signal)
+    return command_answer(await call.services.commands.signal(call.caller, row, wanted))
 
 
-async def command_stdin(call: RestHandler) -> CommandAnswer:
+async def command_stdin(call: RestHandler, row: SandboxRow) -> CommandAnswer:
     """POST …/commands/{command_id}/stdin."""
     body: CommandStdinBody = call.body
-    sandbox_id, info = await _one(call, "execute")
-    wanted = CommandStdin(id=info.id, data=body.data, encoding=body.encoding, eof=body.eof)
-    written: CommandInfo = await call.sandboxes.rpc(sandbox_id, "commands.stdin", wanted)
-    return command_answer(written)
+    wanted = CommandStdin(
+        id=call.path_values["command_id"], data=body.data, encoding=body.encoding, eof=body.eof
+    )
+    return command_answer(await call.services.commands.write(row, wanted))
 
 
 _SANDBOX = "/sandboxes/{sandbox_id}"
@@ -158,6 +133,7 @@ ROUTES = [
         path=f"{_SANDBOX}/packages",
         action=PACKAGES,
         handle=install_packages,
+        on="sandbox",
         scope="execute",
         tag="Commands",
         summary="Install packages; the answer waits for the end, streams (Accept), or comes at once",
@@ -170,6 +146,7 @@ ROUTES = [
         method="GET",
         path=f"{_SANDBOX}/commands",
         handle=list_commands,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Commands",
         summary="Commands that the sandbox knows, newest first",
@@ -182,6 +159,7 @@ ROUTES = [
         path=f"{_SANDBOX}/commands",
         action=COMMAND,
         handle=start_command,
+        on="sandbox",
         scope="execute",
         tag="Commands",
         summary="Run a command; the answer waits for its end, streams (Accept), or comes at once",
@@ -196,6 +174,7 @@ ROUTES = [
         method="GET",
         path=_COMMAND,
         handle=get_command,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Commands",
         summary="A command; with its output once it has ended, which `wait` waits for",
@@ -207,6 +186,8 @@ ROUTES = [
         method="DELETE",
         path=_COMMAND,
         handle=kill_command,
+        action="command.kill",
+        on="sandbox",
         scope="execute",
         tag="Commands",
         summary="Kill a command",
@@ -217,6 +198,7 @@ ROUTES = [
         method="GET",
         path=f"{_COMMAND}/events",
         handle=command_events,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Commands",
         summary="Output of a command from a sequence number on, until its end",
@@ -228,6 +210,7 @@ ROUTES = [
         method="POST",
         path=f"{_COMMAND}/stdin",
         handle=command_stdin,
+        on="sandbox",
         scope="execute",
         tag="Commands",
         summary="Write to a command's standard input",
@@ -240,6 +223,8 @@ ROUTES = [
         method="POST",
         path=f"{_COMMAND}/signal",
         handle=signal_command,
+        action="command.signal",
+        on="sandbox",
         scope="execute",
         tag="Commands",
         summary="Send a signal to a command's process group",

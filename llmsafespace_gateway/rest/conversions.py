@@ -28,6 +28,7 @@ from llmsafespace_gateway.rest.types import (
     SandboxAnswer,
     SandboxCreate,
     StartAnswer,
+    UsageAnswer,
 )
 from llmsafespace_gateway.rest.types_admin import (
     AutoScaling,
@@ -53,7 +54,7 @@ from llmsafespace_gateway.services.types import (
     moment,
     request_digest,
 )
-from llmsafespace_protocol.requests import CommandInfo, FileInfo
+from llmsafespace_protocol.requests import CommandInfo, FileInfo, Usage
 
 WORKSPACE = "/workspace"
 MAX_FILES = 16 * 1024 * 1024
@@ -88,6 +89,20 @@ def resources_answer(cpu: float, memory: int, storage: int) -> ResourcesAnswer:
         cpu=quantities.format_cores(cpu),
         memory=quantities.format_size(memory),
         ephemeral_storage=quantities.format_size(storage),
+    )
+
+
+def usage_answer(row: SandboxRow, usage: Usage | None) -> UsageAnswer:
+    """What a sandbox uses; None: nothing any more."""
+    limits = resources_answer(row.cpu, row.memory, row.storage)
+    if usage is None:
+        return UsageAnswer(cpu_seconds=0.0, memory_bytes=0, disk_bytes=0, processes=0, limits=limits)
+    return UsageAnswer(
+        cpu_seconds=usage.cpu_seconds,
+        memory_bytes=usage.memory_bytes,
+        disk_bytes=usage.disk_bytes,
+        processes=usage.processes,
+        limits=limits,
     )
 
 

@@ -23,20 +23,9 @@ from llmsafespace_gateway.rest.types import (
 )
 from llmsafespace_gateway.rest.types_processes import ContextCreateBody, ContextList
 from llmsafespace_gateway.rest.validation import invalid
-from llmsafespace_gateway.sandboxes.collecting import Collected, collect
-from llmsafespace_gateway.sandboxes.events import End, Event, Failure
-from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.services import Execute, runs
-from llmsafespace_protocol.requests import (
-    ById,
-    CommandInfo,
-    ContextCreate,
-    ContextInfo,
-    Empty,
-    ExecutionInfo,
-    OpenCommand,
-    OpenExecution,
-)
+from llmsafespace_gateway.services.types import Collected, Event, Failure, SandboxRow, moment
+from llmsafespace_protocol.requests import CommandInfo, ContextCreate, ContextInfo, ExecutionInfo
 
 _LIMIT = Query("limit", "maximum number of items to return", "integer", 100, 1, 1000)
 _AFTER = Query("after", "the sequence number after which to go on", "integer", 0, 0)
@@ -59,11 +48,7 @@ async def answer_run(call: RestHandler, run: runs.Run) -> ExecutionAnswer | None
     if kind is not None:
         await stream_run(call, run, kind)
         return None
-    source = runs.follow(call.sandboxes, run)
-    async with contextlib.aclosing(source):
-        collected = await call.while_connected(collect(source))
-    call.metrics.executions.labels(collected.end.end).inc()
-    return await _answer(run, collected)
+    return await _answer(run, await call.while_connected(call.services.executions.outcome(run)))
 
 
 async def _answer(run: runs.Run, collected: Collected) -> ExecutionAnswer:
@@ -84,11 +69,9 @@ async def stream_run(call: RestHandler, run: runs.Run, kind: str) -> None:
 
 
 async def _pieces(call: RestHandler, run: runs.Run, kind: str) -> AsyncGenerator[bytes]:
-    async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
+    async with contextlib.aclosing(call.services.executions.follow(run)) as source:
         try:
             async for event in source:
-                if isinstance(event, End):
-                    call.metrics.executions.labels(event.end).inc()
                 yield encode_event(event, kind)
         except ApiError as error:
             yield encode_event(Failure(code=error.code, message=error.message), kind)
@@ -121,10 +104,9 @@ def _one_line(body: bytes) -> bytes:
     return body
 
 
-async def execute(call: RestHandler) -> ExecutionAnswer | None:
+async def execute(call: RestHandler, row: SandboxRow) -> ExecutionAnswer | None:
     """POST …/execute."""
     body: ExecuteBody = call.body
-    row = await call.sandbox("execute")
     command = body.type == "command"
     for name in ("context", "language"):
         if command and getattr(body, name) is not None:
@@ -150,60 +132,44 @@ async def execute(call: RestHandler) -> ExecutionAnswer | None:
     return await answer_run(call, run)
 
 
-async def list_executions(call: RestHandler) -> ExecutionList:
+async def list_executions(call: RestHandler, row: SandboxRow) -> ExecutionList:
     """GET …/executions."""
-    row = await call.sandbox("sandboxes:read")
-    code: list[ExecutionInfo] = await call.sandboxes.rpc(row.id, "executions.list", Empty())
-    commands: list[CommandInfo] = await call.sandboxes.rpc(row.id, "commands.list", Empty())
-    everything = [*map(answers.summary, code), *map(answers.summary, commands)]
-    everything.sort(key=lambda info: info.started_at, reverse=True)
-    return ExecutionList(items=everything[: call.query("limit")])
+    found = await call.services.executions.all(row)
+    return ExecutionList(items=[answers.summary(info) for info in found[: call.query("limit")]])
 
 
-async def get_execution(call: RestHandler) -> ExecutionAnswer:
+async def get_execution(call: RestHandler, row: SandboxRow) -> ExecutionAnswer:
     """GET …/executions/{execution_id}: with its output once it has ended."""
-    row = await call.sandbox("sandboxes:read")
-    info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
+    executions = call.services.executions
+    info = await executions.find(row, call.path_values["execution_id"])
     known = answers.summary(info)
     if known.end is None and not call.query("wait"):
         return ExecutionAnswer(**{name: getattr(known, name) for name in known.__struct_fields__})
-    run = await runs.begin(call.sandboxes, row.id, _followed(call, info, 0))
-    async with contextlib.aclosing(runs.follow(call.sandboxes, run)) as source:
-        return await _answer(run, await call.while_connected(collect(source)))
+    run = await executions.reopen(call.caller, row, info)
+    return await _answer(run, await call.while_connected(executions.outcome(run)))
 
 
-async def execution_events(call: RestHandler) -> None:
+async def execution_events(call: RestHandler, row: SandboxRow) -> None:
     """GET …/executions/{execution_id}/events."""
-    row = await call.sandbox("sandboxes:read")
-    info = await runs.find(call.sandboxes, row.id, call.path_values["execution_id"])
-    await follow_events(call, row.id, _followed(call, info, after(call)))
+    await stream_again(call, row, await call.services.executions.find(row, call.path_values["execution_id"]))
 
 
-async def follow_events(call: RestHandler, sandbox_id: str, open_: OpenExecution | OpenCommand) -> None:
+async def stream_again(call: RestHandler, row: SandboxRow, info: ExecutionInfo | CommandInfo) -> None:
     """Stream what an execution or command put out, and goes on to put out."""
-    run = await runs.begin(call.sandboxes, sandbox_id, open_)
+    run = await call.services.executions.reopen(call.caller, row, info, _after(call))
     await stream_run(call, run, wants_stream(call) or NDJSON)
 
 
-def after(call: RestHandler) -> int:
+def _after(call: RestHandler) -> int:
     """Where to go on: the `after` query value, or an event source's Last-Event-ID."""
     last = call.request.headers.get("Last-Event-ID", "")
     return int(call.query("after") or (last if last.isascii() and last.isdigit() and len(last) < 19 else 0))
 
 
-def _followed(
-    call: RestHandler, info: ExecutionInfo | CommandInfo, start: int
-) -> OpenExecution | OpenCommand:
-    if isinstance(info, CommandInfo):
-        return OpenCommand(command=info.id, after=start)
-    return OpenExecution(execution=info.id, after=start, principal=call.principal.user_id)
-
-
-async def interrupt(call: RestHandler) -> ExecutionSummary:
+async def interrupt(call: RestHandler, row: SandboxRow) -> ExecutionSummary:
     """POST …/executions/{execution_id}/interrupt."""
-    row = await call.sandbox("execute")
-    ended = await call.services.executions.interrupt(call.caller, row, call.path_values["execution_id"])
-    return answers.summary(ended)
+    execution = call.path_values["execution_id"]
+    return answers.summary(await call.services.executions.interrupt(call.caller, row, execution))
 
 
 # -- contexts --------------------------------------------------------------------------------------------
@@ -226,19 +192,17 @@ def context_answer(info: ContextInfo, default: str | None) -> ContextAnswer:
     )
 
 
-async def list_contexts(call: RestHandler) -> ContextList:
+async def list_contexts(call: RestHandler, row: SandboxRow) -> ContextList:
     """GET …/contexts."""
-    row = await call.sandbox("sandboxes:read")
-    found: list[ContextInfo] = await call.sandboxes.rpc(row.id, "contexts.list", Empty())
-    default = await call.default_kernel(row.id)
+    found = await call.services.kernels.of_sandbox(row)
+    default = await call.services.sandboxes.default_context(row.id)
     found.sort(key=lambda info: (info.id != default, info.created_at))
     return ContextList(items=[context_answer(info, default) for info in found])
 
 
-async def create_context(call: RestHandler) -> ContextAnswer:
+async def create_context(call: RestHandler, row: SandboxRow) -> ContextAnswer:
     """POST …/contexts."""
     body: ContextCreateBody = call.body
-    row = await call.sandbox("execute")
     wanted = ContextCreate(
         id=body.id or str(uuid.uuid4()),
         language=body.language,
@@ -246,27 +210,22 @@ async def create_context(call: RestHandler) -> ContextAnswer:
         cwd=working_directory(body.cwd),
         env=body.env,
     )
-    kernel = await call.sandboxes.create_context(row, wanted)
-    call.audit("context.create", row.id, context=kernel.id)
-    info: ContextInfo = await call.sandboxes.rpc(row.id, "contexts.get", ById(id=kernel.id))
-    return context_answer(info, await call.default_kernel(row.id))
+    return await _context(call, row, await call.services.kernels.add(call.caller, row, wanted))
 
 
-async def delete_context(call: RestHandler) -> None:
+async def delete_context(call: RestHandler, row: SandboxRow) -> None:
     """DELETE …/contexts/{context_id}."""
-    row = await call.sandbox("execute")
-    context = call.path_values["context_id"]
-    await call.sandboxes.remove_context(row.id, context)
-    call.audit("context.delete", row.id, context=context)
+    await call.services.kernels.remove(call.caller, row, call.path_values["context_id"])
 
 
-async def restart_context(call: RestHandler) -> ContextAnswer:
+async def restart_context(call: RestHandler, row: SandboxRow) -> ContextAnswer:
     """POST …/contexts/{context_id}/restart."""
-    row = await call.sandbox("execute")
     context = call.path_values["context_id"]
-    info: ContextInfo = await call.sandboxes.rpc(row.id, "contexts.restart", ById(id=context))
-    call.audit("context.restart", row.id, context=context)
-    return context_answer(info, await call.default_kernel(row.id))
+    return await _context(call, row, await call.services.kernels.signal(call.caller, row, context, "restart"))
+
+
+async def _context(call: RestHandler, row: SandboxRow, info: ContextInfo) -> ContextAnswer:
+    return context_answer(info, await call.services.sandboxes.default_context(row.id))
 
 
 _SANDBOX = "/sandboxes/{sandbox_id}"
@@ -278,6 +237,7 @@ ROUTES = [
         path=f"{_SANDBOX}/execute",
         action="sandbox.execute",
         handle=execute,
+        on="sandbox",
         scope="execute",
         tag="Executions",
         summary="Run code or a command; the answer waits for its end, or streams (Accept)",
@@ -291,6 +251,7 @@ ROUTES = [
         method="GET",
         path=f"{_SANDBOX}/executions",
         handle=list_executions,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Executions",
         summary="Executions and commands that the sandbox knows, newest first",
@@ -302,6 +263,7 @@ ROUTES = [
         method="GET",
         path=f"{_SANDBOX}/executions/{{execution_id}}",
         handle=get_execution,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Executions",
         summary="An execution; with its output once it has ended, which `wait` waits for",
@@ -313,6 +275,7 @@ ROUTES = [
         method="GET",
         path=f"{_SANDBOX}/executions/{{execution_id}}/events",
         handle=execution_events,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Executions",
         summary="Events of an execution from a sequence number on, until its end; "
@@ -325,6 +288,8 @@ ROUTES = [
         method="POST",
         path=f"{_SANDBOX}/executions/{{execution_id}}/interrupt",
         handle=interrupt,
+        action="execution.interrupt",
+        on="sandbox",
         scope="execute",
         tag="Executions",
         summary="Interrupt an execution; variables stay",
@@ -335,6 +300,7 @@ ROUTES = [
         method="GET",
         path=f"{_SANDBOX}/contexts",
         handle=list_contexts,
+        on="sandbox",
         scope="sandboxes:read",
         tag="Contexts",
         summary="The sandbox's kernels, the default one first",
@@ -345,6 +311,8 @@ ROUTES = [
         method="POST",
         path=f"{_SANDBOX}/contexts",
         handle=create_context,
+        action="context.create",
+        on="sandbox",
         scope="execute",
         tag="Contexts",
         summary="Start a further kernel in the sandbox",
@@ -358,6 +326,8 @@ ROUTES = [
         method="DELETE",
         path=f"{_SANDBOX}/contexts/{{context_id}}",
         handle=delete_context,
+        action="context.delete",
+        on="sandbox",
         scope="execute",
         tag="Contexts",
         summary="End a kernel of the sandbox",
@@ -368,6 +338,8 @@ ROUTES = [
         method="POST",
         path=f"{_SANDBOX}/contexts/{{context_id}}/restart",
         handle=restart_context,
+        action="context.restart",
+        on="sandbox",
         scope="execute",
         tag="Contexts",
         summary="Restart a kernel; its variables go",

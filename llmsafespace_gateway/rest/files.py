@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from email.utils import formatdate
 from urllib.parse import quote
-
-import msgspec
 
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
@@ -17,34 +14,23 @@ from llmsafespace_gateway.rest.conversions import WORKSPACE, file_answer, url_pa
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import BYTES, Query, Route
 from llmsafespace_gateway.rest.types import FileAnswer, FileListAnswer, FileMoveBody
-from llmsafespace_gateway.sandboxes.agent_client import unreachable, written
-from llmsafespace_protocol.frames import FrameKind, FrameStream
-from llmsafespace_protocol.kernel_messages import UNREADABLE
-from llmsafespace_protocol.requests import (
-    FileInfo,
-    FileList,
-    FileMove,
-    FilePath,
-    OpenFileRead,
-    OpenFileWrite,
-)
+from llmsafespace_gateway.services.files import FileUpload
+from llmsafespace_gateway.services.types import SandboxRow
+from llmsafespace_protocol.requests import FileInfo, FileList, FileMove, OpenFileWrite
 
-_TIMEOUT = 60.0
-_PIECE = 256 * 1024
 _ENTRY = 150  # bytes of a file's description, about
 
 
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-async def list_files(call: RestHandler) -> FileListAnswer:
+async def list_files(call: RestHandler, row: SandboxRow) -> FileListAnswer:
     """GET …/files."""
-    row = await call.sandbox("files:read")
     limit = call.query("limit")
-    wanted = FileList(
-        path=workspace_path(call.query("path"), "query.path"), depth=call.query("depth"), limit=limit + 1
+    path = workspace_path(call.query("path"), "query.path")
+    found = await call.services.files.list(
+        row, FileList(path=path, depth=call.query("depth"), limit=limit + 1)
     )
-    found: list[FileInfo] = await call.sandboxes.rpc(row.id, "files.list", wanted)
     truncated = len(found) > limit
     items = await bulk.run(len(found) * _ENTRY, _answers, found)
     return FileListAnswer(items=items[:limit], truncated=truncated)
@@ -54,27 +40,18 @@ def _answers(found: list[FileInfo]) -> list[FileAnswer]:
     return [file_answer(info) for info in bulk.drained(found)]
 
 
-async def stat_file(call: RestHandler) -> FileAnswer:
-    """GET …/files/{path}?stat=true."""
-    row = await call.sandbox("files:read")
-    path = url_path(call.path_values["path"])
-    info: FileInfo = await call.sandboxes.rpc(row.id, "files.stat", FilePath(path=path))
-    return file_answer(info)
-
-
-async def read_file(call: RestHandler) -> FileAnswer | None:
+async def read_file(call: RestHandler, row: SandboxRow) -> FileAnswer | None:
     """GET and HEAD …/files/{path}."""
-    if call.query("stat"):
-        return await stat_file(call)
-    row = await call.sandbox("files:read")
     path = url_path(call.path_values["path"])
+    if call.query("stat"):
+        return file_answer(await call.services.files.stat(row, path))
     header = call.request.headers.get("Range")
     condition = call.request.headers.get("If-None-Match")
     head = call.request.method == "HEAD"
     wanted: tuple[int, int] | None = None
     known: FileInfo | None = None
     if head or header is not None or condition is not None:
-        known = await call.sandboxes.rpc(row.id, "files.stat", FilePath(path=path))
+        known = await call.services.files.stat(row, path)
         if known.is_directory:
             raise ApiError(
                 "invalid_request", f"{path} is a folder; list it with …/files?path=", {"path": path}
@@ -91,50 +68,13 @@ async def read_file(call: RestHandler) -> FileAnswer | None:
         _length(call, known, wanted)
         call.finish()
         return None
-    await _send_file(call, row.id, path, wanted, known)
-    return None
-
-
-async def _send_file(
-    call: RestHandler, sandbox_id: str, path: str, wanted: tuple[int, int] | None, known: FileInfo | None
-) -> None:
-    offset, length = wanted or (0, None)
-    stream = await call.sandboxes.open(sandbox_id, OpenFileRead(path=path, offset=offset, length=length))
-    try:
-        info = msgspec.json.decode(await _frame(stream, FrameKind.JSON), type=FileInfo)
+    async with call.services.files.read(row, path, *(wanted or ())) as (info, pieces):
         if wanted is not None and known is not None and info.etag != known.etag:
             raise ApiError("conflict", f"{path} changed while it was read; read it again", {"path": path})
-        if not 0 <= info.size < 2**62:
-            raise unreachable("the sandbox's agent gave a file an impossible size")
         _length(call, info, wanted)
-        expected = wanted[1] if wanted is not None else info.size
-        await call.send(_contents(stream, expected))
+        await call.send(pieces)
         call.finish()
-    except (TimeoutError, ConnectionError, *UNREADABLE) as error:
-        raise unreachable() from error
-    finally:
-        stream.close()
-
-
-async def _contents(stream: FrameStream, expected: int) -> AsyncGenerator[bytes]:
-    """The DATA frames, exactly as long as was announced."""
-    left = expected
-    while True:
-        kind, body = await asyncio.wait_for(stream.next_frame(), _TIMEOUT)
-        if kind == FrameKind.END and left == 0:
-            return
-        if kind != FrameKind.DATA or len(body) > left:
-            raise ConnectionResetError("the file did not have the length that was announced")
-        left -= len(body)
-        for start in range(0, len(body), _PIECE):
-            yield body[start : start + _PIECE]
-
-
-async def _frame(stream: FrameStream, wanted: FrameKind) -> bytes:
-    kind, body = await asyncio.wait_for(stream.next_frame(), _TIMEOUT)
-    if kind != wanted:
-        raise ConnectionResetError("a frame of another kind was due")
-    return body
+    return None
 
 
 def _describe(call: RestHandler, info: FileInfo) -> None:
@@ -162,58 +102,20 @@ def _length(call: RestHandler, info: FileInfo, wanted: tuple[int, int] | None) -
 # -- writing ---------------------------------------------------------------------------------------------
 
 
-class FileUpload:
-    """A body on its way into a file of a sandbox."""
-
-    def __init__(self, stream: FrameStream) -> None:
-        self._stream = stream
-        # Read from the start: an agent that refuses in the middle says why, and then closes.
-        self._answer = asyncio.ensure_future(stream.next_frame())
-
-    async def write(self, piece: bytes) -> None:
-        """Send a piece on; waits while the agent is behind."""
-        if not self._answer.done():
-            self._stream.send(FrameKind.DATA, piece)
-            drained = asyncio.ensure_future(self._stream.drain())
-            waiting: set[asyncio.Future[object]] = {drained, self._answer}  # type: ignore[arg-type]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            drained.cancel()
-
-    async def finish(self) -> FileInfo:
-        """All was sent: the file as it is now. Raises ApiError: the agent's refusal, or unreachable."""
-        self._stream.send(FrameKind.END)
-        try:
-            kind, body = await asyncio.wait_for(self._answer, _TIMEOUT)
-            if kind != FrameKind.JSON:
-                raise unreachable()
-            return written(body)
-        except (TimeoutError, ConnectionError, *UNREADABLE) as error:
-            raise unreachable() from error
-        finally:
-            self._stream.close()
-
-    def abort(self) -> None:
-        """End the stream; a file that is not whole disappears."""
-        self._answer.cancel()
-        if not self._stream.closed:
-            self._stream.abort()
-
-
-async def begin_write(call: RestHandler) -> FileUpload | None:
+async def begin_write(call: RestHandler, row: SandboxRow) -> FileUpload | None:
     """Before the body of PUT …/files/{path} arrives."""
-    row = await call.sandbox("files:write")
     path = url_path(call.path_values["path"])
     if call.query("directory"):
         return None
     length = call.request.headers.get("Content-Length")
-    open_ = OpenFileWrite(
+    wanted = OpenFileWrite(
         path=path,
         size=int(length) if length is not None and length.isdecimal() else None,
         mode=_mode(call.query("mode")),
         if_match=ranges.if_match(call.request.headers.get("If-Match")),
     )
     with _precondition(call):
-        return FileUpload(await call.sandboxes.open(row.id, open_))
+        return await call.services.files.begin_write(row, wanted)
 
 
 def _mode(text: str) -> int:
@@ -237,41 +139,32 @@ def _precondition(call: RestHandler) -> Iterator[None]:
         raise
 
 
-async def write_file(call: RestHandler) -> FileAnswer:
+async def write_file(call: RestHandler, row: SandboxRow) -> FileAnswer:
     """PUT …/files/{path}: the whole body has been handed on; or `?directory=true`."""
-    sandbox_id = call.path_values["sandbox_id"]
-    path = url_path(call.path_values["path"])
+    files = call.services.files
     if not isinstance(call.upload, FileUpload):
-        made: FileInfo = await call.sandboxes.rpc(sandbox_id, "files.mkdir", FilePath(path=path))
-        call.audit("file.mkdir", sandbox_id, path=path)
-        return file_answer(made)
+        return file_answer(await files.make_folder(call.caller, row, url_path(call.path_values["path"])))
     with _precondition(call):
-        info = await call.upload.finish()
+        info = await files.finish_write(call.caller, row, call.upload)
     call.set_header("ETag", ranges.quoted(info.etag))
-    call.audit("file.write", sandbox_id, path=path, size=info.size)
     return file_answer(info)
 
 
-async def delete_file(call: RestHandler) -> None:
+async def delete_file(call: RestHandler, row: SandboxRow) -> None:
     """DELETE …/files/{path}."""
-    row = await call.sandbox("files:write")
-    path = url_path(call.path_values["path"])
-    await call.sandboxes.rpc(row.id, "files.remove", FilePath(path=path, recursive=call.query("recursive")))
-    call.audit("file.delete", row.id, path=path)
+    path, recursive = url_path(call.path_values["path"]), call.query("recursive")
+    await call.services.files.delete(call.caller, row, path, recursive=recursive)
 
 
-async def move_file(call: RestHandler) -> FileAnswer:
+async def move_file(call: RestHandler, row: SandboxRow) -> FileAnswer:
     """POST …/files/{path}/move."""
     body: FileMoveBody = call.body
-    row = await call.sandbox("files:write")
     wanted = FileMove(
         source=url_path(call.path_values["path"]),
         target=workspace_path(body.target, "body.target"),
         overwrite=body.overwrite,
     )
-    info: FileInfo = await call.sandboxes.rpc(row.id, "files.move", wanted)
-    call.audit("file.move", row.id, path=wanted.source, to=wanted.target)
-    return file_answer(info)
+    return file_answer(await call.services.files.move(call.caller, row, wanted))
 
 
 _FILES = "/sandboxes/{sandbox_id}/files"
@@ -281,6 +174,7 @@ ROUTES = [
         method="GET",
         path=_FILES,
         handle=list_files,
+        on="sandbox",
         scope="files:read",
         tag="Files",
         summary="What a folder holds",
@@ -296,6 +190,7 @@ ROUTES = [
         method="GET",
         path=f"{_FILES}/{{path}}",
         handle=read_file,
+        on="sandbox",
         scope="files:read",
         tag="Files",
         summary="A file's content; ETag, If-None-Match, one Range",
@@ -308,8 +203,10 @@ ROUTES = [
         method="PUT",
         path=f"{_FILES}/{{path}}",
         handle=write_file,
+        action="file.write",
         begin=begin_write,
         upload=True,
+        on="sandbox",
         scope="files:write",
         tag="Files",
         summary="Write a file whole, of any size; or make a folder. Parents are made",
@@ -325,6 +222,8 @@ ROUTES = [
         method="DELETE",
         path=f"{_FILES}/{{path}}",
         handle=delete_file,
+        action="file.delete",
+        on="sandbox",
         scope="files:write",
         tag="Files",
         summary="Remove a file or folder",
@@ -336,6 +235,8 @@ ROUTES = [
         method="POST",
         path=f"{_FILES}/{{path}}/move",
         handle=move_file,
+        action="file.move",
+        on="sandbox",
         scope="files:write",
         tag="Files",
         summary="Move a file or folder",

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
     from llmsafespace_gateway.metrics import Metrics
     from llmsafespace_gateway.readiness import Readiness
-    from llmsafespace_gateway.sandboxes.manager import Sandboxes
     from llmsafespace_gateway.services import Services
     from llmsafespace_gateway.services.types import SandboxRow
 
@@ -97,11 +96,6 @@ class RestHandler(Answers):
         return cast("Access", self.settings["access"])
 
     @property
-    def sandboxes(self) -> Sandboxes:
-        """The life of sandboxes."""
-        return cast("Sandboxes", self.settings["sandboxes"])
-
-    @property
     def metrics(self) -> Metrics:
         """What is counted."""
         return cast("Metrics", self.settings["metrics"])
@@ -111,25 +105,9 @@ class RestHandler(Answers):
         """Whether this process can do its work."""
         return cast("Readiness", self.settings["readiness"])
 
-    def audit(self, action: str, target: str, **details: Any) -> None:
-        """Write down what changed something."""
-        self._audited = True
-        with self.services.any.act(self.caller, action, target, **details):
-            pass
-
     def accepted(self) -> None:
         """An execution was accepted; what becomes of the request is another matter from now on."""
         self._audited = True
-
-    async def sandbox(self, scope: str) -> SandboxRow:
-        """The sandbox that the path names, which the request rests on from now on. Raises ApiError."""
-        found = await self.access.sandbox_and_level(self.principal, self.path_values["sandbox_id"], scope)
-        self._right = (*found, scope)
-        return found[0]
-
-    async def default_kernel(self, sandbox_id: str) -> str | None:
-        """The id of the context that a sandbox began with."""
-        return await self.services.sandboxes.default_context(sandbox_id)
 
     @property
     def headers_written(self) -> bool:
@@ -260,7 +238,7 @@ class RestHandler(Answers):
         if route.upload and route.begin is not None:
             connection.set_body_timeout(24 * 3600.0)
             connection.set_max_body_size(MAX_UPLOAD)
-            self.upload = await route.begin(self)
+            self.upload = await route.begin(self, *await self._loaded(route))
             self._undo = self._watch_right()
         elif self._announced() > route.max_body:
             raise self._over(route)
@@ -300,16 +278,24 @@ class RestHandler(Answers):
             await self._answer(route, answer)
 
     async def _handled(self, route: Route) -> Any:
+        return await route.handle(self, *await self._loaded(route))
+
+    async def _loaded(self, route: Route) -> tuple[SandboxRow, ...]:
+        """What the route acts on: the sandbox that the path names, which the request rests on from now on."""
         if route.on is None:
-            return await route.handle(self)
-        return await route.handle(self, await self.sandbox(route.scope or ""))
+            return ()
+        if self._right is None:
+            scope = route.scope or ""
+            found = await self.access.sandbox_and_level(self.principal, self.path_values["sandbox_id"], scope)
+            self._right = (*found, scope)
+        return (self._right[0],)
 
     async def _honest(self, error: ApiError | ConnectionError) -> Exception:
         """An agent that went away in the middle may have ended with its sandbox: then that is the answer."""
         sandbox_id = self.path_values.get("sandbox_id")
         if sandbox_id is None or (isinstance(error, ApiError) and error.code != "service_unavailable"):
             return error
-        return await self.sandboxes.explained(sandbox_id, error)
+        return await self.services.any.explained(sandbox_id, error)
 
     async def _answer(self, route: Route, answer: Any) -> None:
         if answer is None:

@@ -12,7 +12,7 @@ from llmsafespace_gateway.errors import STATUS
 from llmsafespace_gateway.rest.routing import BYTES, JSON, PREFIX, SSE, Query, Route
 from llmsafespace_gateway.rest.types import ErrorAnswer
 from llmsafespace_gateway.rest.types_processes import StreamAnswer, StreamRequest
-from llmsafespace_gateway.sandboxes.events import EventUnion
+from llmsafespace_gateway.services.types import EventUnion
 
 _REF = "#/components/schemas/{name}"
 _REASONS = {

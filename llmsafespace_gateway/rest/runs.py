@@ -12,8 +12,7 @@ from llmsafespace_gateway.rest.types import (
     ExecutionSummary,
     ResultAnswer,
 )
-from llmsafespace_gateway.sandboxes.collecting import Collected
-from llmsafespace_gateway.sandboxes.executions import moment
+from llmsafespace_gateway.services.types import Collected, moment
 from llmsafespace_protocol.requests import CommandInfo, ExecutionInfo
 
 Status = Literal["queued", "running", "completed", "failed"]

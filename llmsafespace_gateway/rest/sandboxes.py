@@ -17,7 +17,6 @@ from llmsafespace_gateway.rest.types import (
     SandboxList,
     SandboxPatch,
     SandboxStatusAnswer,
-    UsageAnswer,
 )
 from llmsafespace_gateway.rest.validation import invalid
 from llmsafespace_gateway.services.types import CreateSandbox, SandboxRow, moment
@@ -79,8 +78,6 @@ async def sandbox_status(call: RestHandler, row: SandboxRow) -> SandboxStatusAns
     """GET /sandboxes/{sandbox_id}/status."""
     row, seen = await call.services.sandboxes.status(call.caller, row)
     default = await call.services.sandboxes.default_context(row.id)
-    limits = conversions.resources_answer(row.cpu, row.memory, row.storage)
-    usage = seen.usage if seen is not None else None
     return SandboxStatusAnswer(
         id=row.id,
         status=row.state,  # type: ignore[arg-type]
@@ -90,13 +87,7 @@ async def sandbox_status(call: RestHandler, row: SandboxRow) -> SandboxStatusAns
         expires_at=moment(row.created_at + row.max_lifetime) if row.state != "ended" else None,
         end=row.end,
         end_message=row.end_message,
-        resources=UsageAnswer(
-            cpu_seconds=usage.cpu_seconds if usage is not None else 0.0,
-            memory_bytes=usage.memory_bytes if usage is not None else 0,
-            disk_bytes=usage.disk_bytes if usage is not None else 0,
-            processes=usage.processes if usage is not None else 0,
-            limits=limits,
-        ),
+        resources=conversions.usage_answer(row, seen.usage if seen is not None else None),
         contexts=[context_answer(info, default) for info in seen.contexts] if seen is not None else [],
         connections=seen.connections if seen is not None else 0,
         isolation=row.isolation,

@@ -17,9 +17,10 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from llmsafespace_gateway.access.http import AuthenticatedHandler, is_websocket_upgrade
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.liveness import Liveness
 from llmsafespace_gateway.rest.answers import Answers, as_error
-from llmsafespace_gateway.rest.conversions import resources_answer
-from llmsafespace_gateway.rest.types import ExecutionErrorAnswer, UsageAnswer
+from llmsafespace_gateway.rest.conversions import usage_answer
+from llmsafespace_gateway.rest.types import ExecutionErrorAnswer
 from llmsafespace_gateway.rest.types_processes import (
     StreamAnswer,
     StreamCancel,
@@ -34,27 +35,23 @@ from llmsafespace_gateway.rest.types_processes import (
     StreamStatus,
 )
 from llmsafespace_gateway.rest.validation import decode, invalid
-from llmsafespace_gateway.sandboxes.events import (
+from llmsafespace_gateway.services import Caller, Execute, runs
+from llmsafespace_gateway.services.types import (
     Display,
     End,
     ErrorEvent,
     Event,
     Missed,
+    SandboxRow,
     Stderr,
     Stdout,
     Update,
 )
-from llmsafespace_gateway.sandboxes.liveness import Liveness
-from llmsafespace_gateway.services import Caller, Execute, runs
-from llmsafespace_protocol.requests import Empty, Status
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.access.service import Access
-    from llmsafespace_gateway.backends.base import Ended
     from llmsafespace_gateway.metrics import Metrics
-    from llmsafespace_gateway.sandboxes.manager import Sandboxes
     from llmsafespace_gateway.services import Services
-    from llmsafespace_gateway.store.rows import SandboxRow
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +90,6 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
     @property
     def _caller(self) -> Caller:
         return Caller(self.principal, "stream")
-
-    @property
-    def _sandboxes(self) -> Sandboxes:
-        return cast("Sandboxes", self.settings["sandboxes"])
 
     @property
     def _metrics(self) -> Metrics:
@@ -140,7 +133,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
             liveness.stop,
             lambda: self._metrics.websockets.labels("stream").dec(),
             self._access.watch(self.principal, row, self._level, self._no_right),
-            self._sandboxes.on_ended(row.id, self._sandbox_ended),
+            self._services.sandboxes.on_ended(row, self._sandbox_ended),
         ]
         self._status = asyncio.ensure_future(self._tell_status())
 
@@ -212,11 +205,10 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         error: ErrorEvent | None = None
         missed = 0
         try:
-            async with contextlib.aclosing(runs.follow(self._sandboxes, run)) as source:
+            async with contextlib.aclosing(self._services.executions.follow(run)) as source:
                 async for event in source:
                     if isinstance(event, End):
                         self._forget(run.id)
-                        self._metrics.executions.labels(event.end).inc()
                     elif isinstance(event, ErrorEvent):
                         error = event
                     elif isinstance(event, Missed):
@@ -246,15 +238,9 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
         row = self._known
         while True:
             try:
-                seen: Status = await self._sandboxes.rpc(row.id, "status", Empty())
-                usage = UsageAnswer(
-                    cpu_seconds=seen.usage.cpu_seconds,
-                    memory_bytes=seen.usage.memory_bytes,
-                    disk_bytes=seen.usage.disk_bytes,
-                    processes=seen.usage.processes,
-                    limits=resources_answer(row.cpu, row.memory, row.storage),
-                )
-                await self._send(StreamStatus(status="running", resources=usage))
+                _, seen = await self._services.sandboxes.status(self._caller, row)
+                if seen is not None:
+                    await self._send(StreamStatus(status="running", resources=usage_answer(row, seen.usage)))
             except WebSocketClosedError:
                 return
             except ApiError as error:
@@ -264,7 +250,7 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
 
     async def _refuse(self, error: Exception, execution: str | None) -> None:
         if isinstance(error, ConnectionError) or getattr(error, "code", "") == "service_unavailable":
-            error = await self._sandboxes.explained(self._known.id, error)
+            error = await self._services.any.explained(self._known.id, error)
         known = as_error(500, (type(error), error, None))
         if known.code == "internal_error":
             log.error("a message could not be served", exc_info=error)
@@ -301,8 +287,8 @@ class StreamSocket(AuthenticatedHandler, Answers, WebSocketHandler):
             connection.client_terminated = True
             connection._abort()
 
-    def _sandbox_ended(self, ended: Ended) -> None:
-        self._ending = asyncio.ensure_future(self._say_ended(ended.end))
+    def _sandbox_ended(self, end: str, message: str | None) -> None:
+        self._ending = asyncio.ensure_future(self._say_ended(end))
 
     async def _say_ended(self, end: str) -> None:
         if self._runs:  # each of them still has its end to tell

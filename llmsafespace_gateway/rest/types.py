@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from llmsafespace_gateway.sandboxes.events import EventUnion
+from llmsafespace_gateway.services.types import EventUnion
 
 MAX_DURATION = 86400.0 * 30
 Identifier = Annotated[

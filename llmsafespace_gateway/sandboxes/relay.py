@@ -15,8 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from llmsafespace_gateway.liveness import Liveness
 from llmsafespace_gateway.sandboxes import notices
-from llmsafespace_gateway.sandboxes.liveness import Liveness
 from llmsafespace_gateway.sandboxes.websocket_frames import TEXT, ByteStream, FrameWriter
 from llmsafespace_protocol.frames import FrameError, FrameKind, FrameStream
 from llmsafespace_protocol.kernel_messages import UNREADABLE, BadKernelMessage, Header, header_of, unpack

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from llmsafespace_gateway.services.base import Caller, Parts, Service
+from llmsafespace_gateway.services.commands import CommandService
 from llmsafespace_gateway.services.executions import Execute, ExecutionService
+from llmsafespace_gateway.services.files import FileService
 from llmsafespace_gateway.services.kernels import KernelService, SessionService
 from llmsafespace_gateway.services.pools import PoolService
 from llmsafespace_gateway.services.runtimes import RuntimeService
@@ -21,6 +23,8 @@ class Services:
         self.any = Service(parts)  # for refusals before any use case began
         self.sandboxes = SandboxService(parts)
         self.executions = ExecutionService(parts)
+        self.commands = CommandService(parts)
+        self.files = FileService(parts)
         self.kernels = KernelService(parts, self.sandboxes)
         self.sessions = SessionService(parts, self.kernels)
         self.pools = PoolService(parts)

@@ -113,3 +113,7 @@ class Service:
         except ApiError as error:
             await self.refuse(caller, action, sandbox_id, error)
             raise
+
+    async def explained(self, sandbox_id: str, error: Exception) -> Exception:
+        """`gone` with the honest end, where the sandbox has ended; else `error` itself."""
+        return await self.sandboxes.explained(sandbox_id, error)

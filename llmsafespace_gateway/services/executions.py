@@ -7,7 +7,8 @@ with `runs`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
@@ -16,6 +17,8 @@ from llmsafespace_gateway import bulk
 from llmsafespace_gateway.access.executions import ACTION, COMMAND, PACKAGES, Kind, Mark, mark_of
 from llmsafespace_gateway.access.principal import EXECUTE
 from llmsafespace_gateway.errors import ApiError
+from llmsafespace_gateway.sandboxes.collecting import Collected, collect
+from llmsafespace_gateway.sandboxes.events import End, Event
 from llmsafespace_gateway.services import runs
 from llmsafespace_gateway.services.base import Caller, Service
 from llmsafespace_gateway.store.rows import SandboxRow
@@ -24,7 +27,9 @@ from llmsafespace_protocol.requests import (
     CommandInfo,
     CommandSignal,
     CommandStart,
+    Empty,
     ExecutionInfo,
+    OpenCommand,
     OpenExecution,
     PackagesInstall,
 )
@@ -60,7 +65,7 @@ class Execute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecutionService(Service):
-    """Begins and interrupts what people run."""
+    """Begins, follows and interrupts what people run."""
 
     async def begin(
         self,
@@ -82,7 +87,9 @@ class ExecutionService(Service):
 
         mark = await bulk.run(wanted.size, wanted.mark)
         details = {"type": wanted.kind, "size": len(wanted.content)}
-        return await self._accepted(caller, sandbox, wanted.id, ACTION, mark, begin, **details)
+        run = await self._accepted(caller, sandbox, wanted.id, ACTION, mark, begin, **details)
+        run.ended = self._count_end
+        return run
 
     async def start_command(
         self, caller: Caller, row: SandboxRow, start: CommandStart, *, background: bool
@@ -119,6 +126,46 @@ class ExecutionService(Service):
                 signal = CommandSignal(id=info.id, signal="SIGINT")
                 return cast("CommandInfo", await self.sandboxes.rpc(row.id, "commands.signal", signal))
             return info
+
+    async def all(self, row: SandboxRow) -> list[ExecutionInfo | CommandInfo]:
+        """What the sandbox knows, code and commands, newest first. Raises ApiError."""
+        code: list[ExecutionInfo] = await self.sandboxes.rpc(row.id, "executions.list", Empty())
+        commands: list[CommandInfo] = await self.sandboxes.rpc(row.id, "commands.list", Empty())
+        return sorted([*code, *commands], key=lambda info: info.started_at, reverse=True)
+
+    async def find(self, row: SandboxRow, execution: str) -> ExecutionInfo | CommandInfo:
+        """An execution, or else a command. Raises ApiError(not_found) when it is neither."""
+        return await runs.find(self.sandboxes, row.id, execution)
+
+    async def reopen(
+        self,
+        caller: Caller,
+        row: SandboxRow,
+        info: ExecutionInfo | CommandInfo,
+        after: int = 0,
+        *,
+        begun: bool = False,
+    ) -> runs.Run:
+        """Something that was begun before, to be followed from a sequence number on. Raises ApiError.
+
+        `begun`: by this request, so that its end is counted.
+        """
+        open_: OpenExecution | OpenCommand = OpenCommand(command=info.id, after=after)
+        if isinstance(info, ExecutionInfo):
+            open_ = OpenExecution(execution=info.id, after=after, principal=caller.principal.user_id)
+        run = await runs.begin(self.sandboxes, row.id, open_)
+        if begun:
+            run.ended = self._count_end
+        return run
+
+    def follow(self, run: runs.Run) -> AsyncGenerator[Event]:
+        """Every event, in order, `End` last. Raises ApiError, ConnectionError (see `runs.follow`)."""
+        return runs.follow(self.sandboxes, run)
+
+    async def outcome(self, run: runs.Run) -> Collected:
+        """What a run has put out, once it has ended. Raises ApiError, ConnectionError."""
+        async with contextlib.aclosing(self.follow(run)) as source:
+            return await collect(source)
 
     async def refuse_execution(
         self,
@@ -181,6 +228,9 @@ class ExecutionService(Service):
 
         details["command_id"] = wanted.id
         return await self._accepted(caller, row, wanted.id, action, mark, begin, **details)
+
+    def _count_end(self, end: End) -> None:
+        self.metrics.executions.labels(end.end).inc()
 
     async def _row(self, caller: Caller, sandbox: SandboxRow | str) -> SandboxRow:
         if isinstance(sandbox, SandboxRow):

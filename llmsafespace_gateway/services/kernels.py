@@ -1,4 +1,4 @@
-"""Use cases: kernels as Jupyter clients see them, and their sessions.
+"""Use cases: kernels, which the REST API calls contexts, and Jupyter's sessions.
 
 A kernel is a context of a sandbox. The life of the default one is the sandbox's: starting it is creating a
 sandbox, and shutting it down is ending the sandbox, with the same audit entry, quota and count.
@@ -20,7 +20,7 @@ from llmsafespace_gateway.services.base import Caller, Parts, Service
 from llmsafespace_gateway.services.sandboxes import DELETE, SandboxService
 from llmsafespace_gateway.store import kernels, sessions
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow
-from llmsafespace_protocol.requests import ById, ContextInfo
+from llmsafespace_protocol.requests import ById, ContextCreate, ContextInfo, Empty
 
 
 class KernelService(Service):
@@ -54,17 +54,36 @@ class KernelService(Service):
             raise ApiError("service_unavailable", "the sandbox ended while it started; try again")
         return row, self.sandboxes.live_kernel(found[0])
 
-    async def ask(self, row: SandboxRow, kernel: KernelRow, method: str = "get") -> KernelRow:
-        """The kernel as its agent describes it, after `method` (see METHODS, `contexts`)."""
-        info: ContextInfo = await self.sandboxes.rpc(row.id, f"contexts.{method}", ById(id=kernel.id))
-        self.sandboxes.note_activity(kernel.id, state=info.state)
-        known = self.sandboxes.live_kernel(kernel)
-        return msgspec.structs.replace(known, execution_state=info.state)
+    async def seen(self, row: SandboxRow, kernel: KernelRow) -> KernelRow:
+        """The kernel as its agent describes it. Raises ApiError."""
+        await self._ask(row, kernel.id, "get")
+        return self.sandboxes.live_kernel(kernel)
 
-    async def signal(self, caller: Caller, row: SandboxRow, kernel: KernelRow, method: str) -> KernelRow:
+    async def signal(self, caller: Caller, row: SandboxRow, context: str, method: str) -> ContextInfo:
         """Interrupt or restart a kernel. Variables survive an interrupt. Raises ApiError."""
-        with self.act(caller, f"context.{method}", row.id, context=kernel.id):
-            return await self.ask(row, kernel, method)
+        with self.act(caller, f"context.{method}", row.id, context=context):
+            return await self._ask(row, context, method)
+
+    async def of_sandbox(self, row: SandboxRow) -> list[ContextInfo]:
+        """The kernels of a sandbox, as its agent describes them. Raises ApiError."""
+        found: list[ContextInfo] = await self.sandboxes.rpc(row.id, "contexts.list", Empty())
+        return found
+
+    async def add(self, caller: Caller, row: SandboxRow, wanted: ContextCreate) -> ContextInfo:
+        """A further kernel of a sandbox; the same id again gives the same one. Raises ApiError."""
+        with self.act(caller, "context.create", row.id, context=wanted.id):
+            await self.sandboxes.create_context(row, wanted)
+        return await self._ask(row, wanted.id, "get")
+
+    async def remove(self, caller: Caller, row: SandboxRow, context: str) -> None:
+        """End a further kernel of a sandbox. Raises ApiError."""
+        with self.act(caller, "context.delete", row.id, context=context):
+            await self.sandboxes.remove_context(row.id, context)
+
+    async def _ask(self, row: SandboxRow, context: str, method: str) -> ContextInfo:
+        info: ContextInfo = await self.sandboxes.rpc(row.id, f"contexts.{method}", ById(id=context))
+        self.sandboxes.note_activity(context, state=info.state)
+        return info
 
     async def may_shut_down(self, caller: Caller, row: SandboxRow, kernel: KernelRow) -> None:
         """Raises ApiError, audited, where the caller may not end a kernel."""
@@ -78,9 +97,8 @@ class KernelService(Service):
         await self.may_shut_down(caller, row, kernel)
         if kernel.is_default:
             await self._creation.delete(caller, row)
-            return
-        with self.act(caller, "context.delete", row.id, context=kernel.id):
-            await self.sandboxes.remove_context(row.id, kernel.id)
+        else:
+            await self.remove(caller, row, kernel.id)
 
 
 class SessionRequest(msgspec.Struct, frozen=True):

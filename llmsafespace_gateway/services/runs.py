@@ -46,6 +46,7 @@ class Run(msgspec.Struct, kw_only=True):
     stream: FrameStream | None  # None: lost just after it was accepted
     began: float
     limit: float | None = None  # seconds that it may run; None: not known, as it was begun by somebody else
+    ended: Callable[[End], None] = lambda end: None  # hears how it ended
 
     @property
     def id(self) -> str:
@@ -130,13 +131,16 @@ async def follow(sandboxes: Sandboxes, run: Run) -> AsyncGenerator[Event]:
                         after = max(after, event.seq)
                         if isinstance(event, End):
                             sandboxes.overdue.ended(run.sandbox_id, run.id)
+                            run.ended(event)
                         yield event
                         if isinstance(event, End):
                             return
         except (ConnectionError, ApiError) as error:
             failures += 1
             if isinstance(error, ApiError) and error.code == "gone":
-                yield _ended_with_sandbox(run, error)
+                end = _ended_with_sandbox(run, error)
+                run.ended(end)
+                yield end
                 return
             if failures >= _ATTEMPTS or (isinstance(error, ApiError) and error.code != "service_unavailable"):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -114,3 +115,7 @@ class SandboxService(Service):
                 if error.code != "gone":
                     raise
         return await self.access.sandbox(caller.principal, row.id, SANDBOXES_READ), None
+
+    def on_ended(self, row: SandboxRow, callback: Callable[[str, str | None], None]) -> Callable[[], None]:
+        """Call `callback(end, message)` once when a sandbox ends; returns how to unsubscribe."""
+        return self.sandboxes.on_ended(row.id, lambda ended: callback(ended.end, ended.message))

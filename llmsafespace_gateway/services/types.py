@@ -10,6 +10,19 @@ from llmsafespace_gateway.backends.base import (
     WarmPoolStatus,
 )
 from llmsafespace_gateway.backends.progress import Progress, listening
+from llmsafespace_gateway.sandboxes.collecting import Collected
+from llmsafespace_gateway.sandboxes.events import (
+    Display,
+    End,
+    ErrorEvent,
+    Event,
+    EventUnion,
+    Failure,
+    Missed,
+    Stderr,
+    Stdout,
+    Update,
+)
 from llmsafespace_gateway.sandboxes.executions import moment
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
 from llmsafespace_gateway.sandboxes.rows import request_digest
@@ -17,11 +30,19 @@ from llmsafespace_gateway.sandboxes.specs import check as check_request
 from llmsafespace_gateway.store.rows import GrantRow, KernelRow, KeyRow, SandboxRow, SessionRow, UserRow
 
 __all__ = [
+    "Collected",
     "CreateSandbox",
+    "Display",
     "EgressRule",
+    "End",
+    "ErrorEvent",
+    "Event",
+    "EventUnion",
+    "Failure",
     "GrantRow",
     "KernelRow",
     "KeyRow",
+    "Missed",
     "Profile",
     "Progress",
     "Quarantined",
@@ -29,6 +50,9 @@ __all__ = [
     "Runtime",
     "SandboxRow",
     "SessionRow",
+    "Stderr",
+    "Stdout",
+    "Update",
     "UserRow",
     "WarmPoolSpec",
     "WarmPoolStatus",

@@ -18,8 +18,8 @@ from tornado.websocket import WebSocketHandler
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from llmsafespace_gateway import liveness
 from llmsafespace_gateway.jupyter.codecs import DURABLE, V1, codec_for, select
-from llmsafespace_gateway.sandboxes import liveness
 from llmsafespace_gateway.sandboxes.relay import CloseCode, Relay
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.kernel_messages import pack, unpack
