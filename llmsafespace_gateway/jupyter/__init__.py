@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsafespace_gateway.jupyter.channels import ChannelsHandler, drain
+from llmsafespace_gateway.jupyter.channels import ChannelsHandler
 from llmsafespace_gateway.jupyter.kernels import KernelAction, KernelItem, KernelList
 from llmsafespace_gateway.jupyter.service import (
     KernelSpecItem,
@@ -15,6 +15,7 @@ from llmsafespace_gateway.jupyter.service import (
     Version,
 )
 from llmsafespace_gateway.jupyter.sessions import SessionItem, SessionList
+from llmsafespace_gateway.services.channels import drain
 
 __all__ = ["drain", "routes"]
 

@@ -13,9 +13,7 @@ from llmsafespace_gateway import failures
 from llmsafespace_gateway.access import Access
 from llmsafespace_gateway.access.http import AuthenticatedHandler
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.services import Caller, Services
-from llmsafespace_gateway.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +80,6 @@ class JupyterHandler(AuthenticatedHandler):
     def access(self) -> Access:
         """Who may do what."""
         return cast(Access, self.settings["access"])
-
-    @property
-    def sandboxes(self) -> Sandboxes:
-        """The life of sandboxes."""
-        return cast(Sandboxes, self.settings["sandboxes"])
-
-    @property
-    def store(self) -> Store:
-        """The tables."""
-        return cast(Store, self.settings["store"])
 
     def answer(self, model: Any, status: int = 200, location: str | None = None) -> None:
         """Finish with a JSON body; None is an empty answer."""

@@ -12,8 +12,7 @@ import struct
 
 import msgspec
 
-from llmsafespace_gateway.sandboxes.relay import Codec, Incoming, OddMessage, WrongFrame
-from llmsafespace_gateway.sandboxes.websocket_frames import BINARY, TEXT
+from llmsafespace_gateway.services.types import BINARY, TEXT, Codec, Incoming, OddMessage, WrongFrame
 from llmsafespace_protocol.kernel_messages import (
     CHANNELS,
     UNREADABLE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmsafespace_gateway.services.base import Caller, Parts, Service
+from llmsafespace_gateway.services.channels import ChannelService
 from llmsafespace_gateway.services.commands import CommandService
 from llmsafespace_gateway.services.executions import Execute, ExecutionService
 from llmsafespace_gateway.services.files import FileService
@@ -23,6 +24,7 @@ class Services:
         self.any = Service(parts)  # for refusals before any use case began
         self.sandboxes = SandboxService(parts)
         self.executions = ExecutionService(parts)
+        self.channels = ChannelService(parts, self.executions)
         self.commands = CommandService(parts)
         self.files = FileService(parts)
         self.kernels = KernelService(parts, self.sandboxes)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from llmsafespace_gateway.access import Access
+from llmsafespace_gateway.access.executions import Door
 from llmsafespace_gateway.access.principal import Principal
 from llmsafespace_gateway.backends.base import SandboxBackend
 from llmsafespace_gateway.errors import ApiError
@@ -29,7 +30,7 @@ class Caller(msgspec.Struct, frozen=True):
     """Who asks, and through which door (rest, stream, jupyter, durable)."""
 
     principal: Principal
-    door: str
+    door: Door
 
 
 @dataclass(frozen=True)

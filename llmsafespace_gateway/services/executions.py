@@ -167,6 +167,31 @@ class ExecutionService(Service):
         async with contextlib.aclosing(self.follow(run)) as source:
             return await collect(source)
 
+    def pass_on(
+        self,
+        caller: Caller,
+        row: SandboxRow,
+        execution: str,
+        mark: Mark | None,
+        *,
+        allowed: bool,
+        **details: Any,
+    ) -> None:
+        """Code that a kernel's websocket passes on next. Raises ApiError where it must not be.
+
+        It counts as accepted; where the sandbox refuses it, `refused_by_sandbox` follows. What is not
+        `allowed` is audited as forbidden, and does not raise: the relay refuses it.
+        """
+        log, who = self.access.executions, caller.principal
+        told: dict[str, Any] = {"door": caller.door, "mark": mark, "type": "code", **details}
+        if allowed:
+            log.admit(who, row.id, execution, **told)
+        log.note(who, row.id, execution, outcome="ok" if allowed else "forbidden", **told)
+
+    def refused_by_sandbox(self, caller: Caller, row: SandboxRow, execution: str, code: str) -> None:
+        """The sandbox refused what was just passed on."""
+        self.access.executions.refused_by_sandbox(caller.principal, row.id, execution, caller.door, code)
+
     async def refuse_execution(
         self,
         caller: Caller,

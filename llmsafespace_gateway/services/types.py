@@ -24,12 +24,17 @@ from llmsafespace_gateway.sandboxes.events import (
     Update,
 )
 from llmsafespace_gateway.sandboxes.executions import moment
+from llmsafespace_gateway.sandboxes.relay import Codec, Incoming, OddMessage, Relay, WrongFrame
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
 from llmsafespace_gateway.sandboxes.rows import request_digest
 from llmsafespace_gateway.sandboxes.specs import check as check_request
+from llmsafespace_gateway.sandboxes.websocket_frames import BINARY, TEXT
 from llmsafespace_gateway.store.rows import GrantRow, KernelRow, KeyRow, SandboxRow, SessionRow, UserRow
 
 __all__ = [
+    "BINARY",
+    "TEXT",
+    "Codec",
     "Collected",
     "CreateSandbox",
     "Display",
@@ -40,12 +45,15 @@ __all__ = [
     "EventUnion",
     "Failure",
     "GrantRow",
+    "Incoming",
     "KernelRow",
     "KeyRow",
     "Missed",
+    "OddMessage",
     "Profile",
     "Progress",
     "Quarantined",
+    "Relay",
     "Resources",
     "Runtime",
     "SandboxRow",
@@ -56,6 +64,7 @@ __all__ = [
     "UserRow",
     "WarmPoolSpec",
     "WarmPoolStatus",
+    "WrongFrame",
     "check_request",
     "listening",
     "moment",
