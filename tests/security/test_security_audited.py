@@ -37,6 +37,9 @@ CODE = {
 REST = ["rest", "ndjson", "sse", "command", "packages"]
 DOORS = [*REST, "stream", *SUBPROTOCOLS, "sdk"]
 ACTIONS = {"command": "command.start", "packages": "packages.install"}
+NAMES = {"stream": "stream", "legacy": "jupyter", "v1": "jupyter", "durable": "durable", "sdk": "durable"}
+# What a row says of an execution besides its id, its door and its size.
+MORE: dict[str, set[str]] = {"command": {"command_id"}, "packages": {"command_id", "packages"}}
 
 
 def _rows(admin: Any, execution: str) -> list[dict[str, Any]]:
@@ -50,7 +53,7 @@ def _counted(url: str) -> dict[tuple[str, str], float]:
     return {(door, outcome): float(count) for door, outcome, count in found}
 
 
-async def _ask(url: str, world: World, person: Person, door: str) -> str:
+async def _ask(url: str, world: Any, person: Any, door: str) -> str:
     """Ask for an execution through a door; its id."""
     base, execution = f"/api/v1/sandboxes/{world.tenant.sandbox}", uuid.uuid4().hex
     if door in ("rest", "ndjson", "sse"):
@@ -88,18 +91,29 @@ def tenant_admin(world: World, operator: Operator) -> Any:
     return operator.person(world.tenant.name, "admin").client
 
 
+def _changed(url: str, before: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    after = _counted(url)
+    return {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+
+
+def _is_row(row: dict[str, Any], door: str, outcome: str, target: str, person: Person) -> None:
+    """It says who asked for what, where, through which door and to what end; the same through each."""
+    assert (row["action"], row["target"]) == (ACTIONS.get(door, "sandbox.execute"), target)
+    assert (row["outcome"], row["userId"], row["keyId"]) == (outcome, person.id, person.key_id)
+    assert row["details"]["door"] == NAMES.get(door, "rest")
+    assert set(row["details"]) - {"context", "size"} == {"execution", "door", *MORE.get(door, {"type"})}
+    assert ("size" in row["details"]) == (door != "packages")
+
+
 @pytest.mark.parametrize("door", DOORS)
 async def test_an_execution_is_one_row_and_one_count(
     door: str, gateway: Any, world: World, tenant_admin: Any
 ) -> None:
-    before = sum(_counted(gateway.url).values())
+    before = _counted(gateway.url)
     execution = await _ask(gateway.url, world, world.tenant.owner, door)
-    assert sum(_counted(gateway.url).values()) - before == 1
     (row,) = _rows(tenant_admin, execution)
-    assert (row["outcome"], row["target"]) == ("ok", world.tenant.sandbox)
-    assert row["action"] == ACTIONS.get(door, "sandbox.execute")
-    assert door == "packages" or row["details"]["size"] > 0
-    assert (row["userId"], row["keyId"]) == (world.tenant.owner.id, world.tenant.owner.key_id)
+    _is_row(row, door, "ok", world.tenant.sandbox, world.tenant.owner)
+    assert _changed(gateway.url, before) == {(NAMES.get(door, "rest"), "ok"): 1}
 
 
 def test_a_provisioned_kernel_leaves_one_row_and_one_count_an_execution(
@@ -111,11 +125,11 @@ def test_a_provisioned_kernel_leaves_one_row_and_one_count_an_execution(
     install(name="audited", runtime="python", url=gateway.url, prefix=str(tmp_path))
     manager, client = start_new_kernel(startup_timeout=120, kernel_name="audited")
     try:
-        before = sum(_counted(gateway.url).values())
+        before = _counted(gateway.url)
         execution = client.execute_interactive("1", timeout=120)["parent_header"]["msg_id"]
-        assert sum(_counted(gateway.url).values()) - before == 1
         (row,) = _rows(tenant_admin, execution)
-        assert (row["outcome"], row["action"]) == ("ok", "sandbox.execute")
+        _is_row(row, "durable", "ok", row["target"], world.tenant.owner)
+        assert _changed(gateway.url, before) == {("durable", "ok"): 1}
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -130,16 +144,85 @@ def guest(world: World, operator: Operator) -> Person:
     return made
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door not in REST])
+@pytest.mark.parametrize("door", DOORS)
 async def test_a_refused_execution_is_one_row_and_one_count(
     door: str, gateway: Any, world: World, guest: Person, tenant_admin: Any
 ) -> None:
-    """A guest who may only look."""
-    before = sum(_counted(gateway.url).values())
+    """A guest who may only look. REST refuses the key before it reads the body, which has the id."""
+    before = _counted(gateway.url)
+    known = {row["id"] for row in _rows(tenant_admin, "")}
     execution = await _ask(gateway.url, world, guest, door)
-    assert sum(_counted(gateway.url).values()) - before == 1
-    (row,) = _rows(tenant_admin, execution)
-    assert (row["outcome"], row["userId"]) == ("forbidden", guest.id)
+    assert _changed(gateway.url, before) == {(NAMES.get(door, "rest"), "forbidden"): 1}
+    if door in REST:
+        (row,) = (row for row in _rows(tenant_admin, "") if row["id"] not in known)
+        assert row["details"] == {"execution": "", "door": "rest"}
+        assert (row["action"], row["target"]) == (
+            ACTIONS.get(door, "sandbox.execute"),
+            world.tenant.sandbox,
+        )
+    else:
+        (row,) = _rows(tenant_admin, execution)
+        _is_row(row, door, "forbidden", world.tenant.sandbox, guest)
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Gateway]:
+    """A gateway whose keys may start 40 executions at once, and then one in 100 s."""
+    with tempfile.TemporaryDirectory(prefix="lsp-") as folder:
+        Path(folder).chmod(0o755)
+        made = make_gateway(Path(folder), rate_limit=0.01, rate_burst=8, warm_pools=[])
+        yield made
+        made.end_all()
+
+
+@pytest.fixture(scope="module")
+def box(strict: Gateway) -> dict[str, Any]:
+    with Client(strict.url, strict.key("runner")) as client:
+        return client.made("POST", "/api/v1/sandboxes", {"runtime": "python"})
+
+
+@pytest.mark.parametrize("door", [door for door in DOORS if door != "sdk"])  # which waits, as it is told to
+async def test_every_door_takes_from_one_limit(door: str, strict: Gateway, box: dict[str, Any]) -> None:
+    """A key has one number of executions, whatever its doors: what one used up is gone for the others."""
+    key = strict.key("runner")
+    path, person = f"/api/kernels/{box['kernelId']}/channels", _Runner(strict.url, key)
+    async with channels_at(strict.url, path, person.client, SUBPROTOCOLS["durable"]) as socket:
+        sent = [await socket.send("execute_request", CODE) for _ in range(45)]
+        answered: dict[str, Any] = {}
+        while len(answered) < len(sent):
+            message = await socket.receive()
+            if message["channel"] == "shell":
+                answered[message["parent_header"]["msg_id"]] = message["content"].get("ename")
+    assert [answered[each] for each in sent] == [None] * 40 + ["RateLimited"] * 5
+    before = _counted(strict.url)
+    execution = await _ask(strict.url, _Place(box), person, door)
+    assert _changed(strict.url, before) == {(NAMES.get(door, "rest"), "rate_limited"): 1}
+    with Client(strict.url, strict.key("boss", "admin")) as admin:
+        (row,) = _rows(admin, execution)
+    _is_row(row, door, "rate_limited", box["id"], person)
+
+
+def _connection(url: str, key: str) -> dict[str, Any]:
+    return {"base_url": url, "headers": {"Authorization": f"Bearer {key}"}, "timeout": 60}
+
+
+class _Runner:
+    """Somebody whose client does not wait when it is told to, as `_ask` takes one."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.key = key
+        self.client: Any = httpx.Client(**_connection(url, key))
+        me = self.client.get("/api/v1/user").json()
+        self.id, self.key_id = me["id"], me["keyId"]
+
+
+class _Place:
+    """One sandbox as the world's tenant is one, for `_ask`."""
+
+    def __init__(self, box: dict[str, Any]) -> None:
+        self.sandbox = box["id"]
+        self.values = {"sandbox_id": box["id"], "kernel_id": box["kernelId"]}
+        self.tenant: Any = self
 
 
 def test_refusals_over_rest_are_audited(world: World, guest: Person, tenant_admin: Any) -> None:
@@ -180,9 +263,7 @@ async def test_what_the_sandbox_refuses_is_not_audited_as_accepted(
     assert json.loads(frame)["error"]["code"] == "conflict"
     rows = _rows(tenant_admin, execution)
     assert sorted(row["outcome"] for row in rows) == ["conflict", "ok"]
-    after = _counted(gateway.url)
-    changed = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
-    assert changed == {("durable", "ok"): 1, ("durable", "conflict"): 1}
+    assert _changed(gateway.url, before) == {("durable", "ok"): 1, ("durable", "conflict"): 1}
 
 
 @pytest.fixture(scope="module")
