@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from llmsafespace_gateway.access.administration import Administration
+from llmsafespace_gateway.access import accounts
 from llmsafespace_gateway.access.audit import FORGET_PAUSE, AuditLog, Retention
 from llmsafespace_gateway.access.audit_events import AuditEvents
 from llmsafespace_gateway.access.authentication import Authenticator
 from llmsafespace_gateway.access.decisions import GRANT_LEVELS, decide, sandbox_level
 from llmsafespace_gateway.access.egress_log import EgressLog
 from llmsafespace_gateway.access.executions import ExecutionLog
-from llmsafespace_gateway.access.principal import ADMIN, SANDBOXES_READ, Principal
+from llmsafespace_gateway.access.principal import SANDBOXES_READ, Principal
 from llmsafespace_gateway.access.quotas import (
     HasOwner,
     HasPool,
@@ -34,14 +34,14 @@ from llmsafespace_gateway.access.refusals import Refusals
 from llmsafespace_gateway.access.watches import GrantWatches
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, grants, kernels, sandboxes, sessions, users
-from llmsafespace_gateway.store.rows import AuditRow, KernelRow, SandboxRow, SessionRow, UserRow
+from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow, UserRow
 
 log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between looks at what other processes revoked
 
 
-class Access(Administration):
+class Access:
     """Identity, rights, quotas, rate limits and audit of one gateway process.
 
     `rate` and `burst` limit each key's requests; `quota` (see Quota) is the default of every tenant. The
@@ -60,7 +60,9 @@ class Access(Administration):
         audit_days: float = 90.0,
         audit_entries: int = 1_000_000,
     ) -> None:
-        super().__init__(store, AuditLog(store), Authenticator(store))
+        self._store = store
+        self._audit = AuditLog(store)
+        self._authenticator = Authenticator(store)
         self._limits = RateLimits(rate, burst)
         self._refusals = Refusals(self.audit)
         self.executions = ExecutionLog(self._limits, self._audit, self.refused, anonymous)
@@ -96,8 +98,8 @@ class Access(Administration):
                 log.exception("what was still in memory could not be written")
 
     async def first_run(self, given: str | None = None) -> str | None:
-        """See Administration.first_run; where no key is needed none is made, since nobody would see it."""
-        return None if self._anonymous is not None else await super().first_run(given)
+        """See accounts.first_run; where no key is needed none is made, since nobody would see it."""
+        return None if self._anonymous is not None else await accounts.first_run(self._store, given)
 
     # -- who ------------------------------------------------------------------------------------------
 
@@ -151,7 +153,20 @@ class Access(Administration):
 
         return unsubscribe
 
+    def key_revoked(self, key_id: str) -> None:
+        """A key was revoked: close what it has open."""
+        self._authenticator.revoked([key_id])
+
+    def user_changed(self, user_id: str) -> None:
+        """A user's role changed: close what its keys have open."""
+        self._authenticator.forget_user(user_id)
+
     # -- may they -------------------------------------------------------------------------------------
+
+    def require(self, principal: Principal, scope: str) -> None:
+        """Raise ApiError(forbidden) when the principal's key has not this scope."""
+        if scope not in principal.scopes:
+            raise ApiError("forbidden", f"this key lacks the scope {scope}", {"scope": scope})
 
     async def sandbox(self, principal: Principal, sandbox_id: str, scope: str) -> SandboxRow:
         """A sandbox on which `principal` may use `scope`, ended ones too.
@@ -292,7 +307,7 @@ class Access(Administration):
         if holder is not None:
             self._audit.add_for((*holder, None), action, target, outcome, details)
         else:
-            super().audit(principal, action, target, outcome, **details)
+            self._audit.add(principal, action, target, outcome, details)
 
     def emit_audit(self, events: AuditEvents) -> None:
         """Emit what is written to the audit log from now on."""
@@ -303,11 +318,10 @@ class Access(Administration):
         with contextlib.suppress(SQLAlchemyError):
             await self._audit.flush()
 
-    async def audit_log(self, principal: Principal, **wanted: Any) -> list[AuditRow]:
-        """See Administration.audit_log. What the egress proxy decided in this minute is in it, too."""
-        self.require(principal, ADMIN)
+    async def write_audit(self) -> None:
+        """Write what was decided until now, by the egress proxy too. Raises SQLAlchemyError."""
         self._egress.flush()
-        return await super().audit_log(principal, **wanted)
+        await self._audit.flush()
 
     def egress(self, sandbox_id: str, host: str, port: int, outcome: str, reason: str) -> None:
         """Note a decision of the egress proxy: its owner's and tenant's, and counted (see EgressLog)."""

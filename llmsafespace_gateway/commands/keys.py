@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 from traitlets import Bool, Enum, Unicode
 
-from llmsafespace_gateway.access.administration import check_names, ensure_user, issue_key
+from llmsafespace_gateway.access.accounts import check_names, ensure_user, issue_key
 from llmsafespace_gateway.access.decisions import key_scopes
 from llmsafespace_gateway.access.principal import ROLES, SCOPES
 from llmsafespace_gateway.commands.base import Command, StoreCommand, moment, print_table

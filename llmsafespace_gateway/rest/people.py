@@ -77,8 +77,8 @@ async def me(call: RestHandler) -> MeAnswer:
 async def list_keys(call: RestHandler) -> ApiKeyList:
     """GET /user/apikeys, and GET /users/{user_id}/apikeys."""
     limit = call.query("limit")
-    rows = await call.access.list_keys(
-        call.principal,
+    rows = await call.services.people.list_keys(
+        call.caller,
         user_id=call.path_values.get("user_id"),
         limit=limit + 1,
         after=call.query("after"),
@@ -89,8 +89,8 @@ async def list_keys(call: RestHandler) -> ApiKeyList:
 async def create_key(call: RestHandler) -> ApiKeyCreated:
     """POST /user/apikeys, and POST /users/{user_id}/apikeys."""
     body: ApiKeyCreate = call.body
-    row, text = await call.access.create_key(
-        call.principal,
+    row, text = await call.services.people.create_key(
+        call.caller,
         user_id=call.path_values.get("user_id"),
         name=body.name,
         scopes=body.scopes,
@@ -101,33 +101,33 @@ async def create_key(call: RestHandler) -> ApiKeyCreated:
 
 async def revoke_key(call: RestHandler) -> None:
     """DELETE /user/apikeys/{key_id}."""
-    await call.access.revoke_key(call.principal, call.path_values["key_id"])
+    await call.services.people.revoke_key(call.caller, call.path_values["key_id"])
 
 
 async def list_users(call: RestHandler) -> UserList:
     """GET /users."""
     limit = call.query("limit")
-    rows = await call.access.list_users(call.principal, limit=limit + 1, after=call.query("after"))
+    rows = await call.services.people.list_users(call.caller, limit=limit + 1, after=call.query("after"))
     return UserList(items=[_user(row) for row in rows[:limit]], next=_page(rows, limit))
 
 
 async def create_user(call: RestHandler) -> UserAnswer:
     """POST /users."""
     body: UserCreate = call.body
-    return _user(await call.access.create_user(call.principal, body.name, body.role, body.tenant))
+    return _user(await call.services.people.create_user(call.caller, body.name, body.role, body.tenant))
 
 
 async def patch_user(call: RestHandler) -> UserAnswer:
     """PATCH /users/{user_id}."""
     body: UserPatch = call.body
-    return _user(await call.access.set_role(call.principal, call.path_values["user_id"], body.role))
+    return _user(await call.services.people.set_role(call.caller, call.path_values["user_id"], body.role))
 
 
 async def list_grants(call: RestHandler) -> GrantList:
     """GET /grants."""
     limit = call.query("limit")
-    rows = await call.access.list_grants(
-        call.principal, sandbox_id=call.query("sandboxId"), limit=limit + 1, after=call.query("after")
+    rows = await call.services.people.list_grants(
+        call.caller, sandbox_id=call.query("sandboxId"), limit=limit + 1, after=call.query("after")
     )
     return GrantList(items=[_grant(row) for row in rows[:limit]], next=_page(rows, limit))
 
@@ -135,19 +135,19 @@ async def list_grants(call: RestHandler) -> GrantList:
 async def create_grant(call: RestHandler) -> GrantAnswer:
     """POST /grants."""
     body: GrantCreate = call.body
-    return _grant(await call.access.grant(call.principal, body.sandbox_id, body.user_id, body.level))
+    return _grant(await call.services.people.grant(call.caller, body.sandbox_id, body.user_id, body.level))
 
 
 async def delete_grant(call: RestHandler) -> None:
     """DELETE /grants/{grant_id}."""
-    await call.access.revoke_grant(call.principal, call.path_values["grant_id"])
+    await call.services.people.revoke_grant(call.caller, call.path_values["grant_id"])
 
 
 async def audit_log(call: RestHandler) -> AuditList:
     """GET /audit."""
     limit = call.query("limit")
-    rows = await call.access.audit_log(
-        call.principal,
+    rows = await call.services.people.audit_log(
+        call.caller,
         user_id=call.query("userId"),
         action=call.query("action"),
         target=call.query("target"),
@@ -196,6 +196,7 @@ ROUTES = [
         method="POST",
         path="/user/apikeys",
         handle=create_key,
+        action="keys.create",
         scope="keys:write",
         tag="Access",
         summary="A new API key of yours; it is shown this once",
@@ -208,6 +209,7 @@ ROUTES = [
         method="DELETE",
         path="/user/apikeys/{key_id}",
         handle=revoke_key,
+        action="keys.revoke",
         scope="keys:write",
         tag="Access",
         summary="Revoke an API key, and close what it has open",
@@ -228,6 +230,7 @@ ROUTES = [
         method="POST",
         path="/users",
         handle=create_user,
+        action="users.create",
         scope="admin",
         tag="Access",
         summary="A new user of your tenant",
@@ -240,6 +243,7 @@ ROUTES = [
         method="PATCH",
         path="/users/{user_id}",
         handle=patch_user,
+        action="users.set_role",
         scope="admin",
         tag="Access",
         summary="Change a user's role",
@@ -262,6 +266,7 @@ ROUTES = [
         method="POST",
         path="/users/{user_id}/apikeys",
         handle=create_key,
+        action="keys.create",
         scope="admin",
         tag="Access",
         summary="A new API key for a user; it is shown this once",
@@ -286,6 +291,7 @@ ROUTES = [
         method="POST",
         path="/grants",
         handle=create_grant,
+        action="grants.create",
         scope="sandboxes:write",
         tag="Access",
         summary="Let another user of the tenant use a sandbox",
@@ -298,6 +304,7 @@ ROUTES = [
         method="DELETE",
         path="/grants/{grant_id}",
         handle=delete_grant,
+        action="grants.delete",
         scope="sandboxes:write",
         tag="Access",
         summary="Take a grant back, and close what the guest has open",

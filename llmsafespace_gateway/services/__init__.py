@@ -8,6 +8,7 @@ from llmsafespace_gateway.services.commands import CommandService
 from llmsafespace_gateway.services.executions import Execute, ExecutionService
 from llmsafespace_gateway.services.files import FileService
 from llmsafespace_gateway.services.kernels import KernelService, SessionService
+from llmsafespace_gateway.services.people import PeopleService
 from llmsafespace_gateway.services.pools import PoolService
 from llmsafespace_gateway.services.runtimes import RuntimeService
 from llmsafespace_gateway.services.sandboxes import SandboxService
@@ -29,6 +30,7 @@ class Services:
         self.files = FileService(parts)
         self.kernels = KernelService(parts, self.sandboxes)
         self.sessions = SessionService(parts, self.kernels)
+        self.people = PeopleService(parts)
         self.pools = PoolService(parts)
         self.runtimes = RuntimeService(parts)
         self.system = SystemService(parts, self.pools)

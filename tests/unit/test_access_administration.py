@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from llmsafespace_gateway.access import Access, Principal
-from llmsafespace_gateway.access.administration import ensure_user, issue_key
+from llmsafespace_gateway.access.accounts import ensure_user, issue_key
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, sandboxes, sessions, users
 from llmsafespace_gateway.store.rows import KernelRow, SandboxRow, SessionRow, UserRow
+from tests.services import people_of, rest
 
 MakeSandbox = Callable[..., SandboxRow]
 MakeKernel = Callable[..., KernelRow]
@@ -109,27 +110,32 @@ async def test_a_missing_scope_on_ones_own_is_forbidden(
 async def test_a_grant_opens_a_sandbox_and_its_end_closes_it(
     access: Access, store: Store, people: People, make_sandbox: MakeSandbox
 ) -> None:
+    service = people_of(access, store)
     ada, bob, eve = await people.get("ada"), await people.get("bob"), await people.get("eve", tenant="other")
     row = make_sandbox("sb-1", "acme", ada.user_id)
     await sandboxes.insert(store, row)
-    assert await code_of(access.grant(bob, "sb-1", bob.user_id, "developer")) == "not_found"
-    assert await code_of(access.grant(ada, "sb-1", eve.user_id, "viewer")) == "not_found"
-    assert await code_of(access.grant(ada, "sb-1", "nobody", "viewer")) == "not_found"
-    assert await code_of(access.grant(ada, "sb-1", bob.user_id, "owner")) == "invalid_request"
-    made = await access.grant(ada, "sb-1", bob.user_id, "developer")
+    assert await code_of(service.grant(rest(bob), "sb-1", bob.user_id, "developer")) == "not_found"
+    assert await code_of(service.grant(rest(ada), "sb-1", eve.user_id, "viewer")) == "not_found"
+    assert await code_of(service.grant(rest(ada), "sb-1", "nobody", "viewer")) == "not_found"
+    assert await code_of(service.grant(rest(ada), "sb-1", bob.user_id, "owner")) == "invalid_request"
+    made = await service.grant(rest(ada), "sb-1", bob.user_id, "developer")
     assert await access.sandbox(bob, "sb-1", "execute") == row
     assert await access.level(bob, row) == "developer"
     assert await code_of(access.sandbox(bob, "sb-1", "sandboxes:write")) == "forbidden"
-    assert await code_of(access.grant(bob, "sb-1", bob.user_id, "viewer")) == "forbidden"
-    assert await code_of(access.revoke_grant(bob, made.id)) == "forbidden"
-    assert await code_of(access.revoke_grant(eve, made.id)) == "not_found"
-    assert await access.list_grants(ada) == await access.list_grants(ada, sandbox_id="sb-1") == [made]
-    assert await access.list_grants(bob) == []
+    assert await code_of(service.grant(rest(bob), "sb-1", bob.user_id, "viewer")) == "forbidden"
+    assert await code_of(service.revoke_grant(rest(bob), made.id)) == "forbidden"
+    assert await code_of(service.revoke_grant(rest(eve), made.id)) == "not_found"
+    assert (
+        await service.list_grants(rest(ada))
+        == await service.list_grants(rest(ada), sandbox_id="sb-1")
+        == [made]
+    )
+    assert await service.list_grants(rest(bob)) == []
 
     closed: list[str] = []
     access.watch(bob, row, "developer", lambda: closed.append("bob"))
     access.watch(ada, row, "owner", lambda: closed.append("ada"))
-    await access.revoke_grant(ada, made.id)
+    await service.revoke_grant(rest(ada), made.id)
     deadline = time.monotonic() + 20
     while closed != ["bob"]:
         assert time.monotonic() < deadline
@@ -137,109 +143,110 @@ async def test_a_grant_opens_a_sandbox_and_its_end_closes_it(
     assert await code_of(access.sandbox(bob, "sb-1", "sandboxes:read")) == "not_found"
 
 
-async def test_keys_never_exceed_their_maker(access: Access, people: People) -> None:
+async def test_keys_never_exceed_their_maker(access: Access, store: Store, people: People) -> None:
+    service = people_of(access, store)
     ada = await people.get("ada", scopes={"keys:write", "execute"})
-    row, text = await access.create_key(ada, name="ci")
+    row, text = await service.create_key(rest(ada), name="ci")
     assert row.scopes == ("execute", "keys:write")
     assert (await access.authenticate(f"Bearer {text}")).scopes == {"keys:write", "execute"}
-    assert await code_of(access.create_key(ada, scopes=["files:read"])) == "invalid_request"
-    assert await code_of(access.create_key(ada, scopes=["admin"])) == "invalid_request"
-    assert await code_of(access.create_key(ada, expires_at=1.0)) == "invalid_request"
-    assert await code_of(access.create_key(await people.get("vera", "viewer"))) == "forbidden"
+    assert await code_of(service.create_key(rest(ada), scopes=["files:read"])) == "invalid_request"
+    assert await code_of(service.create_key(rest(ada), scopes=["admin"])) == "invalid_request"
+    assert await code_of(service.create_key(rest(ada), expires_at=1.0)) == "invalid_request"
+    assert await code_of(service.create_key(rest(await people.get("vera", "viewer")))) == "forbidden"
     bob = await people.get("bob")
-    assert await code_of(access.create_key(ada, user_id=bob.user_id)) == "not_found"
+    assert await code_of(service.create_key(rest(ada), user_id=bob.user_id)) == "not_found"
     admin = await people.get("boss", "admin")
-    given, _ = await access.create_key(admin, user_id=bob.user_id)
+    given, _ = await service.create_key(rest(admin), user_id=bob.user_id)
     assert "admin" not in given.scopes
     assert given.user_id == bob.user_id
 
 
-async def test_keys_are_revoked_by_their_owner_or_admin(access: Access, people: People) -> None:
+async def test_keys_are_revoked_by_their_owner_or_admin(access: Access, store: Store, people: People) -> None:
+    service = people_of(access, store)
     ada, bob = await people.get("ada"), await people.get("bob")
     eve = await people.get("eve", "admin", "other")
-    row, text = await access.create_key(ada)
+    row, text = await service.create_key(rest(ada))
     closed: list[str] = []
     access.on_revoked(row.id, lambda: closed.append("socket"))
     for stranger in (bob, eve):
-        assert await code_of(access.revoke_key(stranger, row.id)) == "not_found"
-    assert await code_of(access.revoke_key(ada, "nonsense")) == "not_found"
-    assert (await access.revoke_key(ada, row.id)).revoked_at is not None
+        assert await code_of(service.revoke_key(rest(stranger), row.id)) == "not_found"
+    assert await code_of(service.revoke_key(rest(ada), "nonsense")) == "not_found"
+    assert (await service.revoke_key(rest(ada), row.id)).revoked_at is not None
     assert closed == ["socket"]
     assert await code_of(access.authenticate(f"Bearer {text}")) == "unauthorized"
     admin = await people.get("boss", "admin")
-    await access.revoke_key(admin, bob.key_id)
-    listed = {key.id: key.revoked_at is not None for key in await access.list_keys(admin, everyone=True)}
-    assert listed == {ada.key_id: False, row.id: True, bob.key_id: True, admin.key_id: False}
-    assert {key.id for key in await access.list_keys(ada)} == {ada.key_id, row.id}
-    assert await code_of(access.list_keys(ada, user_id=bob.user_id)) == "not_found"
-    assert await code_of(access.list_keys(ada, everyone=True)) == "forbidden"
-    assert [key.id for key in await access.list_keys(eve, everyone=True)] == [eve.key_id]
+    await service.revoke_key(rest(admin), bob.key_id)
+    shown = await service.list_keys(rest(admin), user_id=bob.user_id)
+    assert [(key.id, key.revoked_at is not None) for key in shown] == [(bob.key_id, True)]
+    assert {key.id for key in await service.list_keys(rest(ada))} == {ada.key_id, row.id}
+    assert await code_of(service.list_keys(rest(ada), user_id=bob.user_id)) == "not_found"
 
 
-async def test_admins_manage_their_own_tenant(access: Access, people: People) -> None:
+async def test_admins_manage_their_own_tenant(access: Access, store: Store, people: People) -> None:
+    service = people_of(access, store)
     admin, ada = await people.get("boss", "admin"), await people.get("ada")
-    carl = await access.create_user(admin, "carl", "viewer")
+    carl = await service.create_user(rest(admin), "carl", "viewer")
     assert (carl.tenant, carl.role) == ("acme", "viewer")
-    assert await code_of(access.create_user(admin, "carl")) == "conflict"
-    assert await code_of(access.create_user(admin, "dora", tenant="other")) == "forbidden"
-    assert await code_of(access.create_user(admin, "dora", "king")) == "invalid_request"
-    assert await code_of(access.create_user(admin, "\n")) == "invalid_request"
-    assert await code_of(access.create_user(ada, "dora")) == "forbidden"
-    assert {user.name for user in await access.list_users(admin)} == {"boss", "ada", "carl"}
-    assert await code_of(access.list_users(ada)) == "forbidden"
-    assert (await access.set_role(admin, carl.id, "developer")).role == "developer"
-    assert await code_of(access.set_role(ada, ada.user_id, "admin")) == "forbidden"
-    assert [tenant.id for tenant in await access.list_tenants(admin)] == ["acme"]
-    assert await code_of(access.set_quota(admin, "acme", {})) == "forbidden"
+    assert await code_of(service.create_user(rest(admin), "carl")) == "conflict"
+    assert await code_of(service.create_user(rest(admin), "dora", tenant="other")) == "forbidden"
+    assert await code_of(service.create_user(rest(admin), "dora", "king")) == "invalid_request"
+    assert await code_of(service.create_user(rest(admin), "\n")) == "invalid_request"
+    assert await code_of(service.create_user(rest(ada), "dora")) == "forbidden"
+    assert {user.name for user in await service.list_users(rest(admin))} == {"boss", "ada", "carl"}
+    assert await code_of(service.list_users(rest(ada))) == "forbidden"
+    assert (await service.set_role(rest(admin), carl.id, "developer")).role == "developer"
+    assert await code_of(service.set_role(rest(ada), ada.user_id, "admin")) == "forbidden"
 
 
-async def test_the_operator_manages_tenants(access: Access, people: People) -> None:
+async def test_the_operator_manages_tenants(access: Access, store: Store, people: People) -> None:
+    service = people_of(access, store)
     operator = await people.get("root", "admin", "default")
-    user = await access.create_user(operator, "dora", "admin", "new")
-    _, text = await access.create_key(operator, user_id=user.id)
+    user = await service.create_user(rest(operator), "dora", "admin", "new")
+    _, text = await service.create_key(rest(operator), user_id=user.id)
     dora = await access.authenticate(f"Bearer {text}")
     assert (dora.tenant, dora.is_admin) == ("new", True)
-    assert {tenant.id for tenant in await access.list_tenants(operator)} == {"default", "new"}
-    await access.set_quota(operator, "new", {"sandboxes": 1})
-    assert await code_of(access.set_quota(operator, "new", {"discs": 1})) == "invalid_request"
-    assert await code_of(access.set_quota(operator, "none", {})) == "not_found"
-    assert await code_of(access.create_user(operator, "x", tenant="a b")) == "invalid_request"
+    assert await code_of(service.create_user(rest(operator), "x", tenant="a b")) == "invalid_request"
 
 
-async def test_decisions_are_audited_for_admins_of_the_tenant(access: Access, people: People) -> None:
+async def test_decisions_are_audited_for_admins_of_the_tenant(
+    access: Access, store: Store, people: People
+) -> None:
+    service = people_of(access, store)
     admin, ada = await people.get("boss", "admin"), await people.get("ada")
     eve = await people.get("eve", "admin", "other")
-    row, _ = await access.create_key(ada)
+    row, _ = await service.create_key(rest(ada))
     access.audit(ada, "sandbox.create", "sb-1", "quota_exceeded", code="print(1)", runtime="python")
-    first, second = await access.audit_log(admin)
+    first, second = await service.audit_log(rest(admin))
     assert (first.action, first.outcome, first.user_id) == ("sandbox.create", "quota_exceeded", ada.user_id)
     assert first.details == {"code": "…", "runtime": "python"}
     assert (second.action, second.target, second.key_id) == ("keys.create", row.id, ada.key_id)
-    assert await access.audit_log(admin, action="keys.create") == [second]
-    assert await access.audit_log(admin, limit=1, after=first.id) == [second]
-    assert await access.audit_log(eve) == []
-    assert await code_of(access.audit_log(ada)) == "forbidden"
+    assert await service.audit_log(rest(admin), action="keys.create") == [second]
+    assert await service.audit_log(rest(admin), limit=1, after=first.id) == [second]
+    assert await service.audit_log(rest(eve)) == []
+    assert await code_of(service.audit_log(rest(ada))) == "forbidden"
 
 
 async def test_what_befalls_a_sandbox_is_its_tenants_to_read(
     access: Access, store: Store, people: People, make_sandbox: MakeSandbox
 ) -> None:
+    service = people_of(access, store)
     admin, ada = await people.get("boss", "admin"), await people.get("ada")
     row = make_sandbox("sb-1", "acme", ada.user_id)
     access.reserve(ada, row).commit(row.id)
     access.audit(None, "egress", "sb-1", "denied", host="example.org")
     access.audit(None, "egress", "sb-unknown", "denied")
-    (entry,) = await access.audit_log(admin)
+    (entry,) = await service.audit_log(rest(admin))
     assert (entry.user_id, entry.key_id, entry.details) == (ada.user_id, None, {"host": "example.org"})
 
 
 async def test_a_tenant_keeps_an_admin(access: Access, store: Store) -> None:
     """The last one is not demoted, by itself or the operator; of two who demote each other one stays."""
+    service = people_of(access, store)
     people = [await ensure_user(store, "acme", name, "admin") for name in ("ada", "eve")]
     ada, eve = [await _principal(access, store, user) for user in people]
     done = await asyncio.gather(
-        access.set_role(ada, eve.user_id, "viewer"),
-        access.set_role(eve, ada.user_id, "viewer"),
+        service.set_role(rest(ada), eve.user_id, "viewer"),
+        service.set_role(rest(eve), ada.user_id, "viewer"),
         return_exceptions=True,
     )
     refused = [error for error in done if isinstance(error, ApiError)]
@@ -248,10 +255,10 @@ async def test_a_tenant_keeps_an_admin(access: Access, store: Store) -> None:
     assert len(admins) == 1
     last = ada if admins[0].id == ada.user_id else eve
     for role in ("viewer", "developer"):
-        assert await code_of(access.set_role(last, last.user_id, role)) == "conflict"
-    await access.set_role(last, last.user_id, "admin")  # no change
-    new = await access.create_user(last, "new", "admin")
-    assert (await access.set_role(last, last.user_id, "viewer")).role == "viewer"
+        assert await code_of(service.set_role(rest(last), last.user_id, role)) == "conflict"
+    await service.set_role(rest(last), last.user_id, "admin")  # no change
+    new = await service.create_user(rest(last), "new", "admin")
+    assert (await service.set_role(rest(last), last.user_id, "viewer")).role == "viewer"
     assert new.role == "admin"
 
 

@@ -10,6 +10,7 @@ from llmsafespace_gateway.access import Access, local_principal
 from llmsafespace_gateway.access.egress_log import HOSTS, OTHERS, EgressLog
 from llmsafespace_gateway.logs import Flood
 from llmsafespace_gateway.store import Store
+from tests.services import people_of, rest
 
 
 class Written:
@@ -66,6 +67,7 @@ def test_only_so_many_hosts_are_named_in_a_minute() -> None:
 
 async def test_reading_the_audit_log_shows_this_minute(store: Store) -> None:
     access = Access(store, anonymous=local_principal())
+    service = people_of(access, store)
     await access.start()
     try:
         row = type("Row", (), {"id": "sb-1", "tenant": "default", "owner": "local", "cpu": 1.0, "memory": 1})
@@ -73,7 +75,7 @@ async def test_reading_the_audit_log_shows_this_minute(store: Store) -> None:
         for _ in range(1000):
             access.egress("sb-1", "evil.example", 443, "denied", "no rule")
         access.sandbox_ended("sb-1")
-        (entry,) = await access.audit_log(local_principal(), action="egress")
+        (entry,) = await service.audit_log(rest(local_principal()), action="egress")
         assert (entry.target, entry.outcome, entry.details["count"]) == ("sb-1", "denied", 1000)
         assert (entry.tenant, entry.user_id) == ("default", "local")
     finally:

@@ -14,13 +14,14 @@ import pytest
 import sqlalchemy
 
 from llmsafespace_gateway.access import Access, Principal, local_principal
-from llmsafespace_gateway.access.administration import ensure_user, issue_key
+from llmsafespace_gateway.access.accounts import ensure_user, issue_key
 from llmsafespace_gateway.access.authentication import FRESH
 from llmsafespace_gateway.access.key_format import bearer, key_hash, matches, new_key, parse_key
 from llmsafespace_gateway.access.principal import SCOPES
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, keys, users
 from llmsafespace_gateway.store.rows import SandboxRow
+from tests.services import people_of, rest
 
 
 @pytest.fixture
@@ -193,12 +194,13 @@ async def test_a_key_expires_by_itself(access: Access, store: Store) -> None:
 async def test_a_lowered_role_lowers_the_key(
     access: Access, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    service = people_of(access, store)
     _, text = await issue(store, "admin")
     before = await access.authenticate(f"Bearer {text}")
-    await access.create_user(before, "another", "admin")
+    await service.create_user(rest(before), "another", "admin")
     closed: list[str] = []
     access.on_revoked(before.key_id, lambda: closed.append("socket"))
-    await access.set_role(before, before.user_id, "viewer")
+    await service.set_role(rest(before), before.user_id, "viewer")
     assert closed == ["socket"]
     after = await access.authenticate(f"Bearer {text}")
     assert (after.role, after.is_admin) == ("viewer", False)
@@ -252,14 +254,15 @@ async def test_requests_without_a_key_are_anonymous_only_where_allowed(store: St
 
 async def test_the_anonymous_user_is_a_user(store: Store) -> None:
     access = Access(store, anonymous=local_principal())
+    service = people_of(access, store)
     assert await access.first_run() is None
     for _ in range(2):
         await access.start()
         await access.stop()
     local = await access.authenticate(None)
-    row, text = await access.create_key(local)
+    row, text = await service.create_key(rest(local))
     assert (await access.authenticate(f"Bearer {text}")).user == "local"
-    assert await access.list_keys(local) == [row]
+    assert await service.list_keys(rest(local)) == [row]
 
 
 async def test_the_first_run_makes_one_admin_key(store: Store) -> None:
@@ -298,12 +301,13 @@ async def test_secrets_are_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixt
     try:
         store = await Store.open(f"sqlite:///{tmp_path / 'db.sqlite'}")
         access = Access(store)
+        service = people_of(access, store)
         text = await access.first_run() or ""
         admin = await access.authenticate(f"Bearer {text}")
-        row, other = await access.create_key(admin)
+        row, other = await service.create_key(rest(admin))
         access.audit(admin, "test", other, "ok", note=f"see {text}", env={"A": "private"}, list=[other])
         await refusal(access, f"lsp_{row.id}_{'ab' * 32}")
-        await access.revoke_key(admin, row.id)
+        await service.revoke_key(rest(admin), row.id)
         await access.stop()
     finally:
         logging.getLogger("sqlalchemy.engine").setLevel(logging.NOTSET)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmsafespace_gateway.access.administration import ensure_user
+from llmsafespace_gateway.access.accounts import ensure_user
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.store import Store, audit, grants, kernels, pools, sandboxes, sessions
 from llmsafespace_gateway.store.rows import AuditRow, GrantRow, KernelRow, PoolRow, SandboxRow, SessionRow
