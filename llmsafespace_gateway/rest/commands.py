@@ -6,7 +6,7 @@ from llmsafespace_gateway.access.executions import COMMAND, PACKAGES
 from llmsafespace_gateway.rest.conversions import check_package, command_answer, working_directory
 from llmsafespace_gateway.rest.executions import stream_again, stream_run, wants_stream
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Route
+from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Routes
 from llmsafespace_gateway.rest.types_processes import (
     CommandAnswer,
     CommandBody,
@@ -25,6 +25,11 @@ from llmsafespace_protocol.requests import (
     CommandStdin,
     PackagesInstall,
 )
+
+_SANDBOX = "/sandboxes/{sandbox_id}"
+_COMMAND = f"{_SANDBOX}/commands/{{command_id}}"
+_STREAMS = (JSON, NDJSON, SSE)
+ROUTES = Routes("Commands", on="sandbox")
 
 
 async def _answer(
@@ -48,8 +53,19 @@ async def _answer(
     return answer
 
 
+@ROUTES(
+    "POST",
+    f"{_SANDBOX}/commands",
+    action=COMMAND,
+    scope="execute",
+    request=CommandBody,
+    status=201,
+    produces=_STREAMS,
+    max_body=32 * 1024 * 1024,
+    errors=(404, 409, 410),
+)
 async def start_command(call: RestHandler, row: SandboxRow) -> CommandAnswer | None:
-    """POST …/commands."""
+    """Run a command; the answer waits for its end, streams (Accept), or comes at once."""
     body: CommandBody = call.body
     if (body.command is None) == (body.argv is None):
         raise invalid("body", "expected either `command` (for a shell) or `argv`")
@@ -69,8 +85,17 @@ async def start_command(call: RestHandler, row: SandboxRow) -> CommandAnswer | N
     return await _answer(call, row, info, wait=not body.background, begun=True)
 
 
+@ROUTES(
+    "POST",
+    f"{_SANDBOX}/packages",
+    action=PACKAGES,
+    scope="execute",
+    request=PackagesBody,
+    produces=_STREAMS,
+    errors=(404, 409, 410),
+)
 async def install_packages(call: RestHandler, row: SandboxRow) -> CommandAnswer | None:
-    """POST …/packages."""
+    """Install packages; the answer waits for the end, streams (Accept), or comes at once."""
     body: PackagesBody = call.body
     for index, package in enumerate(body.packages):
         check_package(package, f"body.packages[{index}]")
@@ -85,152 +110,79 @@ async def install_packages(call: RestHandler, row: SandboxRow) -> CommandAnswer 
     return await _answer(call, row, info, wait=body.wait, begun=True)
 
 
+@ROUTES(
+    "GET",
+    f"{_SANDBOX}/commands",
+    scope="sandboxes:read",
+    query=(Query("limit", "maximum number of items to return", "integer", 100, 1, 1000),),
+    errors=(404, 410),
+)
 async def list_commands(call: RestHandler, row: SandboxRow) -> CommandList:
-    """GET …/commands."""
+    """Commands that the sandbox knows, newest first."""
     found = await call.services.commands.all(row)
     return CommandList(items=[command_answer(info) for info in found[: call.query("limit")]])
 
 
+@ROUTES(
+    "GET",
+    _COMMAND,
+    scope="sandboxes:read",
+    query=(Query("wait", "answer when it has ended", "boolean", False),),
+    errors=(404, 410),
+)
 async def get_command(call: RestHandler, row: SandboxRow) -> CommandAnswer | None:
-    """GET …/commands/{command_id}: with its output once it has ended."""
+    """A command; with its output once it has ended, which `wait` waits for."""
     info = await call.services.commands.find(row, call.path_values["command_id"])
     return await _answer(call, row, info, wait=call.query("wait") or not info.running)
 
 
+@ROUTES(
+    "GET",
+    f"{_COMMAND}/events",
+    scope="sandboxes:read",
+    produces=(NDJSON, SSE),
+    query=(Query("after", "the sequence number after which to go on", "integer", 0, 0),),
+    errors=(404, 410),
+)
 async def command_events(call: RestHandler, row: SandboxRow) -> None:
-    """GET …/commands/{command_id}/events."""
+    """Output of a command from a sequence number on, until its end."""
     await stream_again(call, row, await call.services.commands.find(row, call.path_values["command_id"]))
 
 
+@ROUTES("DELETE", _COMMAND, action="command.kill", scope="execute", status=204, errors=(404, 410))
 async def kill_command(call: RestHandler, row: SandboxRow) -> None:
-    """DELETE …/commands/{command_id}: kill it, where it still runs."""
+    """Kill a command."""
     await call.services.commands.kill(call.caller, row, call.path_values["command_id"])
 
 
+@ROUTES(
+    "POST",
+    f"{_COMMAND}/signal",
+    action="command.signal",
+    scope="execute",
+    request=CommandSignalBody,
+    request_optional=True,
+    errors=(404, 409, 410),
+)
 async def signal_command(call: RestHandler, row: SandboxRow) -> CommandAnswer:
-    """POST …/commands/{command_id}/signal."""
+    """Send a signal to a command's process group."""
     body: CommandSignalBody = call.body
     wanted = CommandSignal(id=call.path_values["command_id"], signal=body.signal)
     return command_answer(await call.services.commands.signal(call.caller, row, wanted))
 
 
+@ROUTES(
+    "POST",
+    f"{_COMMAND}/stdin",
+    scope="execute",
+    request=CommandStdinBody,
+    max_body=16 * 1024 * 1024,
+    errors=(404, 409, 410),
+)
 async def command_stdin(call: RestHandler, row: SandboxRow) -> CommandAnswer:
-    """POST …/commands/{command_id}/stdin."""
+    """Write to a command's standard input."""
     body: CommandStdinBody = call.body
     wanted = CommandStdin(
         id=call.path_values["command_id"], data=body.data, encoding=body.encoding, eof=body.eof
     )
     return command_answer(await call.services.commands.write(row, wanted))
-
-
-_SANDBOX = "/sandboxes/{sandbox_id}"
-_COMMAND = f"{_SANDBOX}/commands/{{command_id}}"
-_STREAMS = (JSON, NDJSON, SSE)
-
-ROUTES = [
-    Route(
-        method="POST",
-        path=f"{_SANDBOX}/packages",
-        action=PACKAGES,
-        handle=install_packages,
-        on="sandbox",
-        scope="execute",
-        tag="Commands",
-        summary="Install packages; the answer waits for the end, streams (Accept), or comes at once",
-        request=PackagesBody,
-        response=CommandAnswer,
-        produces=_STREAMS,
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_SANDBOX}/commands",
-        handle=list_commands,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Commands",
-        summary="Commands that the sandbox knows, newest first",
-        response=CommandList,
-        query=(Query("limit", "maximum number of items to return", "integer", 100, 1, 1000),),
-        errors=(404, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_SANDBOX}/commands",
-        action=COMMAND,
-        handle=start_command,
-        on="sandbox",
-        scope="execute",
-        tag="Commands",
-        summary="Run a command; the answer waits for its end, streams (Accept), or comes at once",
-        request=CommandBody,
-        response=CommandAnswer,
-        status=201,
-        produces=_STREAMS,
-        max_body=32 * 1024 * 1024,
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="GET",
-        path=_COMMAND,
-        handle=get_command,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Commands",
-        summary="A command; with its output once it has ended, which `wait` waits for",
-        response=CommandAnswer,
-        query=(Query("wait", "answer when it has ended", "boolean", False),),
-        errors=(404, 410),
-    ),
-    Route(
-        method="DELETE",
-        path=_COMMAND,
-        handle=kill_command,
-        action="command.kill",
-        on="sandbox",
-        scope="execute",
-        tag="Commands",
-        summary="Kill a command",
-        status=204,
-        errors=(404, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_COMMAND}/events",
-        handle=command_events,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Commands",
-        summary="Output of a command from a sequence number on, until its end",
-        produces=(NDJSON, SSE),
-        query=(Query("after", "the sequence number after which to go on", "integer", 0, 0),),
-        errors=(404, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_COMMAND}/stdin",
-        handle=command_stdin,
-        on="sandbox",
-        scope="execute",
-        tag="Commands",
-        summary="Write to a command's standard input",
-        request=CommandStdinBody,
-        response=CommandAnswer,
-        max_body=16 * 1024 * 1024,
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_COMMAND}/signal",
-        handle=signal_command,
-        action="command.signal",
-        on="sandbox",
-        scope="execute",
-        tag="Commands",
-        summary="Send a signal to a command's process group",
-        request=CommandSignalBody,
-        request_optional=True,
-        response=CommandAnswer,
-        errors=(404, 409, 410),
-    ),
-]

@@ -10,10 +10,10 @@ import msgspec
 
 from llmsafespace_gateway import bulk
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.rest import runs as answers
+from llmsafespace_gateway.rest import outcomes
 from llmsafespace_gateway.rest.conversions import working_directory
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Route
+from llmsafespace_gateway.rest.routing import JSON, NDJSON, SSE, Query, Routes
 from llmsafespace_gateway.rest.types import (
     ContextAnswer,
     ExecuteBody,
@@ -35,6 +35,10 @@ _MAX_SOURCE = 8 * 1024 * 1024
 _BLANKS = bytes.maketrans(b"\r\n", b"  ")
 _LINE_ENDS = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x85, 0x2028, 0x2029))
 
+_SANDBOX = "/sandboxes/{sandbox_id}"
+_STREAMS = (JSON, NDJSON, SSE)
+ROUTES = Routes("Executions", on="sandbox")
+
 
 def wants_stream(call: RestHandler) -> str | None:
     """The streaming type that the client's Accept header asks for, None for one JSON answer."""
@@ -52,7 +56,7 @@ async def answer_run(call: RestHandler, run: runs.Run) -> ExecutionAnswer | None
 
 
 async def _answer(run: runs.Run, collected: Collected) -> ExecutionAnswer:
-    return await bulk.run(len(collected.results) * _RESULT, answers.answer, run.kind, collected)
+    return await bulk.run(len(collected.results) * _RESULT, outcomes.answer, run.kind, collected)
 
 
 async def stream_run(call: RestHandler, run: runs.Run, kind: str) -> None:
@@ -104,8 +108,18 @@ def _one_line(body: bytes) -> bytes:
     return body
 
 
+@ROUTES(
+    "POST",
+    f"{_SANDBOX}/execute",
+    action="sandbox.execute",
+    scope="execute",
+    request=ExecuteBody,
+    produces=_STREAMS,
+    max_body=4 * _MAX_SOURCE,
+    errors=(404, 409, 410),
+)
 async def execute(call: RestHandler, row: SandboxRow) -> ExecutionAnswer | None:
-    """POST …/execute."""
+    """Run code or a command; the answer waits for its end, or streams (Accept)."""
     body: ExecuteBody = call.body
     command = body.type == "command"
     for name in ("context", "language"):
@@ -132,25 +146,43 @@ async def execute(call: RestHandler, row: SandboxRow) -> ExecutionAnswer | None:
     return await answer_run(call, run)
 
 
+@ROUTES("GET", f"{_SANDBOX}/executions", scope="sandboxes:read", query=(_LIMIT,), errors=(404, 410))
 async def list_executions(call: RestHandler, row: SandboxRow) -> ExecutionList:
-    """GET …/executions."""
+    """Executions and commands that the sandbox knows, newest first."""
     found = await call.services.executions.all(row)
-    return ExecutionList(items=[answers.summary(info) for info in found[: call.query("limit")]])
+    return ExecutionList(items=[outcomes.summary(info) for info in found[: call.query("limit")]])
 
 
+@ROUTES(
+    "GET",
+    f"{_SANDBOX}/executions/{{execution_id}}",
+    scope="sandboxes:read",
+    query=(Query("wait", "answer when it has ended", "boolean", False),),
+    errors=(404, 410),
+)
 async def get_execution(call: RestHandler, row: SandboxRow) -> ExecutionAnswer:
-    """GET …/executions/{execution_id}: with its output once it has ended."""
+    """An execution; with its output once it has ended, which `wait` waits for."""
     executions = call.services.executions
     info = await executions.find(row, call.path_values["execution_id"])
-    known = answers.summary(info)
+    known = outcomes.summary(info)
     if known.end is None and not call.query("wait"):
         return ExecutionAnswer(**{name: getattr(known, name) for name in known.__struct_fields__})
     run = await executions.reopen(call.caller, row, info)
     return await _answer(run, await call.while_connected(executions.outcome(run)))
 
 
+@ROUTES(
+    "GET",
+    f"{_SANDBOX}/executions/{{execution_id}}/events",
+    scope="sandboxes:read",
+    produces=(NDJSON, SSE),
+    query=(_AFTER,),
+    errors=(404, 410),
+)
 async def execution_events(call: RestHandler, row: SandboxRow) -> None:
-    """GET …/executions/{execution_id}/events."""
+    """Events of an execution from a sequence number on, until its end; in silence an empty line (SSE: a
+    comment) every 15 s.
+    """
     await stream_again(call, row, await call.services.executions.find(row, call.path_values["execution_id"]))
 
 
@@ -166,10 +198,17 @@ def _after(call: RestHandler) -> int:
     return int(call.query("after") or (last if last.isascii() and last.isdigit() and len(last) < 19 else 0))
 
 
+@ROUTES(
+    "POST",
+    f"{_SANDBOX}/executions/{{execution_id}}/interrupt",
+    action="execution.interrupt",
+    scope="execute",
+    errors=(404, 410),
+)
 async def interrupt(call: RestHandler, row: SandboxRow) -> ExecutionSummary:
-    """POST …/executions/{execution_id}/interrupt."""
+    """Interrupt an execution; variables stay."""
     execution = call.path_values["execution_id"]
-    return answers.summary(await call.services.executions.interrupt(call.caller, row, execution))
+    return outcomes.summary(await call.services.executions.interrupt(call.caller, row, execution))
 
 
 # -- contexts --------------------------------------------------------------------------------------------
@@ -192,16 +231,28 @@ def context_answer(info: ContextInfo, default: str | None) -> ContextAnswer:
     )
 
 
+@ROUTES("GET", f"{_SANDBOX}/contexts", scope="sandboxes:read", tag="Contexts", errors=(404, 410))
 async def list_contexts(call: RestHandler, row: SandboxRow) -> ContextList:
-    """GET …/contexts."""
+    """The sandbox's kernels, the default one first."""
     found = await call.services.kernels.of_sandbox(row)
     default = await call.services.sandboxes.default_context(row.id)
     found.sort(key=lambda info: (info.id != default, info.created_at))
     return ContextList(items=[context_answer(info, default) for info in found])
 
 
+@ROUTES(
+    "POST",
+    f"{_SANDBOX}/contexts",
+    action="context.create",
+    scope="execute",
+    tag="Contexts",
+    request=ContextCreateBody,
+    request_optional=True,
+    status=201,
+    errors=(404, 409, 410),
+)
 async def create_context(call: RestHandler, row: SandboxRow) -> ContextAnswer:
-    """POST …/contexts."""
+    """Start a further kernel in the sandbox."""
     body: ContextCreateBody = call.body
     wanted = ContextCreate(
         id=body.id or str(uuid.uuid4()),
@@ -213,137 +264,33 @@ async def create_context(call: RestHandler, row: SandboxRow) -> ContextAnswer:
     return await _context(call, row, await call.services.kernels.add(call.caller, row, wanted))
 
 
+@ROUTES(
+    "DELETE",
+    f"{_SANDBOX}/contexts/{{context_id}}",
+    action="context.delete",
+    scope="execute",
+    tag="Contexts",
+    status=204,
+    errors=(404, 409, 410),
+)
 async def delete_context(call: RestHandler, row: SandboxRow) -> None:
-    """DELETE …/contexts/{context_id}."""
+    """End a kernel of the sandbox."""
     await call.services.kernels.remove(call.caller, row, call.path_values["context_id"])
 
 
+@ROUTES(
+    "POST",
+    f"{_SANDBOX}/contexts/{{context_id}}/restart",
+    action="context.restart",
+    scope="execute",
+    tag="Contexts",
+    errors=(404, 410),
+)
 async def restart_context(call: RestHandler, row: SandboxRow) -> ContextAnswer:
-    """POST …/contexts/{context_id}/restart."""
+    """Restart a kernel; its variables go."""
     context = call.path_values["context_id"]
     return await _context(call, row, await call.services.kernels.signal(call.caller, row, context, "restart"))
 
 
 async def _context(call: RestHandler, row: SandboxRow, info: ContextInfo) -> ContextAnswer:
     return context_answer(info, await call.services.sandboxes.default_context(row.id))
-
-
-_SANDBOX = "/sandboxes/{sandbox_id}"
-_STREAMS = (JSON, NDJSON, SSE)
-
-ROUTES = [
-    Route(
-        method="POST",
-        path=f"{_SANDBOX}/execute",
-        action="sandbox.execute",
-        handle=execute,
-        on="sandbox",
-        scope="execute",
-        tag="Executions",
-        summary="Run code or a command; the answer waits for its end, or streams (Accept)",
-        request=ExecuteBody,
-        response=ExecutionAnswer,
-        produces=_STREAMS,
-        max_body=4 * _MAX_SOURCE,
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_SANDBOX}/executions",
-        handle=list_executions,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Executions",
-        summary="Executions and commands that the sandbox knows, newest first",
-        response=ExecutionList,
-        query=(_LIMIT,),
-        errors=(404, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_SANDBOX}/executions/{{execution_id}}",
-        handle=get_execution,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Executions",
-        summary="An execution; with its output once it has ended, which `wait` waits for",
-        response=ExecutionAnswer,
-        query=(Query("wait", "answer when it has ended", "boolean", False),),
-        errors=(404, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_SANDBOX}/executions/{{execution_id}}/events",
-        handle=execution_events,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Executions",
-        summary="Events of an execution from a sequence number on, until its end; "
-        "in silence an empty line (SSE: a comment) every 15 s",
-        produces=(NDJSON, SSE),
-        query=(_AFTER,),
-        errors=(404, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_SANDBOX}/executions/{{execution_id}}/interrupt",
-        handle=interrupt,
-        action="execution.interrupt",
-        on="sandbox",
-        scope="execute",
-        tag="Executions",
-        summary="Interrupt an execution; variables stay",
-        response=ExecutionSummary,
-        errors=(404, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_SANDBOX}/contexts",
-        handle=list_contexts,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Contexts",
-        summary="The sandbox's kernels, the default one first",
-        response=ContextList,
-        errors=(404, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_SANDBOX}/contexts",
-        handle=create_context,
-        action="context.create",
-        on="sandbox",
-        scope="execute",
-        tag="Contexts",
-        summary="Start a further kernel in the sandbox",
-        request=ContextCreateBody,
-        request_optional=True,
-        response=ContextAnswer,
-        status=201,
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="DELETE",
-        path=f"{_SANDBOX}/contexts/{{context_id}}",
-        handle=delete_context,
-        action="context.delete",
-        on="sandbox",
-        scope="execute",
-        tag="Contexts",
-        summary="End a kernel of the sandbox",
-        status=204,
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_SANDBOX}/contexts/{{context_id}}/restart",
-        handle=restart_context,
-        action="context.restart",
-        on="sandbox",
-        scope="execute",
-        tag="Contexts",
-        summary="Restart a kernel; its variables go",
-        response=ContextAnswer,
-        errors=(404, 410),
-    ),
-]

@@ -12,7 +12,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import ranges
 from llmsafespace_gateway.rest.conversions import WORKSPACE, file_answer, url_path, workspace_path
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import BYTES, Query, Route
+from llmsafespace_gateway.rest.routing import BYTES, Query, Routes
 from llmsafespace_gateway.rest.types import FileAnswer, FileListAnswer, FileMoveBody
 from llmsafespace_gateway.services.files import FileUpload
 from llmsafespace_gateway.services.types import SandboxRow
@@ -23,9 +23,23 @@ _ENTRY = 150  # bytes of a file's description, about
 
 # -- reading ---------------------------------------------------------------------------------------------
 
+_FILES = "/sandboxes/{sandbox_id}/files"
+ROUTES = Routes("Files", on="sandbox")
 
+
+@ROUTES(
+    "GET",
+    _FILES,
+    scope="files:read",
+    query=(
+        Query("path", "the folder", default=WORKSPACE),
+        Query("depth", "levels below it", "integer", 1, 1, 64),
+        Query("limit", "maximum number of items to return", "integer", 10_000, 1, 50_000),
+    ),
+    errors=(404, 410),
+)
 async def list_files(call: RestHandler, row: SandboxRow) -> FileListAnswer:
-    """GET …/files."""
+    """What a folder holds."""
     limit = call.query("limit")
     path = workspace_path(call.query("path"), "query.path")
     found = await call.services.files.list(
@@ -40,8 +54,17 @@ def _answers(found: list[FileInfo]) -> list[FileAnswer]:
     return [file_answer(info) for info in bulk.drained(found)]
 
 
+@ROUTES(
+    "GET",
+    f"{_FILES}/{{path}}",
+    scope="files:read",
+    produces=(BYTES,),
+    query=(Query("stat", "answer with what the file is, not what it holds", "boolean", False),),
+    headers=(("Range", "one range of bytes"), ("If-None-Match", "an ETag: 304 when it is still so")),
+    errors=(404, 410, 416),
+)
 async def read_file(call: RestHandler, row: SandboxRow) -> FileAnswer | None:
-    """GET and HEAD …/files/{path}."""
+    """A file's content; ETag, If-None-Match, one Range."""
     path = url_path(call.path_values["path"])
     if call.query("stat"):
         return file_answer(await call.services.files.stat(row, path))
@@ -139,8 +162,22 @@ def _precondition(call: RestHandler) -> Iterator[None]:
         raise
 
 
+@ROUTES(
+    "PUT",
+    f"{_FILES}/{{path}}",
+    action="file.write",
+    begin=begin_write,
+    upload=True,
+    scope="files:write",
+    query=(
+        Query("directory", "make a folder instead", "boolean", False),
+        Query("mode", "permission bits, octal", default="644"),
+    ),
+    headers=(("If-Match", "only if the file still has this ETag"),),
+    errors=(404, 410, 412),
+)
 async def write_file(call: RestHandler, row: SandboxRow) -> FileAnswer:
-    """PUT …/files/{path}: the whole body has been handed on; or `?directory=true`."""
+    """Write a file whole, of any size; or make a folder. Parents are made."""
     files = call.services.files
     if not isinstance(call.upload, FileUpload):
         return file_answer(await files.make_folder(call.caller, row, url_path(call.path_values["path"])))
@@ -150,14 +187,31 @@ async def write_file(call: RestHandler, row: SandboxRow) -> FileAnswer:
     return file_answer(info)
 
 
+@ROUTES(
+    "DELETE",
+    f"{_FILES}/{{path}}",
+    action="file.delete",
+    scope="files:write",
+    status=204,
+    query=(Query("recursive", "remove a folder that is not empty", "boolean", False),),
+    errors=(404, 409, 410),
+)
 async def delete_file(call: RestHandler, row: SandboxRow) -> None:
-    """DELETE …/files/{path}."""
+    """Remove a file or folder."""
     path, recursive = url_path(call.path_values["path"]), call.query("recursive")
     await call.services.files.delete(call.caller, row, path, recursive=recursive)
 
 
+@ROUTES(
+    "POST",
+    f"{_FILES}/{{path}}/move",
+    action="file.move",
+    scope="files:write",
+    request=FileMoveBody,
+    errors=(404, 409, 410),
+)
 async def move_file(call: RestHandler, row: SandboxRow) -> FileAnswer:
-    """POST …/files/{path}/move."""
+    """Move a file or folder."""
     body: FileMoveBody = call.body
     wanted = FileMove(
         source=url_path(call.path_values["path"]),
@@ -165,83 +219,3 @@ async def move_file(call: RestHandler, row: SandboxRow) -> FileAnswer:
         overwrite=body.overwrite,
     )
     return file_answer(await call.services.files.move(call.caller, row, wanted))
-
-
-_FILES = "/sandboxes/{sandbox_id}/files"
-
-ROUTES = [
-    Route(
-        method="GET",
-        path=_FILES,
-        handle=list_files,
-        on="sandbox",
-        scope="files:read",
-        tag="Files",
-        summary="What a folder holds",
-        response=FileListAnswer,
-        query=(
-            Query("path", "the folder", default=WORKSPACE),
-            Query("depth", "levels below it", "integer", 1, 1, 64),
-            Query("limit", "maximum number of items to return", "integer", 10_000, 1, 50_000),
-        ),
-        errors=(404, 410),
-    ),
-    Route(
-        method="GET",
-        path=f"{_FILES}/{{path}}",
-        handle=read_file,
-        on="sandbox",
-        scope="files:read",
-        tag="Files",
-        summary="A file's content; ETag, If-None-Match, one Range",
-        produces=(BYTES,),
-        query=(Query("stat", "answer with what the file is, not what it holds", "boolean", False),),
-        headers=(("Range", "one range of bytes"), ("If-None-Match", "an ETag: 304 when it is still so")),
-        errors=(404, 410, 416),
-    ),
-    Route(
-        method="PUT",
-        path=f"{_FILES}/{{path}}",
-        handle=write_file,
-        action="file.write",
-        begin=begin_write,
-        upload=True,
-        on="sandbox",
-        scope="files:write",
-        tag="Files",
-        summary="Write a file whole, of any size; or make a folder. Parents are made",
-        response=FileAnswer,
-        query=(
-            Query("directory", "make a folder instead", "boolean", False),
-            Query("mode", "permission bits, octal", default="644"),
-        ),
-        headers=(("If-Match", "only if the file still has this ETag"),),
-        errors=(404, 410, 412),
-    ),
-    Route(
-        method="DELETE",
-        path=f"{_FILES}/{{path}}",
-        handle=delete_file,
-        action="file.delete",
-        on="sandbox",
-        scope="files:write",
-        tag="Files",
-        summary="Remove a file or folder",
-        status=204,
-        query=(Query("recursive", "remove a folder that is not empty", "boolean", False),),
-        errors=(404, 409, 410),
-    ),
-    Route(
-        method="POST",
-        path=f"{_FILES}/{{path}}/move",
-        handle=move_file,
-        action="file.move",
-        on="sandbox",
-        scope="files:write",
-        tag="Files",
-        summary="Move a file or folder",
-        request=FileMoveBody,
-        response=FileAnswer,
-        errors=(404, 409, 410),
-    ),
-]

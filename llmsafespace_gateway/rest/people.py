@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import Query, Route
+from llmsafespace_gateway.rest.routing import Query, Routes
 from llmsafespace_gateway.rest.types_admin import (
     ApiKeyAnswer,
     ApiKeyCreate,
@@ -26,6 +26,9 @@ from llmsafespace_gateway.services.types import GrantRow, KeyRow, UserRow, momen
 
 _LIMIT = Query("limit", "maximum number of items to return", "integer", 100, 1, 1000)
 _AFTER = Query("after", "`next` of the page before")
+
+
+ROUTES = Routes("Access")
 
 
 def _page(rows: list[UserRow] | list[KeyRow] | list[GrantRow], limit: int) -> str | None:
@@ -60,8 +63,9 @@ def _grant(row: GrantRow) -> GrantAnswer:
     return GrantAnswer(id=row.id, sandbox_id=row.sandbox_id, user_id=row.user_id, level=row.level)
 
 
+@ROUTES("GET", "/user")
 async def me(call: RestHandler) -> MeAnswer:
-    """GET /user."""
+    """Who you are, and what your key may do."""
     who = call.principal
     return MeAnswer(
         id=who.user_id,
@@ -74,8 +78,17 @@ async def me(call: RestHandler) -> MeAnswer:
     )
 
 
+@ROUTES("GET", "/user/apikeys", summary="Your API keys, newest first", query=(_LIMIT, _AFTER))
+@ROUTES(
+    "GET",
+    "/users/{user_id}/apikeys",
+    scope="admin",
+    summary="A user's API keys, newest first",
+    query=(_LIMIT, _AFTER),
+    errors=(404,),
+)
 async def list_keys(call: RestHandler) -> ApiKeyList:
-    """GET /user/apikeys, and GET /users/{user_id}/apikeys."""
+    """Your API keys, newest first."""
     limit = call.query("limit")
     rows = await call.services.people.list_keys(
         call.caller,
@@ -86,8 +99,29 @@ async def list_keys(call: RestHandler) -> ApiKeyList:
     return ApiKeyList(items=[_key(row) for row in rows[:limit]], next=_page(rows, limit))
 
 
+@ROUTES(
+    "POST",
+    "/user/apikeys",
+    action="keys.create",
+    scope="keys:write",
+    summary="A new API key of yours; it is shown this once",
+    request=ApiKeyCreate,
+    request_optional=True,
+    status=201,
+)
+@ROUTES(
+    "POST",
+    "/users/{user_id}/apikeys",
+    action="keys.create",
+    scope="admin",
+    summary="A new API key for a user; it is shown this once",
+    request=ApiKeyCreate,
+    request_optional=True,
+    status=201,
+    errors=(404,),
+)
 async def create_key(call: RestHandler) -> ApiKeyCreated:
-    """POST /user/apikeys, and POST /users/{user_id}/apikeys."""
+    """A new API key of yours; it is shown this once."""
     body: ApiKeyCreate = call.body
     row, text = await call.services.people.create_key(
         call.caller,
@@ -99,32 +133,45 @@ async def create_key(call: RestHandler) -> ApiKeyCreated:
     return _created(row, text)
 
 
+@ROUTES(
+    "DELETE", "/user/apikeys/{key_id}", action="keys.revoke", scope="keys:write", status=204, errors=(404,)
+)
 async def revoke_key(call: RestHandler) -> None:
-    """DELETE /user/apikeys/{key_id}."""
+    """Revoke an API key, and close what it has open."""
     await call.services.people.revoke_key(call.caller, call.path_values["key_id"])
 
 
+@ROUTES("GET", "/users", scope="admin", query=(_LIMIT, _AFTER))
 async def list_users(call: RestHandler) -> UserList:
-    """GET /users."""
+    """The users of your tenant."""
     limit = call.query("limit")
     rows = await call.services.people.list_users(call.caller, limit=limit + 1, after=call.query("after"))
     return UserList(items=[_user(row) for row in rows[:limit]], next=_page(rows, limit))
 
 
+@ROUTES("POST", "/users", action="users.create", scope="admin", request=UserCreate, status=201, errors=(409,))
 async def create_user(call: RestHandler) -> UserAnswer:
-    """POST /users."""
+    """A new user of your tenant."""
     body: UserCreate = call.body
     return _user(await call.services.people.create_user(call.caller, body.name, body.role, body.tenant))
 
 
+@ROUTES("PATCH", "/users/{user_id}", action="users.set_role", scope="admin", request=UserPatch, errors=(404,))
 async def patch_user(call: RestHandler) -> UserAnswer:
-    """PATCH /users/{user_id}."""
+    """Change a user's role."""
     body: UserPatch = call.body
     return _user(await call.services.people.set_role(call.caller, call.path_values["user_id"], body.role))
 
 
+@ROUTES(
+    "GET",
+    "/grants",
+    scope="sandboxes:read",
+    query=(Query("sandboxId", "only on this sandbox"), _LIMIT, _AFTER),
+    errors=(404,),
+)
 async def list_grants(call: RestHandler) -> GrantList:
-    """GET /grants."""
+    """Grants on your sandboxes; for admins on all of the tenant's."""
     limit = call.query("limit")
     rows = await call.services.people.list_grants(
         call.caller, sandbox_id=call.query("sandboxId"), limit=limit + 1, after=call.query("after")
@@ -132,19 +179,44 @@ async def list_grants(call: RestHandler) -> GrantList:
     return GrantList(items=[_grant(row) for row in rows[:limit]], next=_page(rows, limit))
 
 
+@ROUTES(
+    "POST",
+    "/grants",
+    action="grants.create",
+    scope="sandboxes:write",
+    request=GrantCreate,
+    status=201,
+    errors=(404,),
+)
 async def create_grant(call: RestHandler) -> GrantAnswer:
-    """POST /grants."""
+    """Let another user of the tenant use a sandbox."""
     body: GrantCreate = call.body
     return _grant(await call.services.people.grant(call.caller, body.sandbox_id, body.user_id, body.level))
 
 
+@ROUTES(
+    "DELETE", "/grants/{grant_id}", action="grants.delete", scope="sandboxes:write", status=204, errors=(404,)
+)
 async def delete_grant(call: RestHandler) -> None:
-    """DELETE /grants/{grant_id}."""
+    """Take a grant back, and close what the guest has open."""
     await call.services.people.revoke_grant(call.caller, call.path_values["grant_id"])
 
 
+@ROUTES(
+    "GET",
+    "/audit",
+    scope="admin",
+    query=(
+        Query("userId", "only of this user"),
+        Query("action", "only this action"),
+        Query("target", "only about this"),
+        Query("outcome", "only with this outcome"),
+        _LIMIT,
+        _AFTER,
+    ),
+)
 async def audit_log(call: RestHandler) -> AuditList:
-    """GET /audit."""
+    """The audit log of your tenant, newest first."""
     limit = call.query("limit")
     rows = await call.services.people.audit_log(
         call.caller,
@@ -172,160 +244,3 @@ async def audit_log(call: RestHandler) -> AuditList:
         ],
         next=rows[limit - 1].id if len(rows) > limit else None,
     )
-
-
-ROUTES = [
-    Route(
-        method="GET",
-        path="/user",
-        handle=me,
-        tag="Access",
-        summary="Who you are, and what your key may do",
-        response=MeAnswer,
-    ),
-    Route(
-        method="GET",
-        path="/user/apikeys",
-        handle=list_keys,
-        tag="Access",
-        summary="Your API keys, newest first",
-        response=ApiKeyList,
-        query=(_LIMIT, _AFTER),
-    ),
-    Route(
-        method="POST",
-        path="/user/apikeys",
-        handle=create_key,
-        action="keys.create",
-        scope="keys:write",
-        tag="Access",
-        summary="A new API key of yours; it is shown this once",
-        request=ApiKeyCreate,
-        request_optional=True,
-        response=ApiKeyCreated,
-        status=201,
-    ),
-    Route(
-        method="DELETE",
-        path="/user/apikeys/{key_id}",
-        handle=revoke_key,
-        action="keys.revoke",
-        scope="keys:write",
-        tag="Access",
-        summary="Revoke an API key, and close what it has open",
-        status=204,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path="/users",
-        handle=list_users,
-        scope="admin",
-        tag="Access",
-        summary="The users of your tenant",
-        response=UserList,
-        query=(_LIMIT, _AFTER),
-    ),
-    Route(
-        method="POST",
-        path="/users",
-        handle=create_user,
-        action="users.create",
-        scope="admin",
-        tag="Access",
-        summary="A new user of your tenant",
-        request=UserCreate,
-        response=UserAnswer,
-        status=201,
-        errors=(409,),
-    ),
-    Route(
-        method="PATCH",
-        path="/users/{user_id}",
-        handle=patch_user,
-        action="users.set_role",
-        scope="admin",
-        tag="Access",
-        summary="Change a user's role",
-        request=UserPatch,
-        response=UserAnswer,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path="/users/{user_id}/apikeys",
-        handle=list_keys,
-        scope="admin",
-        tag="Access",
-        summary="A user's API keys, newest first",
-        response=ApiKeyList,
-        query=(_LIMIT, _AFTER),
-        errors=(404,),
-    ),
-    Route(
-        method="POST",
-        path="/users/{user_id}/apikeys",
-        handle=create_key,
-        action="keys.create",
-        scope="admin",
-        tag="Access",
-        summary="A new API key for a user; it is shown this once",
-        request=ApiKeyCreate,
-        request_optional=True,
-        response=ApiKeyCreated,
-        status=201,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path="/grants",
-        handle=list_grants,
-        scope="sandboxes:read",
-        tag="Access",
-        summary="Grants on your sandboxes; for admins on all of the tenant's",
-        response=GrantList,
-        query=(Query("sandboxId", "only on this sandbox"), _LIMIT, _AFTER),
-        errors=(404,),
-    ),
-    Route(
-        method="POST",
-        path="/grants",
-        handle=create_grant,
-        action="grants.create",
-        scope="sandboxes:write",
-        tag="Access",
-        summary="Let another user of the tenant use a sandbox",
-        request=GrantCreate,
-        response=GrantAnswer,
-        status=201,
-        errors=(404,),
-    ),
-    Route(
-        method="DELETE",
-        path="/grants/{grant_id}",
-        handle=delete_grant,
-        action="grants.delete",
-        scope="sandboxes:write",
-        tag="Access",
-        summary="Take a grant back, and close what the guest has open",
-        status=204,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path="/audit",
-        handle=audit_log,
-        scope="admin",
-        tag="Access",
-        summary="The audit log of your tenant, newest first",
-        response=AuditList,
-        query=(
-            Query("userId", "only of this user"),
-            Query("action", "only this action"),
-            Query("target", "only about this"),
-            Query("outcome", "only with this outcome"),
-            _LIMIT,
-            _AFTER,
-        ),
-    ),
-]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from llmsafespace_gateway.errors import ApiError
-
-if TYPE_CHECKING:
-    pass
 
 PREFIX = "/api/v1"
 JSON = "application/json"
@@ -22,6 +20,7 @@ BYTES = "application/octet-stream"
 
 # Takes the RestHandler, and where the route says `on` the loaded object after it.
 Handle = Callable[..., Awaitable[Any]]
+_Handle = TypeVar("_Handle", bound=Handle)
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -98,6 +97,32 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     def parameters(self) -> list[str]:
         """The names in the path, in order."""
         return re.findall(r"{(\w+)}", self.path)
+
+
+class Routes(list[Route]):
+    """The routes of one subject: `@ROUTES("GET", "/path", scope=…)` above a handler declares one.
+
+    The API's description says of it the first paragraph of the handler's docstring, and the type that the
+    handler returns (`T | None` where it may have answered already).
+    """
+
+    def __init__(self, tag: str, on: Literal["sandbox"] | None = None) -> None:
+        super().__init__()
+        self._common = {"tag": tag, "on": on}
+
+    def __call__(self, method: str, path: str, **more: Any) -> Callable[[_Handle], _Handle]:
+        """Declare a route; `more` are the fields of Route."""
+
+        def declare(handle: _Handle) -> _Handle:
+            said = " ".join((handle.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
+            answer = get_type_hints(handle)["return"]
+            kinds = get_args(answer) if isinstance(answer, UnionType) else (answer,)
+            response = next((kind for kind in kinds if kind is not NoneType), None)
+            fields = {"summary": said, "response": response, **self._common, **more}
+            self.append(Route(method=method, path=path, handle=handle, **fields))
+            return handle
+
+        return declare
 
 
 class Router:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from llmsafespace_gateway.rest.conversions import resources_answer
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import Route
+from llmsafespace_gateway.rest.routing import Routes
 from llmsafespace_gateway.rest.types_admin import ProfileAnswer, ProfileList, RuntimeAnswer, RuntimeList
 from llmsafespace_gateway.services.types import Profile, Runtime
 
+ROUTES = Routes("Runtimes")
 
+
+@ROUTES("GET", "/runtimes")
 async def list_runtimes(call: RestHandler) -> RuntimeList:
-    """GET /runtimes."""
+    """Runtimes that sandboxes can have."""
     return RuntimeList(items=[_runtime_answer(runtime) for runtime in await call.services.runtimes.all()])
 
 
+@ROUTES("GET", "/runtimes/{runtime_id}", errors=(404,))
 async def get_runtime(call: RestHandler) -> RuntimeAnswer:
-    """GET /runtimes/{runtime_id}."""
+    """A runtime."""
     return _runtime_answer(await call.services.runtimes.find(call.path_values["runtime_id"]))
 
 
+@ROUTES("GET", "/profiles")
 async def list_profiles(call: RestHandler) -> ProfileList:
-    """GET /profiles."""
+    """What the security levels mean."""
     return ProfileList(items=[_profile_answer(each) for each in await call.services.runtimes.profiles()])
 
 
+@ROUTES("GET", "/profiles/{profile_id}", errors=(404,))
 async def get_profile(call: RestHandler) -> ProfileAnswer:
-    """GET /profiles/{profile_id}."""
+    """What a security level means."""
     return _profile_answer(await call.services.runtimes.profile(call.path_values["profile_id"]))
 
 
@@ -53,41 +59,3 @@ def _profile_answer(profile: Profile) -> ProfileAnswer:
         writable_paths=list(profile.writable_paths),
         network=profile.network,
     )
-
-
-ROUTES = [
-    Route(
-        method="GET",
-        path="/runtimes",
-        handle=list_runtimes,
-        tag="Runtimes",
-        summary="Runtimes that sandboxes can have",
-        response=RuntimeList,
-    ),
-    Route(
-        method="GET",
-        path="/runtimes/{runtime_id}",
-        handle=get_runtime,
-        tag="Runtimes",
-        summary="A runtime",
-        response=RuntimeAnswer,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path="/profiles",
-        handle=list_profiles,
-        tag="Runtimes",
-        summary="What the security levels mean",
-        response=ProfileList,
-    ),
-    Route(
-        method="GET",
-        path="/profiles/{profile_id}",
-        handle=get_profile,
-        tag="Runtimes",
-        summary="What a security level means",
-        response=ProfileAnswer,
-        errors=(404,),
-    ),
-]

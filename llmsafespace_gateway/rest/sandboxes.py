@@ -9,7 +9,7 @@ from llmsafespace_gateway.rest import conversions
 from llmsafespace_gateway.rest.creation import answered
 from llmsafespace_gateway.rest.executions import context_answer
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import JSON, NDJSON, Query, Route
+from llmsafespace_gateway.rest.routing import JSON, NDJSON, Query, Routes
 from llmsafespace_gateway.rest.types import (
     CreateEvent,
     SandboxAnswer,
@@ -24,9 +24,22 @@ from llmsafespace_gateway.services.types import CreateSandbox, SandboxRow, momen
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _STATES = ("creating", "running", "ended")
 
+_SANDBOX = "/sandboxes/{sandbox_id}"
+ROUTES = Routes("Sandboxes")
 
+
+@ROUTES(
+    "GET",
+    "/sandboxes",
+    scope="sandboxes:read",
+    query=(
+        Query("status", "only those in this state", choices=_STATES),
+        Query("limit", "maximum number of items to return", "integer", 100, 1, 1000),
+        Query("after", "`next` of the page before"),
+    ),
+)
 async def list_sandboxes(call: RestHandler) -> SandboxList:
-    """GET /sandboxes."""
+    """Your sandboxes, newest first."""
     items, more = await call.services.sandboxes.page(
         call.caller,
         state=call.query("status"),
@@ -36,8 +49,21 @@ async def list_sandboxes(call: RestHandler) -> SandboxList:
     return SandboxList(items=[conversions.sandbox_answer(*item) for item in items], next=more)
 
 
+@ROUTES(
+    "POST",
+    "/sandboxes",
+    action="sandbox.create",
+    scope="sandboxes:write",
+    request=SandboxCreate,
+    status=201,
+    produces=(JSON, NDJSON),
+    events=CreateEvent,
+    headers=(("Idempotency-Key", "a repeated request with the same key is one sandbox"),),
+    max_body=32 * 1024 * 1024,
+    errors=(409, 422),
+)
 async def create_sandbox(call: RestHandler) -> SandboxAnswer | None:
-    """POST /sandboxes: see `creation.answered`."""
+    """Create a sandbox."""
     key = call.request.headers.get("Idempotency-Key")
     if key is not None and _KEY.fullmatch(key) is None:
         raise invalid("header.Idempotency-Key", "expected 1 to 200 printable ASCII characters, no spaces")
@@ -58,24 +84,44 @@ async def _answer(call: RestHandler, row: SandboxRow) -> SandboxAnswer:
     return conversions.sandbox_answer(row, await call.services.sandboxes.default_context(row.id))
 
 
+@ROUTES("GET", _SANDBOX, on="sandbox", scope="sandboxes:read", errors=(404,))
 async def get_sandbox(call: RestHandler, row: SandboxRow) -> SandboxAnswer:
-    """GET /sandboxes/{sandbox_id}."""
+    """A sandbox; an ended one with how it ended."""
     return await _answer(call, row)
 
 
+@ROUTES(
+    "PATCH",
+    _SANDBOX,
+    action="sandbox.update",
+    on="sandbox",
+    scope="sandboxes:write",
+    request=SandboxPatch,
+    errors=(404, 410),
+)
 async def patch_sandbox(call: RestHandler, row: SandboxRow) -> SandboxAnswer:
-    """PATCH /sandboxes/{sandbox_id}."""
+    """Change metadata or limits of time."""
     changes = conversions.sent(call.body, "metadata", "timeout", "idle_timeout", "max_lifetime")
     return await _answer(call, await call.services.sandboxes.change(call.caller, row, changes))
 
 
+@ROUTES(
+    "DELETE",
+    _SANDBOX,
+    action="sandbox.delete",
+    on="sandbox",
+    scope="sandboxes:write",
+    status=204,
+    errors=(404,),
+)
 async def delete_sandbox(call: RestHandler, row: SandboxRow) -> None:
-    """DELETE /sandboxes/{sandbox_id}."""
+    """End a sandbox and everything in it."""
     await call.services.sandboxes.delete(call.caller, row)
 
 
+@ROUTES("GET", f"{_SANDBOX}/status", on="sandbox", scope="sandboxes:read", errors=(404,))
 async def sandbox_status(call: RestHandler, row: SandboxRow) -> SandboxStatusAnswer:
-    """GET /sandboxes/{sandbox_id}/status."""
+    """How a sandbox is now: use, contexts, isolation."""
     row, seen = await call.services.sandboxes.status(call.caller, row)
     default = await call.services.sandboxes.default_context(row.id)
     return SandboxStatusAnswer(
@@ -93,87 +139,3 @@ async def sandbox_status(call: RestHandler, row: SandboxRow) -> SandboxStatusAns
         isolation=row.isolation,
         problems=[problem[:500] for problem in seen.problems[:20]] if seen is not None else [],
     )
-
-
-_SANDBOX = "/sandboxes/{sandbox_id}"
-
-ROUTES = [
-    Route(
-        method="GET",
-        path="/sandboxes",
-        handle=list_sandboxes,
-        scope="sandboxes:read",
-        tag="Sandboxes",
-        summary="Your sandboxes, newest first",
-        response=SandboxList,
-        query=(
-            Query("status", "only those in this state", choices=_STATES),
-            Query("limit", "maximum number of items to return", "integer", 100, 1, 1000),
-            Query("after", "`next` of the page before"),
-        ),
-    ),
-    Route(
-        method="POST",
-        path="/sandboxes",
-        handle=create_sandbox,
-        action="sandbox.create",
-        scope="sandboxes:write",
-        tag="Sandboxes",
-        summary="Create a sandbox",
-        request=SandboxCreate,
-        response=SandboxAnswer,
-        status=201,
-        produces=(JSON, NDJSON),
-        events=CreateEvent,
-        headers=(("Idempotency-Key", "a repeated request with the same key is one sandbox"),),
-        max_body=32 * 1024 * 1024,
-        errors=(409, 422),
-    ),
-    Route(
-        method="GET",
-        path=_SANDBOX,
-        handle=get_sandbox,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Sandboxes",
-        summary="A sandbox; an ended one with how it ended",
-        response=SandboxAnswer,
-        errors=(404,),
-    ),
-    Route(
-        method="PATCH",
-        path=_SANDBOX,
-        handle=patch_sandbox,
-        action="sandbox.update",
-        on="sandbox",
-        scope="sandboxes:write",
-        tag="Sandboxes",
-        summary="Change metadata or limits of time",
-        request=SandboxPatch,
-        response=SandboxAnswer,
-        errors=(404, 410),
-    ),
-    Route(
-        method="DELETE",
-        path=_SANDBOX,
-        handle=delete_sandbox,
-        action="sandbox.delete",
-        on="sandbox",
-        scope="sandboxes:write",
-        tag="Sandboxes",
-        summary="End a sandbox and everything in it",
-        status=204,
-        errors=(404,),
-    ),
-    Route(
-        method="GET",
-        path=f"{_SANDBOX}/status",
-        handle=sandbox_status,
-        on="sandbox",
-        scope="sandboxes:read",
-        tag="Sandboxes",
-        summary="How a sandbox is now: use, contexts, isolation",
-        response=SandboxStatusAnswer,
-        errors=(404,),
-    ),
-]

@@ -13,7 +13,7 @@ import msgspec
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.rest import openapi
 from llmsafespace_gateway.rest.handler import RestHandler
-from llmsafespace_gateway.rest.routing import JSON, Route
+from llmsafespace_gateway.rest.routing import JSON, Route, Routes
 from llmsafespace_gateway.rest.types_admin import QuarantinedAnswer, SystemAnswer
 from llmsafespace_gateway.services.types import moment
 
@@ -25,6 +25,9 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+ROUTES = Routes("About")
+ASSETS = Routes("About")  # of the documentation; not described
+ROOT = Routes("About")  # beside the API
 
 
 @cache
@@ -39,8 +42,9 @@ def _send(call: RestHandler, kind: str, body: bytes) -> None:
     call.finish(body)
 
 
+@ROUTES("GET", "/openapi.json", public=True)
 async def description(call: RestHandler) -> None:
-    """GET /openapi.json."""
+    """This API, described in OpenAPI 3.1."""
     _send(call, JSON, _document(call.router.listed))
 
 
@@ -49,28 +53,33 @@ def _document(routes: tuple[Route, ...]) -> bytes:
     return msgspec.json.encode(openapi.document(routes, version("llmsafespace-gateway")))
 
 
+@ROUTES("GET", "/docs", public=True, produces=("text/html",))
 async def docs(call: RestHandler) -> None:
-    """GET /docs."""
+    """This API, documented for people."""
     _send(call, HTML, _asset("index.html"))
 
 
+@ASSETS("GET", "/docs/style.css", public=True)
 async def docs_style(call: RestHandler) -> None:
-    """GET /docs/style.css."""
+    """Style."""
     _send(call, CSS, _asset("style.css"))
 
 
+@ASSETS("GET", "/docs/script.js", public=True)
 async def docs_script(call: RestHandler) -> None:
-    """GET /docs/script.js."""
+    """Script."""
     _send(call, JAVASCRIPT, _asset("script.js"))
 
 
+@ROOT("GET", "/healthz", public=True, probe=True)
 async def alive(call: RestHandler) -> dict[str, Any]:
-    """GET /healthz: the process answers."""
+    """The process answers."""
     return {"status": "ok"}
 
 
+@ROOT("GET", "/readyz", public=True, probe=True)
 async def ready(call: RestHandler) -> dict[str, Any]:
-    """GET /readyz: whether the disk, the store and the backend work, and if not, which does not.
+    """Whether the disk, the store and the backend work, and if not, which does not.
 
     Anybody may ask: what is wrong, with its paths, hosts and users, is in the log and for admins in /system.
     """
@@ -88,8 +97,9 @@ def prepare(routes: tuple[Route, ...]) -> None:
         _asset(name)
 
 
+@ROOT("GET", "/metrics", public=True, probe=True)
 async def metrics(call: RestHandler) -> None:
-    """GET /metrics: counts only, nothing of any tenant's."""
+    """Counts only, nothing of any tenant's."""
     await call.access.flush_audit()  # executions count when they are written
     await call.services.system.measure()
     _send(
@@ -97,8 +107,9 @@ async def metrics(call: RestHandler) -> None:
     )  # of every route and status: it takes long
 
 
+@ROUTES("GET", "/system", scope="admin")
 async def system(call: RestHandler) -> SystemAnswer:
-    """GET /system: what an admin must know of this gateway. Sandboxes of other tenants are left out."""
+    """For admins: what is in the way of this gateway, sandboxes that could not be taken in."""
     found = await call.services.system.overview(call.caller)
     return SystemAnswer(
         version=version("llmsafespace-gateway"),
@@ -116,46 +127,3 @@ async def system(call: RestHandler) -> SystemAnswer:
         unwritten_ends=found.unwritten_ends,
         problems=await call.readiness.problems(),
     )
-
-
-ROUTES = [
-    Route(
-        method="GET",
-        path="/system",
-        handle=system,
-        scope="admin",
-        tag="About",
-        summary="For admins: what is in the way of this gateway, sandboxes that could not be taken in",
-        response=SystemAnswer,
-    ),
-    Route(
-        method="GET",
-        path="/openapi.json",
-        handle=description,
-        public=True,
-        tag="About",
-        summary="This API, described in OpenAPI 3.1",
-    ),
-    Route(
-        method="GET",
-        path="/docs",
-        handle=docs,
-        public=True,
-        tag="About",
-        summary="This API, documented for people",
-        produces=("text/html",),
-    ),
-]
-ASSETS = [
-    Route(method="GET", path="/docs/style.css", handle=docs_style, public=True, tag="About", summary="Style"),
-    Route(
-        method="GET", path="/docs/script.js", handle=docs_script, public=True, tag="About", summary="Script"
-    ),
-]
-ROOT = [
-    Route(method="GET", path="/healthz", handle=alive, public=True, probe=True, tag="About", summary="Alive"),
-    Route(method="GET", path="/readyz", handle=ready, public=True, probe=True, tag="About", summary="Ready"),
-    Route(
-        method="GET", path="/metrics", handle=metrics, public=True, probe=True, tag="About", summary="Metrics"
-    ),
-]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
 
 from llmsafespace_gateway.access import Access
+from llmsafespace_gateway.access.executions import Door
 from llmsafespace_gateway.access.principal import ROLES, Principal
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.services.base import Caller, Parts
 from llmsafespace_gateway.services.executions import Execute, ExecutionService
-from llmsafespace_gateway.store import Store, audit, users
+from llmsafespace_gateway.store import Store, audit, sandboxes, users
 from llmsafespace_gateway.store.rows import SandboxRow
 
 ADA = Principal("ada", "ada", "acme", "developer", "k1", ROLES["developer"])
-DOORS = ["rest", "stream"]
+DOORS: list[Door] = ["rest", "stream"]
 
 
 class Sandboxes:
@@ -38,38 +39,33 @@ async def access(store: Store) -> AsyncIterator[Access]:
     await access.stop()
 
 
-def _row() -> SandboxRow:
-    fields: dict[str, Any] = {
-        name: {"str": "x", "int": 1, "float": 1.0, "bool": False}.get(str(annotation), {})
-        for name, annotation in SandboxRow.__annotations__.items()
-        if "None" not in str(annotation)
-    }
-    return SandboxRow(**fields | {"id": "sb-1", "tenant": "acme", "owner": "ada"})
-
-
-async def _outcomes(service: ExecutionService, door: str) -> list[str]:
+async def _outcomes(service: ExecutionService, row: SandboxRow, door: Door) -> list[str]:
     seen = []
     for number in range(7):
         wanted = Execute(id=f"{door}-{number}", kind="code", content="x = 1")
         with pytest.raises(ApiError) as caught:
-            await service.begin(Caller(ADA, door), _row(), wanted)
+            await service.begin(Caller(ADA, door), row, wanted)
         seen.append(caught.value.code)
     return seen
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_a_refusal_is_one_entry_and_one_count(store: Store, access: Access, door: str) -> None:
+async def test_a_refusal_is_one_entry_and_one_count(
+    store: Store, access: Access, make_sandbox: Callable[..., SandboxRow], door: Door
+) -> None:
     counted: list[tuple[str, str]] = []
     access.executions.count = lambda door, outcome: counted.append((door, outcome))
     none = cast("Any", None)
     service = ExecutionService(Parts(access, cast("Any", Sandboxes()), store, none, none, "python"))
-    outcomes = await _outcomes(service, door)
+    row = make_sandbox("sb-1", "acme", "ada")
+    await sandboxes.insert(store, row)
+    outcomes = await _outcomes(service, row, door)
     assert outcomes == ["conflict"] * 5 + ["rate_limited"] * 2
     assert counted == [(door, outcome) for outcome in outcomes]
     await access.flush_audit()
-    rows = sorted(await audit.entries(store, "acme"), key=lambda row: str(row.details["execution"]))
-    assert [row.outcome for row in rows] == outcomes
+    rows = sorted(await audit.entries(store, "acme"), key=lambda entry: str(entry.details["execution"]))
+    assert [entry.outcome for entry in rows] == outcomes
     expected = {"door": door, "type": "code", "size": 5}
-    for number, row in enumerate(rows):
-        assert row.details == {"execution": f"{door}-{number}", **expected}
-        assert (row.action, row.target, row.key_id) == ("sandbox.execute", "sb-1", "k1")
+    for number, entry in enumerate(rows):
+        assert entry.details == {"execution": f"{door}-{number}", **expected}
+        assert (entry.action, entry.target, entry.key_id) == ("sandbox.execute", "sb-1", "k1")
