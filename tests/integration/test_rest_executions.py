@@ -124,7 +124,7 @@ def test_a_dead_kernel_and_an_ended_sandbox_end_what_runs(client: Client) -> Non
         with client.stream(
             "POST",
             f"/sandboxes/{doomed}/execute",
-            json={"content": "print('up', flush=True)\nimport time; time.sleep(60)"},
+            json={"content": "print('up\\n', end='', flush=True)\nimport time; time.sleep(60)"},
             headers={"Accept": "application/x-ndjson"},
         ) as answer:
             events = answer.iter_lines()

@@ -55,9 +55,8 @@ def of(messages: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 def test_many_executions_over_one_connection(client: Client, sandbox: str) -> None:
     with stream(client, sandbox) as socket:
         for number in range(3):
-            send(
-                socket, type="execute", executionId=f"many-{number}", mode="code", content=f"print({number})"
-            )
+            code = f"print('{number}\\n', end='')"
+            send(socket, type="execute", executionId=f"many-{number}", mode="code", content=code)
             messages = until(socket, "execution_complete")
             assert of(messages, "execution_start")[0]["executionId"] == f"many-{number}"
             outputs = of(messages, "output")
