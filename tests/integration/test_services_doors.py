@@ -161,3 +161,35 @@ def test_a_delete_by_a_guest(limited: Gateway, door: str) -> None:
     assert (row["action"], row["target"], row["outcome"]) == ("sandbox.delete", sandbox, "forbidden")
     assert row["details"] == {"door": door}
     assert ada.delete(door, made).status_code == 204
+
+
+ACTS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "file.write": ("PUT", "/files/a.txt", None),
+    "file.move": ("POST", "/files/a.txt/move", {"target": "/workspace/b.txt"}),
+    "file.delete": ("DELETE", "/files/b.txt", None),
+    "context.create": ("POST", "/contexts", {"id": "11111111-2222-4333-8444-555555555555"}),
+    "context.restart": ("POST", "/contexts/11111111-2222-4333-8444-555555555555/restart", None),
+    "context.delete": ("DELETE", "/contexts/11111111-2222-4333-8444-555555555555", None),
+}
+
+
+def test_what_is_done_in_a_sandbox(limited: Gateway) -> None:
+    """Each act is one entry and one count, done or refused; a refusal is named as the act is."""
+    ada, guest = Person(limited), Person(limited, role="viewer")
+    made = ada.create("rest")
+    sandbox = _sandbox("rest", made)
+    ada.client.post(
+        "/api/v1/grants", json={"sandboxId": sandbox, "userId": guest.id, "level": "viewer"}
+    ).raise_for_status()
+    for who, outcome in ((guest, "forbidden"), (ada, "ok")):
+        before = {action: _acts(limited, action, "rest", outcome) for action in ACTS}
+        for method, path, body in ACTS.values():
+            answer = who.client.request(method, f"/api/v1/sandboxes/{sandbox}{path}", json=body)
+            assert answer.is_success == (outcome == "ok"), answer.text
+        rows = [row for row in who.audited() if row["action"] in ACTS]
+        assert [row["action"] for row in rows] == list(ACTS)
+        assert {(row["target"], row["outcome"], row["details"]["door"]) for row in rows} == {
+            (sandbox, outcome, "rest")
+        }
+        assert all(_acts(limited, action, "rest", outcome) == before[action] + 1 for action in ACTS)
+    assert ada.delete("rest", made).status_code == 204

@@ -220,6 +220,7 @@ async def test_decisions_are_audited_for_admins_of_the_tenant(
     assert (first.action, first.outcome, first.user_id) == ("sandbox.create", "quota_exceeded", ada.user_id)
     assert first.details == {"code": "…", "runtime": "python"}
     assert (second.action, second.target, second.key_id) == ("keys.create", row.id, ada.key_id)
+    assert second.details["door"] == "rest"
     assert await service.audit_log(rest(admin), action="keys.create") == [second]
     assert await service.audit_log(rest(admin), limit=1, after=first.id) == [second]
     assert await service.audit_log(rest(eve)) == []
