@@ -214,7 +214,7 @@ class Connection:
         writer.write(origin_head(request))
         body = asyncio.create_task(self._body(request.body_length, writer))
         try:
-            while (head := answer_head(await self._head_of_answer(reader))) is None:
+            while (head := answer_head(request, await self._head_of_answer(reader))) is None:
                 pass
             self._writer.write(head)
             await self._copy(reader, self._writer)

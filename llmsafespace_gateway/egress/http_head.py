@@ -1,18 +1,20 @@
-"""Heads of HTTP/1.1 requests and answers (RFC 9112): strict, pure."""
+"""Heads of HTTP/1.1 requests and answers (RFC 9112). Pure functions.
+
+h11 reads and writes the heads; what is decided here is which of them a proxy serves, and what a server and a
+client are told of each other. Bodies pass as they are: one request a connection, so nothing can be smuggled.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+import h11
 import msgspec
 
 from llmsafespace_gateway.egress.rules import normal_host
 
 MAX_HEAD = 32 * 1024  # bytes
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_LENGTH = re.compile(r"[0-9]{1,18}")  # int() refuses thousands of digits with an error of its own
+_VERSIONS = (b"1.0", b"1.1")
 _HOP_BY_HOP = frozenset(
     (
         "connection",
@@ -54,12 +56,10 @@ class ProxyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_request(head: bytes) -> ProxyRequest:
     """A request head up to and with its empty line. Raises BadRequest."""
-    lines = _lines(head)
-    parts = lines[0].split(" ")
-    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]) or parts[2] not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest("this is an HTTP proxy; the request line is malformed")
-    method, target, _ = parts
-    headers = _headers(lines[1:])
+    event = _event(h11.Connection(h11.SERVER, MAX_HEAD), head)
+    if not isinstance(event, h11.Request) or event.http_version not in _VERSIONS:
+        raise BadRequest("this is an HTTP/1.1 proxy; the request line is malformed")
+    method, target = event.method.decode(), event.target.decode()
     if method == "CONNECT":
         host, port = _authority(target)
         return ProxyRequest(method=method, host=host, port=port)
@@ -74,30 +74,30 @@ def parse_request(head: bytes) -> ProxyRequest:
             "a proxy request names the whole address, as in GET http://example.com/path"
         ) from None
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+    headers = _headers(event)
     return ProxyRequest(
         method=method, host=host, port=port, target=path, headers=headers, body_length=_body_length(headers)
     )
 
 
-def _lines(head: bytes) -> list[str]:
-    try:
-        text = head.decode("ascii") if head.isascii() else head.decode("latin-1")
-    except UnicodeDecodeError:
-        raise BadRequest("the head is not text") from None
-    lines = text.removesuffix("\r\n\r\n").split("\r\n")
-    if any(char in line for line in lines for char in "\r\n\0"):
+def _event(connection: h11.Connection, head: bytes) -> object:
+    """What h11 reads out of a head. Raises BadRequest.
+
+    h11 takes a bare newline for the end of a line; another server may not, so such a head is refused here.
+    """
+    if any(char in head.replace(b"\r\n", b"") for char in b"\r\n\0"):
         raise BadRequest("the head has a stray control character")
-    return lines
+    try:
+        connection.receive_data(head)
+        return connection.next_event()
+    except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+        raise BadRequest(f"malformed HTTP: {error}") from None
 
 
-def _headers(lines: Sequence[str]) -> Headers:
-    headers = []
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not _TOKEN.fullmatch(name):
-            raise BadRequest("a header line is malformed")
-        headers.append((name, value.strip(" \t")))
-    return tuple(headers)
+def _headers(event: h11.Request | h11.Response) -> Headers:
+    return tuple(
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()
+    )
 
 
 def _authority(target: str) -> tuple[str, int]:
@@ -111,27 +111,29 @@ def _authority(target: str) -> tuple[str, int]:
 
 
 def _body_length(headers: Headers) -> int:
-    lengths = {value for name, value in headers if name.lower() == "content-length"}
-    if any(name.lower() == "transfer-encoding" for name, _ in headers):
+    """The Content-Length, which h11 has checked."""
+    named = {name.lower(): value for name, value in headers}
+    if "transfer-encoding" in named:
         raise BadRequest("this proxy takes request bodies with a Content-Length only", 411)
-    if not lengths:
-        return 0
-    length = lengths.pop()
-    if lengths or not _LENGTH.fullmatch(length):
-        raise BadRequest("Content-Length is malformed")
-    return int(length)
+    return int(named.get("content-length", "0"))
 
 
 def origin_head(request: ProxyRequest) -> bytes:
     """The head that the server gets: its own path, the host that was checked, one request a connection."""
+    head: bytes = h11.Connection(h11.CLIENT).send(_to_origin(request))
+    return head
+
+
+def _to_origin(request: ProxyRequest) -> h11.Request:
     host = f"[{request.host}]" if ":" in request.host else request.host
-    lines = [f"{request.method} {request.target} HTTP/1.1"]
-    lines.append(f"Host: {host}" if request.port == 80 else f"Host: {host}:{request.port}")
-    lines += [
-        f"{name}: {value}" for name, value in _kept(request.headers) if name.lower() not in ("host", "expect")
-    ]
-    lines.append("Connection: close")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    headers = [("Host", host if request.port == 80 else f"{host}:{request.port}")]
+    headers += [each for each in _kept(request.headers) if each[0].lower() not in ("host", "expect")]
+    headers.append(("Connection", "close"))
+    return h11.Request(
+        method=request.method,
+        target=request.target,
+        headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+    )
 
 
 def _kept(headers: Headers) -> Headers:
@@ -145,23 +147,25 @@ def _kept(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if name.lower() not in dropped)
 
 
-def answer_head(head: bytes) -> bytes | None:
-    """A server's head as the client gets it, the connection's end announced; None for an interim (1xx) one.
+def answer_head(request: ProxyRequest, head: bytes) -> bytes | None:
+    """The head of a server's answer as the client gets it, the connection's end announced.
 
-    Raises BadRequest (status 502) when it is no HTTP.
+    None for an interim answer (1xx). Raises BadRequest with status 502 if the head is not HTTP.
     """
+    connection = h11.Connection(h11.CLIENT, MAX_HEAD)
+    connection.send(_to_origin(request))
     try:
-        lines = _lines(head)
-        parts = lines[0].split(" ", 2)
-        if not parts[0].startswith("HTTP/1.") or len(parts) < 2 or not re.fullmatch(r"[1-5]\d\d", parts[1]):
-            raise BadRequest("the status line is malformed")
-        headers = _headers(lines[1:])
+        event = _event(connection, head)
     except BadRequest as error:
-        raise BadRequest(f"the server's answer is not HTTP: {error}", 502) from None
-    if parts[1].startswith("1"):
+        raise BadRequest(f"the server did not answer in HTTP: {error}", 502) from None
+    if isinstance(event, h11.InformationalResponse):
         return None
-    kept = [f"{name}: {value}" for name, value in _kept(headers)]
-    return ("\r\n".join([lines[0], *kept, "Connection: close"]) + "\r\n\r\n").encode("latin-1")
+    if not isinstance(event, h11.Response):
+        raise BadRequest("the server did not answer in HTTP", 502)
+    version, reason = event.http_version.decode(), event.reason.decode("latin-1")
+    kept = [f"{name}: {value}" for name, value in _kept(_headers(event))]
+    lines = [f"HTTP/{version} {event.status_code} {reason}", *kept, "Connection: close"]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 def error_answer(status: int, text: str) -> bytes:

@@ -91,7 +91,7 @@ class Proxy:
             writer.close()
 
     async def tunnel(self, port: int, sent: str = "", source: str = "127.0.0.1") -> Streams:
-        request = f"CONNECT localhost:{port} HTTP/1.1\r\n\r\n".encode()
+        request = f"CONNECT localhost:{port} HTTP/1.0\r\n\r\n".encode()
         reader, writer = await self.send(preamble(sent or token()) + request, source)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE)
         assert head.startswith(b"HTTP/1.1 200 "), head
@@ -205,7 +205,7 @@ async def test_an_endless_first_line_is_cut_off(proxy: Proxy) -> None:
 
 async def test_what_no_rule_allows_is_refused_and_logged(proxy: Proxy) -> None:
     allowed = token(GrantedRule("example.org", (443,)))
-    answer = await proxy.answer(preamble(allowed) + b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
+    answer = await proxy.answer(preamble(allowed) + b"CONNECT example.com:443 HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"example.org:443" in answer
     line = proxy.said("egress denied")
@@ -215,7 +215,7 @@ async def test_what_no_rule_allows_is_refused_and_logged(proxy: Proxy) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "10.96.0.1", "[::1]", "[::ffff:10.0.0.1]"])
 async def test_a_sandboxs_own_rule_never_reaches_a_private_address(proxy: Proxy, host: str) -> None:
     mine = token(GrantedRule(host, (443,)))
-    answer = await proxy.answer(preamble(mine) + f"CONNECT {host}:443 HTTP/1.1\r\n\r\n".encode())
+    answer = await proxy.answer(preamble(mine) + f"CONNECT {host}:443 HTTP/1.0\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"private" in answer
 

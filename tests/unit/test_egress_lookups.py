@@ -79,7 +79,7 @@ async def ask(folder: Path, host: str) -> bytes:
 
 
 async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> bytes:
-    writer.write(f"CONNECT {host}:443 HTTP/1.1\r\n\r\n".encode())
+    writer.write(f"CONNECT {host}:443 HTTP/1.0\r\n\r\n".encode())
     try:
         return await asyncio.wait_for(reader.read(), DEADLINE)
     finally:

@@ -108,7 +108,7 @@ class World:
 
     async def tunnel(self, host: str | None = None) -> Streams:
         reader, writer = await self.send(
-            f"CONNECT {host or f'localhost:{self.port}'} HTTP/1.1\r\n\r\n".encode()
+            f"CONNECT {host or f'localhost:{self.port}'} HTTP/1.0\r\n\r\n".encode()
         )
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
         assert head.startswith(b"HTTP/1.1 200 ")
@@ -158,7 +158,7 @@ async def test_another_server_name_is_refused(world: World, certificate: Path) -
 
 
 @pytest.mark.parametrize(
-    "data", [b"SSH-2.0-client\r\n", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n"]
+    "data", [b"SSH-2.0-client\r\n", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", b"GET / HTTP/1.0\r\n\r\n"]
 )
 async def test_a_tunnel_carries_tls_only(world: World, certificate: Path, data: bytes) -> None:
     await world.start(echo, certificate)
@@ -178,7 +178,7 @@ async def test_silence_in_a_tunnel_ends_it(world: World, certificate: Path) -> N
 
 async def test_what_no_rule_allows_is_refused_with_advice(world: World) -> None:
     await world.start(answer_with_request)
-    for request in (b"CONNECT example.com:443 HTTP/1.1\r\n\r\n", b"GET http://example.com/ HTTP/1.1\r\n\r\n"):
+    for request in (b"CONNECT example.com:443 HTTP/1.0\r\n\r\n", b"GET http://example.com/ HTTP/1.0\r\n\r\n"):
         answer = await world.answer(request)
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert b"networkAccess" in answer
@@ -192,7 +192,7 @@ async def test_a_sandboxs_own_rule_never_reaches_a_private_address(world: World)
     await world.start(answer_with_request)
     port = str(world.port).encode()
     await world.proxy.open("sb-1", world.folder, [EgressRule("127.0.0.1", (world.port,))])
-    for request in (b"CONNECT 127.0.0.1:%b HTTP/1.1\r\n\r\n", b"GET http://127.0.0.1:%b/ HTTP/1.1\r\n\r\n"):
+    for request in (b"CONNECT 127.0.0.1:%b HTTP/1.0\r\n\r\n", b"GET http://127.0.0.1:%b/ HTTP/1.0\r\n\r\n"):
         answer = await world.answer(request % port)
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert b"private" in answer
@@ -208,7 +208,7 @@ async def test_a_name_is_checked_after_resolution(
         return [(2, 1, 6, "", ("169.254.169.254", 0)), (2, 1, 6, "", ("127.0.0.1", 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    answer = await world.answer(b"CONNECT rebound.invalid:443 HTTP/1.1\r\n\r\n")
+    answer = await world.answer(b"CONNECT rebound.invalid:443 HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"no public address" in answer
 
@@ -217,7 +217,7 @@ async def test_plain_http(world: World) -> None:
     await world.start(answer_with_request, read_only=False)
     url = f"http://localhost:{world.port}/simple/?q=1"
     first = f"POST {url} HTTP/1.1\r\nHost: victim\r\nContent-Length: 5\r\n\r\nhello"
-    answer = await world.answer(f"{first}GET http://second/ HTTP/1.1\r\n\r\n".encode())
+    answer = await world.answer(f"{first}GET http://second/ HTTP/1.0\r\n\r\n".encode())
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert b"Connection: close" in head
@@ -231,7 +231,7 @@ async def test_plain_http(world: World) -> None:
 )
 async def test_a_package_index_is_read_alone(world: World, method: str) -> None:
     await world.start(answer_with_request)
-    answer = await world.answer(f"{method} http://localhost:{world.port}/pkg HTTP/1.1\r\n\r\n".encode())
+    answer = await world.answer(f"{method} http://localhost:{world.port}/pkg HTTP/1.0\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"only GET and HEAD" in answer
     (decision,) = world.decisions
@@ -242,7 +242,7 @@ async def test_a_package_index_is_read_alone(world: World, method: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_reading_carries_no_body_to_a_package_index(world: World, method: str) -> None:
     await world.start(answer_with_request)
-    target = f"{method} http://localhost:{world.port}/simple/ HTTP/1.1\r\n"
+    target = f"{method} http://localhost:{world.port}/simple/ HTTP/1.0\r\n"
     assert (await world.answer(f"{target}\r\n".encode())).startswith(b"HTTP/1.1 200 ")
     with_body = f"{target}Content-Length: 5\r\n\r\nhello".encode()
     assert (await world.answer(with_body)).startswith(b"HTTP/1.1 403 ")
@@ -253,7 +253,7 @@ async def test_unreachable_server(world: World) -> None:
     assert world._server is not None
     world._server.close()
     await world._server.wait_closed()
-    answer = await world.answer(f"CONNECT localhost:{world.port} HTTP/1.1\r\n\r\n".encode())
+    answer = await world.answer(f"CONNECT localhost:{world.port} HTTP/1.0\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 504 ")
 
 
@@ -261,8 +261,8 @@ async def test_unreachable_server(world: World) -> None:
     ("data", "status"),
     [
         (b"\x00\x01\x02\r\n\r\n", b"400"),
-        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
-        (b"GET http://a/ HTTP/1.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"400"),
+        (b"GET http://a/ HTTP/1.0\r\nX: " + b"x" * 200_000 + b"\r\n\r\n", b"431"),
     ],
 )
 async def test_bad_heads_are_answered(world: World, data: bytes, status: bytes) -> None:

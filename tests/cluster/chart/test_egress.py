@@ -36,7 +36,7 @@ print(fetch({url!r}))
 TUNNEL = """
 import socket, ssl
 way = socket.create_connection(("127.0.0.1", 3128), 20)
-way.sendall(b"CONNECT {host}:443 HTTP/1.1\\r\\n\\r\\n")
+way.sendall(b"CONNECT {host}:443 HTTP/1.0\\r\\n\\r\\n")
 print(way.recv(1024).split(b"\\r\\n")[0].decode())
 trust = ssl.create_default_context(cafile="ca.pem")
 trust.check_hostname = False
