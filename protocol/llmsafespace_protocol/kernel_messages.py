@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+AGENT_SESSION = "llmsafespace-agent"  # of messages that the agent makes itself
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
 _MAX_PARTS = 1024
 # What decoding raises for what somebody else wrote: it is no JSON, or is no UTF-8, or nests too deeply.

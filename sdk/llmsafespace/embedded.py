@@ -237,6 +237,15 @@ _lock = threading.Lock()
 _gateway: EmbeddedGateway | None = None
 
 
+def _forked() -> None:
+    """A forked process has a lock of its own: the thread that held the old one may not be there."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def endpoint() -> Endpoint:
     """The private gateway's endpoint; starts it on first use. Raises GatewayUnavailable."""
     global _gateway

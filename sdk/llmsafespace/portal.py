@@ -109,6 +109,15 @@ _lock = threading.Lock()
 _portal: Portal | None = None
 
 
+def _forked() -> None:
+    """A forked process has a lock of its own: the thread that held the old one may not be there."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def portal() -> Portal:
     """This process's portal; a forked child gets one of its own."""
     global _portal

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from llmsafespace import messages
 from llmsafespace.channel import Channel, check_size
 from llmsafespace.decoding import BadMessage, decode_object
 from llmsafespace.errors import InvalidRequest, SandboxEnded, SandboxError
+from llmsafespace.jupyter.deaths import Deaths
 from llmsafespace.jupyter.sockets import KernelSockets
 from llmsafespace.messages import Message
 from llmsafespace.sandbox import AsyncSandbox
@@ -41,15 +43,6 @@ _REPEATABLE = frozenset(
 _AHEAD = 500  # messages that may wait for the local sockets
 
 
-def is_dead(message: Message) -> bool:
-    """True for the status message that tells of a kernel's death."""
-    try:
-        status = message.channel == "iopub" and message.header().msg_type == "status"
-        return status and message.content().get("execution_state") == "dead"
-    except BadMessage:
-        return False
-
-
 class Bridge:
     """One kernel's bridge: a sandbox, its channel, and the local sockets."""
 
@@ -62,6 +55,7 @@ class Bridge:
         self._unanswered: dict[str, bytes] = {}
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._sender: asyncio.Task[None] | None = None
+        self._deaths = Deaths()
         self.stopped = asyncio.Event()
 
     async def start(self) -> None:
@@ -104,6 +98,8 @@ class Bridge:
         if header.msg_type == "shutdown_request":
             await self._shutdown(channel, parts)
             return
+        if self._deaths.dead:
+            return  # as nothing would be read by a process that is dead
         frame = messages.pack(channel, parts)
         try:
             check_size(frame)
@@ -139,10 +135,19 @@ class Bridge:
         if message.channel in ("shell", "control"):
             with contextlib.suppress(BadMessage):
                 self._unanswered.pop(message.parent().msg_id, None)
-        if is_dead(message):
-            self._unanswered.clear()
-            self._tell({"event": "dead"})
-        self._outgoing.put_nowait(message)
+        was_dead = self._deaths.dead
+        for each in self._deaths.passed(message):
+            self._outgoing.put_nowait(each)
+        if self._deaths.dead and not was_dead:
+            self._die("dead")
+
+    def _die(self, event: str, **details: str) -> None:
+        """Look dead to the application and its clients."""
+        self._deaths.dead = True
+        self._unanswered.clear()
+        if self._sockets is not None:
+            self._sockets.beating.clear()
+        self._tell({"event": event, **details})
 
     def on_gap(self, missed: int, resume: int) -> None:
         """Tell of lost messages where a notebook shows it."""
@@ -177,9 +182,7 @@ class Bridge:
     def on_lost(self, error: SandboxError) -> None:
         """The sandbox is gone, or we may not speak to it any more."""
         log.error("the sandbox is lost: %s", error)
-        header = json.dumps(messages.header("status", messages.new_id())).encode()
-        self._outgoing.put_nowait(Message("iopub", [header, b"{}", b"{}", b'{"execution_state":"dead"}']))
-        self._tell({"event": "ended", "error": error.message})
+        self._die("ended", error=error.message)
 
     def unanswered(self) -> Iterable[bytes]:
         """Requests that only ask, or run once, and have no reply yet."""
@@ -218,6 +221,7 @@ class Bridge:
         if self._sandbox is None or self._channel is None:
             raise SandboxError("there is no sandbox to restart")
         self._unanswered.clear()
+        self._deaths.revive()
         try:
             await self._sandbox.contexts.restart()
             self._channel.start()
@@ -225,6 +229,8 @@ class Bridge:
             await self._channel.close()
             await self._sandbox.close()
             await self._open_sandbox()
+        if self._sockets is not None:
+            self._sockets.beating.set()
 
     async def terminate(self) -> None:
         """End the sandbox and this process."""
@@ -253,16 +259,24 @@ async def serve() -> int:
         tell({"event": "ready", "sandbox_id": bridge.sandbox_id})
         requests = asyncio.ensure_future(_requests(bridge, lines, tell))
         stopped = asyncio.ensure_future(bridge.stopped.wait())
-        await asyncio.wait((requests, stopped), return_when=asyncio.FIRST_COMPLETED)
+        orphaned = asyncio.ensure_future(_orphaned())
+        await asyncio.wait((requests, stopped, orphaned), return_when=asyncio.FIRST_COMPLETED)
         keep = requests.done() and requests.result()
-        requests.cancel()
-        stopped.cancel()
+        for task in (requests, stopped, orphaned):
+            task.cancel()
     except (SandboxError, OSError) as error:
         tell({"event": "failed", "error": str(error)})
         return 1
     finally:
         await bridge.close(terminate=not keep)
     return 0
+
+
+async def _orphaned() -> None:
+    """Returns when the application is gone: a process that it forked may hold our standard input open."""
+    application = os.getppid()
+    while os.getppid() == application:  # noqa: ASYNC110  (nothing tells of it)
+        await asyncio.sleep(1.0)
 
 
 async def _requests(bridge: Bridge, lines: asyncio.StreamReader, tell: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ class BridgeProcess:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.exit_code: int | None = 0
+        self._owner = os.getpid()
         self.sandbox_id: str | None = None
         self.connection = request["connection"]
         self._changed = threading.Condition()
@@ -50,12 +52,19 @@ class BridgeProcess:
                 raise SandboxError(self._failure)
 
     @property
+    def _ours(self) -> bool:
+        """False in a process that was forked from the one that started it: whoever reads is not there."""
+        return self._owner == os.getpid()
+
+    @property
     def running(self) -> bool:
         """True while the process runs, whatever its kernel does."""
         return self._process.poll() is None
 
     def call(self, operation: str, timeout: float) -> None:
         """Carry out an operation. Raises SandboxError when it fails, or after `timeout` seconds."""
+        if not self._ours:
+            raise SandboxError("the kernel belongs to the process that this one was forked from")
         future: Future[None] = Future()
         with self._changed:
             number = next(self._numbers)
@@ -76,18 +85,25 @@ class BridgeProcess:
 
     def wait_stopped(self, timeout: float) -> bool:
         """True when there is no kernel any more, within `timeout` seconds."""
+        if not self._ours:
+            return True
         with self._changed:
             return self._changed.wait_for(lambda: self.exit_code is not None, timeout)
 
     def mark_stopped(self) -> None:
         """The application considers its kernel ended, though the sandbox may live on for a restart."""
-        self._set_exit(0)
+        if self._ours:
+            self._set_exit(0)
+        else:
+            self.exit_code = 0
 
     def end(self, *, leave: bool = False, timeout: float = 20.0) -> None:
         """End the process, and the sandbox with it unless `leave`. Returns when it has ended."""
+        if not self._ours:
+            return
         with contextlib.suppress(SandboxError):
-            if leave:
-                self.call("leave", timeout)
+            # Its standard input ends too, but not where a forked process has the other end as well.
+            self.call("leave" if leave else "terminate", timeout)
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()

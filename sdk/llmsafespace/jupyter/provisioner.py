@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from traitlets import Dict, Float, Unicode
 
 from llmsafespace import embedded
 from llmsafespace.errors import SandboxError
+from llmsafespace.jupyter.aside import aside
 from llmsafespace.jupyter.process import BridgeProcess
 from llmsafespace.settings import explicit_endpoint, require_gateway_package
 
@@ -57,7 +57,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         bridge = self._bridge
         if bridge is None:
             return 0
-        while not await asyncio.to_thread(bridge.wait_stopped, 1.0):
+        while not await aside(bridge.wait_stopped, 1.0):
             pass
         return bridge.exit_code
 
@@ -72,7 +72,7 @@ class SandboxProvisioner(KernelProvisionerBase):
         if self._bridge is None or not self.has_process:
             return
         try:
-            await asyncio.to_thread(self._bridge.call, "interrupt", _CALL_TIMEOUT)
+            await aside(self._bridge.call, "interrupt", _CALL_TIMEOUT)
         except SandboxError as error:
             self.log.warning("The sandbox could not be interrupted: %s", error)
 
@@ -88,7 +88,7 @@ class SandboxProvisioner(KernelProvisionerBase):
     async def shutdown_requested(self, restart: bool = False) -> None:
         """The request is on its way to the bridge: wait until it has been carried out."""
         if self._bridge is not None:
-            await asyncio.to_thread(self._bridge.wait_stopped, 5.0)
+            await aside(self._bridge.wait_stopped, 5.0)
 
     async def cleanup(self, restart: bool = False) -> None:
         """End the sandbox, unless the kernel is about to be started again."""
@@ -96,7 +96,7 @@ class SandboxProvisioner(KernelProvisionerBase):
             return
         bridge, self._bridge = self._bridge, None
         if bridge is not None:
-            await asyncio.to_thread(bridge.end)
+            await aside(bridge.end)
         self._return_ports()
 
     # -- start
@@ -136,14 +136,14 @@ class SandboxProvisioner(KernelProvisionerBase):
         sandbox_id = None
         if self._bridge is not None:
             if self._bridge.running and self._bridge.connection == connection:
-                await asyncio.to_thread(self._bridge.restart, _CALL_TIMEOUT)
+                await aside(self._bridge.restart, _CALL_TIMEOUT)
                 return self.connection_info
             sandbox_id = self._bridge.sandbox_id if self._bridge.running else None
-            await asyncio.to_thread(self._bridge.end, leave=sandbox_id is not None)
+            await aside(self._bridge.end, leave=sandbox_id is not None)
         env = {str(name): str(value) for name, value in {**self.env, **kwargs.get("env", {})}.items()}
-        self._bridge = await asyncio.to_thread(self._start, connection, env, sandbox_id)
+        self._bridge = await aside(self._start, connection, env, sandbox_id)
         if sandbox_id is not None:
-            await asyncio.to_thread(self._bridge.restart, _CALL_TIMEOUT)
+            await aside(self._bridge.restart, _CALL_TIMEOUT)
         return self.connection_info
 
     def _start(

@@ -31,6 +31,8 @@ class KernelSockets:
     def __init__(self, connection: Mapping[str, Any], take: Take) -> None:
         self._signer = Signer(connection)
         self._take = take
+        self.beating = asyncio.Event()  # cleared while the kernel is dead
+        self.beating.set()
         self._context = zmq.asyncio.Context()
         self._session = messages.new_id()
         self._senders: OrderedDict[str, list[bytes]] = OrderedDict()
@@ -119,7 +121,9 @@ class KernelSockets:
     async def _beat(self) -> None:
         socket = self._sockets["hb"]
         while True:
-            await socket.send(await socket.recv())
+            beat = await socket.recv()
+            await self.beating.wait()
+            await socket.send(beat)
 
     async def close(self) -> None:
         """Close the sockets; what was sent is given a second to leave."""

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from llmsafespace_protocol.kernel_messages import UNREADABLE
+from llmsafespace_protocol.kernel_messages import AGENT_SESSION, UNREADABLE
 
-AGENT_SESSION = "llmsafespace-agent"
 PROTOCOL_VERSION = "5.4"
 END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 Parts = list[bytes]
