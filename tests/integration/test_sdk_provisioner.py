@@ -202,6 +202,27 @@ async def test_a_server_of_many_kernels(gateway: Gateway) -> None:
     assert await asyncio.to_thread(living, gateway) == before
 
 
+def test_what_a_specification_asks_for(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("1,2")
+    config = {
+        "files": {"data.csv": str(tmp_path / "data.csv")},
+        "resources": {"memory": "700Mi"},
+        "security_level": "high",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+        install(name="asked", runtime="python", url=gateway.url, config=config, prefix=str(tmp_path))
+        manager, client = start_new_kernel(kernel_name="asked")
+        try:
+            assert text(run(client, "print(open('data.csv').read())")[1]) == "1,2\n"
+            infos = Sandbox.list(state="running", api_url=gateway.url, api_key=gateway.admin_key)
+            (info,) = [one.raw for one in infos if one.raw["securityLevel"] == "high"]
+            assert info["resources"]["memory"] == "700Mi"
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel()
+
+
 def test_nbclient_runs_a_notebook(gateway: Gateway, tmp_path: Path) -> None:
     before = living(gateway)
     cell = nbformat.v4.new_code_cell

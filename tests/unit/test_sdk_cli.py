@@ -14,7 +14,8 @@ from llmsafespace.cli.run import save_pictures
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["run"], ["sandboxes", "list"], ["exec"], ["cp"], ["jupyter", "install"]]
+    "arguments",
+    [[], ["run"], ["sandboxes", "list"], ["exec"], ["cp"], ["jupyter", "install"], ["jupyter", "list"]],
 )
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

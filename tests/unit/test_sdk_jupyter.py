@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,83 @@ def test_install_writes_a_specification_without_a_key(
 def test_a_bad_name_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["jupyter", "install", "--prefix", str(tmp_path), "--name", "a b"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_was_asked_for_is_written_and_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.csv").write_text("1")
+    monkeypatch.chdir(tmp_path)
+    options = "--package polars --package altair --file data.csv --file data.csv:/tmp/x --memory 2Gi --cpu 2"
+    options += " --storage 4Gi --profile high --warm-pool data --idle-timeout 60 --url localhost:8080/api/v1"
+    arguments = ["--prefix", str(tmp_path), "--name", "data", *options.split(), "--env", "TOKEN=secret"]
+    assert cli.main(["jupyter", "install", *arguments]) == 0
+    told = capsys.readouterr()
+    config = json.loads(Path(told.out.strip(), "kernel.json").read_text())["metadata"]["kernel_provisioner"]
+    local = str(tmp_path / "data.csv")
+    assert config["config"] == {
+        "url": "http://localhost:8080",
+        "packages": ["polars", "altair"],
+        "files": {"data.csv": local, "/tmp/x": local},
+        "resources": {"cpu": "2", "memory": "2Gi", "ephemeralStorage": "4Gi"},
+        "security_level": "high",
+        "warm_pool": "data",
+        "idle_timeout": 60.0,
+    }
+    lines = (
+        "packages: polars, altair",
+        "memory=2Gi",
+        "security level: high",
+        f"data.csv={local}",
+        "env: TOKEN",
+    )
+    for words in lines:
+        assert words in told.err
+    assert "secret" not in told.err
+
+
+def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ipykernel has them: for the user, in this environment, beneath a prefix."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
+    places = {("--sys-prefix",): "env/share/jupyter", (): "env/share/jupyter", ("--user",): "user"}
+    for options, place in places.items():
+        assert cli.main(["jupyter", "install", *options]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / place / "kernels" / "llmsafespace")
+    with pytest.raises(SystemExit):
+        cli.main(["jupyter", "install", "--user", "--sys-prefix"])
+
+
+def test_list_and_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only kernels of sandboxes: others are neither shown nor removed."""
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    for name in ("one", "two"):
+        assert cli.main(["jupyter", "install", "--prefix", str(tmp_path), "--name", name]) == 0
+    other = tmp_path / "share" / "jupyter" / "kernels" / "other"
+    other.mkdir()
+    (other / "kernel.json").write_text('{"argv": ["x"], "display_name": "Other", "language": "x"}')
+    broken = tmp_path / "share" / "jupyter" / "kernels" / "broken"
+    broken.mkdir()
+    (broken / "kernel.json").write_text("{")
+    capsys.readouterr()
+    for place in ([], ["--prefix", str(tmp_path)]):
+        assert cli.main(["jupyter", "list", "--json", *place]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {"one", "two"} <= {one["name"] for one in found}
+        assert not {"other", "broken", "python3"} & {one["name"] for one in found}
+    assert cli.main(["jupyter", "list"]) == 0
+    assert f"one  {other.parent / 'one'}" in capsys.readouterr().out
+    assert cli.main(["jupyter", "remove", "one", "other", "none", "two"]) == 1
+    assert "no sandbox kernel 'other'" in capsys.readouterr().err
+    assert sorted(each.name for each in other.parent.iterdir()) == ["broken", "other"]
+
+
+def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["jupyter", "install", "--file", "/none"])
+    assert "there is no file /none" in capsys.readouterr().err
 
 
 def test_other_runtimes() -> None:

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from llmsafespace import messages
@@ -69,8 +70,10 @@ class Bridge:
         if sandbox_id is not None:
             self._sandbox = await AsyncSandbox.connect(sandbox_id, **where)
         else:
+            sandbox = dict(self._request["sandbox"])
+            files = {path: Path(local) for path, local in sandbox.pop("files", {}).items()}
             # Cells of Jupyter clients have no time limit of their own.
-            self._sandbox = await AsyncSandbox(**self._request["sandbox"], timeout=None, **where)
+            self._sandbox = await AsyncSandbox(**sandbox, files=files, timeout=None, **where)
         kernel_id = await self._sandbox.contexts.default_id()
         self._channel = Channel(
             self._sandbox.transport, kernel_id, messages.new_id(), self, None if sandbox_id else 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
 from jupyter_client.provisioning import KernelProvisionerBase
-from traitlets import Dict, Float, Unicode
+from traitlets import Dict, Float, List, Unicode
 
 from llmsafespace import embedded
 from llmsafespace.errors import SandboxError
@@ -36,6 +36,8 @@ class SandboxProvisioner(KernelProvisionerBase):
         config=True
     )
     resources = Dict(help="cpu, memory and ephemeralStorage, as quantities.").tag(config=True)
+    packages = List(help="Packages to install before the first cell.").tag(config=True)
+    files = Dict(help="Files to copy into each sandbox: its path there, and the path here.").tag(config=True)
     idle_timeout = Float(3600.0, help="Seconds after which a forgotten sandbox ends.").tag(config=True)
 
     _bridge: BridgeProcess | None = None
@@ -160,6 +162,10 @@ class SandboxProvisioner(KernelProvisionerBase):
         }
         if self.warm_pool:
             sandbox["warm_pool"] = str(self.warm_pool)
+        if self.packages:
+            sandbox["packages"] = list(self.packages)
+        if self.files:
+            sandbox["files"] = {str(path): str(local) for path, local in self.files.items()}
         if self.resources:
             sandbox["resources"] = dict(self.resources)
         bridge = BridgeProcess(
