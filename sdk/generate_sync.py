@@ -51,7 +51,7 @@ BODIES = {
         """,
     "Sandbox.list": "return portal().run(AsyncSandbox.list({arguments}))",
     "Sandbox.run_code": """
-        callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin)
+        callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin, on_comm)
         options = RunOptions(language, context, timeout, env, stdin is not None)
         output = Output(self._portal, self._async.output(code, options))
         return output.finish(callbacks if callbacks.any else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -68,6 +68,23 @@ class Error(Event):
 
 
 @dataclass(frozen=True)
+class Comm(Event):
+    """A message of a comm, as widgets send it: `action` is open, msg or close.
+
+    `target` names what the comm is for when it is opened; `buffers` are binary attachments.
+    Comms come over a kernel's stream (`run_code`, `stream_code`), not with `attach`.
+    """
+
+    type: ClassVar[str] = "comm"
+    action: str = "msg"
+    comm_id: str = ""
+    target: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    buffers: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
 class InputRequest(Event):
     """The code waits for a line of input."""
 
@@ -119,6 +136,29 @@ def from_message(msg_type: str, content: dict[str, Any], seq: int = 0) -> Event 
     if msg_type == "input_request":
         return InputRequest(str(content.get("prompt", "")), bool(content.get("password", False)), seq=seq)
     return None
+
+
+def comm_from_message(
+    msg_type: str,
+    content: dict[str, Any],
+    metadata: dict[str, Any],
+    buffers: Sequence[bytes | memoryview],
+    seq: int = 0,
+) -> Comm | None:
+    """The event that a comm_open, comm_msg or comm_close stands for; None for another message."""
+    action = {"comm_open": "open", "comm_msg": "msg", "comm_close": "close"}.get(msg_type)
+    if action is None:
+        return None
+    data = content.get("data")
+    return Comm(
+        action,
+        str(content.get("comm_id", "")),
+        str(content.get("target_name", "")),
+        dict(data) if isinstance(data, Mapping) else {},
+        metadata,
+        tuple(map(bytes, buffers)),
+        seq=seq,
+    )
 
 
 def end_from_reply(content: dict[str, Any], metadata: dict[str, Any], seq: int = 0) -> End:

@@ -123,6 +123,7 @@ class SandboxOperations:
         on_stderr: Callable[[str], Any] | None = None,
         on_result: Callable[[Any], Any] | None = None,
         on_error: Callable[[Any], Any] | None = None,
+        on_comm: Callable[[Any], Any] | None = None,
         stdin: Stdin | None = None,
     ) -> Execution:
         """Run code in a context (the default one) and return its output, results and error.
@@ -130,11 +131,11 @@ class SandboxOperations:
         `code` is text, or an object with text in it: of LangChain's messages and results (`.content`,
         `.text`, `.generations`) the text is taken. Raises TypeError for others.
         `language` picks a context of that language, made on first use; `env` holds for this run only;
-        `stdin` (text, lines, or a function of the prompt) answers `input()`.
+        `stdin` (text, lines, or a function of the prompt) answers `input()`; `on_comm` hears widgets.
         Callbacks may be coroutine functions.
         Raises SandboxError only when the run itself could not be carried out.
         """
-        callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin)
+        callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin, on_comm)
         options = RunOptions(language, context, timeout, env, stdin is not None)
         return await self.output(code, options).finish(callbacks if callbacks.any else None)
 

@@ -57,6 +57,8 @@ class ExecutionBuilder:
                 self._clear_if_due()
         elif isinstance(event, events.Error):
             execution.error = event.error
+        elif isinstance(event, events.Comm):
+            execution.comms.append(event)
         elif isinstance(event, events.Gap):
             execution.missed += event.missed
             execution.logs.stderr.append(event.text)
@@ -110,6 +112,7 @@ class Callbacks:
     on_result: Callable[[Result], Any] | None = None
     on_error: Callable[[ExecutionError], Any] | None = None
     stdin: Stdin | None = None
+    on_comm: Callable[[events.Comm], Any] | None = None
 
     def __post_init__(self) -> None:
         self._lines: Iterator[str] | None = None
@@ -121,7 +124,8 @@ class Callbacks:
     @property
     def any(self) -> bool:
         """True when there is a callback or a source of input."""
-        return any((self.on_stdout, self.on_stderr, self.on_result, self.on_error, self.stdin is not None))
+        calls = (self.on_stdout, self.on_stderr, self.on_result, self.on_error, self.on_comm)
+        return any((*calls, self.stdin is not None))
 
     def call(self, event: Event) -> Any:
         """Call the callback for an event. For an input request: the answer, or an awaitable of it."""
@@ -133,6 +137,8 @@ class Callbacks:
             return self.on_result and self.on_result(event.result)
         if isinstance(event, events.Error):
             return self.on_error and self.on_error(event.error)
+        if isinstance(event, events.Comm):
+            return self.on_comm and self.on_comm(event)
         return self._line(event.prompt) if isinstance(event, events.InputRequest) else None
 
     def _line(self, prompt: str) -> Any:

@@ -175,7 +175,8 @@ class Execution:
 
     `end` is "ok", "error", "aborted", "timeout", "interrupted", "oom", "kernel_died" or "expired";
     `execution_time` is in seconds, as seen from here. `missed` counts messages lost to the sandbox's
-    output quota (0 unless a program writes more than the journal holds).
+    output quota (0 unless a program writes more than the journal holds). `comms` has the messages of widgets
+    and other comms (events.Comm), with their buffers.
     """
 
     id: str
@@ -186,6 +187,7 @@ class Execution:
     execution_count: int | None = None
     execution_time: float = 0.0
     missed: int = 0
+    comms: list[Any] = field(default_factory=list)  # events.Comm, which this module is below
 
     @property
     def stdout(self) -> str:

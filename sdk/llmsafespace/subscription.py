@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from llmsafespace import patience
 from llmsafespace.decoding import BadMessage
 from llmsafespace.errors import PermissionDenied
-from llmsafespace.events import End, Event, Gap, InputRequest, end_from_reply, from_message, unreadable
+from llmsafespace.events import (
+    End,
+    Event,
+    Gap,
+    InputRequest,
+    comm_from_message,
+    end_from_reply,
+    from_message,
+    unreadable,
+)
 from llmsafespace.messages import Message
 from llmsafespace.results import ExecutionError
 
@@ -59,6 +68,9 @@ class Subscription:
                 self.fail(PermissionDenied(self._reply.error.value, code="forbidden"))
         else:
             event = from_message(msg_type, message.content(), message.seq)
+            if event is None and message.channel == "iopub":
+                content, metadata = message.content(), message.metadata()
+                event = comm_from_message(msg_type, content, metadata, message.parts[4:], message.seq)
             if isinstance(event, InputRequest):
                 self.input_header = bytes(message.parts[0])
             if event is not None:

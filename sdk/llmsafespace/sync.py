@@ -183,6 +183,7 @@ class Sandbox:
         on_stderr: Callable[[str], Any] | None = None,
         on_result: Callable[[Any], Any] | None = None,
         on_error: Callable[[Any], Any] | None = None,
+        on_comm: Callable[[Any], Any] | None = None,
         stdin: Stdin | None = None,
     ) -> Execution:
         """Run code in a context (the default one) and return its output, results and error.
@@ -190,11 +191,11 @@ class Sandbox:
         `code` is text, or an object with text in it: of LangChain's messages and results (`.content`,
         `.text`, `.generations`) the text is taken. Raises TypeError for others.
         `language` picks a context of that language, made on first use; `env` holds for this run only;
-        `stdin` (text, lines, or a function of the prompt) answers `input()`.
+        `stdin` (text, lines, or a function of the prompt) answers `input()`; `on_comm` hears widgets.
         Callbacks are called in this thread.
         Raises SandboxError only when the run itself could not be carried out.
         """
-        callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin)
+        callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error, stdin, on_comm)
         options = RunOptions(language, context, timeout, env, stdin is not None)
         output = Output(self._portal, self._async.output(code, options))
         return output.finish(callbacks if callbacks.any else None)

@@ -70,6 +70,21 @@ def test_output_results_and_pictures(sandbox: Sandbox) -> None:
     assert execution.execution_count
 
 
+def test_comms_of_widgets_with_their_buffers(sandbox: Sandbox) -> None:
+    code = (
+        "from comm import create_comm\n"
+        "comm = create_comm(target_name='t', data={'a': 1}, buffers=[b'\\x00\\xff'])\n"
+        "comm.send({'b': 2}, buffers=[bytes(3)]); comm.close()"
+    )
+    heard: list[events.Comm] = []
+    execution = sandbox.run_code(code, on_comm=heard.append)
+    told = [(comm.action, comm.data, comm.buffers) for comm in execution.comms]
+    assert told == [("open", {"a": 1}, (b"\x00\xff",)), ("msg", {"b": 2}, (bytes(3),)), ("close", {}, ())]
+    assert heard == execution.comms
+    assert len({comm.comm_id for comm in heard}) == 1
+    assert heard[0].target == "t"
+
+
 def test_updated_displays(sandbox: Sandbox) -> None:
     code = "handle = display('old', display_id=True)\nhandle.update('new')"
     assert [result.text for result in sandbox.run_code(code).results] == ["'new'"]
