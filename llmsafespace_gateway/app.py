@@ -54,6 +54,11 @@ class GatewayApp(JupyterApp):
 
     ip = Unicode("127.0.0.1", help="The address to listen on.").tag(config=True)
     port = Int(8080, help="The port to listen on; 0 takes a free one.").tag(config=True)
+    certfile = Unicode(
+        "",
+        help="The TLS certificate to show, with its chain, in PEM. A renewed file is taken within seconds.",
+    ).tag(config=True)
+    keyfile = Unicode("", help="The certificate's key in PEM, where it is not in certfile.").tag(config=True)
     socket = Unicode("", help="Listen on this unix socket instead of a port.").tag(config=True)
     data_dir = Unicode(help="Where keys, records and running sandboxes are kept.").tag(config=True)
     database_url = Unicode("", help="SQLAlchemy URL of the store; SQLite in the data dir by default.").tag(
@@ -140,6 +145,8 @@ class GatewayApp(JupyterApp):
         "log-format": "GatewayApp.log_style",
         "ip": "GatewayApp.ip",
         "port": "GatewayApp.port",
+        "certfile": "GatewayApp.certfile",
+        "keyfile": "GatewayApp.keyfile",
         "socket": "GatewayApp.socket",
         "data-dir": "GatewayApp.data_dir",
         "runtimes-dir": "GatewayApp.runtimes_dir",
@@ -242,12 +249,31 @@ class GatewayApp(JupyterApp):
         """True when the log is JSON."""
         return self.speaks_json or (self.log_style == "auto" and not sys.stderr.isatty())
 
+    @property
+    def where(self) -> str:
+        """Where it serves: a URL that can be opened on this machine, or the path of a unix socket."""
+        if self.socket:
+            return f"unix socket {self.socket}"
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.ip, self.ip)  # noqa: S104
+        scheme = "https" if self.certfile else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def _warn_of_plain_http(self) -> None:
+        if self.certfile or self.socket or self.trusted_proxies or self.ip in configuration.LOOPBACK:
+            return
+        self.log.warning(
+            "plain HTTP on %s: keys and code can be read on their way. Give --certfile and --keyfile, or let "
+            "a proxy serve TLS and name it with --trusted-proxies",
+            self.ip or "every address",
+        )
+
     def announce(self, services: wiring.Gateway) -> None:
         """Say where it serves, and on the first start the admin key: the only time that it is shown."""
         if self.embedded:
             print(json.dumps({"ready": True, "socket": self.socket}), flush=True)
             return
-        where = f"unix socket {self.socket}" if self.socket else f"http://{self.ip}:{self.port}"
+        where = self.where
+        self._warn_of_plain_http()
         if self.speaks_json:
             self.log.info("serving", extra={"fields": {"where": where}})
             if services.first_key:
@@ -256,7 +282,10 @@ class GatewayApp(JupyterApp):
                 )
             return
         key = services.first_key or "<your key>"
-        print(f"LLMSafeSpace serves on {where}")
+        everywhere = not self.socket and self.ip in ("", "0.0.0.0", "::")  # noqa: S104
+        print(
+            f"LLMSafeSpace serves on {where}" + (" and this machine's other addresses" if everywhere else "")
+        )
         if services.first_key:
             print(f"Admin key (shown once): {services.first_key}")
         print(EXAMPLE.format(where=where, key=key), flush=True)

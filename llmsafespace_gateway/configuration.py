@@ -27,7 +27,7 @@ from traitlets.config.loader import ConfigError, ConfigFileNotFound, KVArgParseC
 from llmsafespace_gateway import rest
 from llmsafespace_gateway.access.quotas import Quota, merge_quota
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.serving import TrustedProxies
+from llmsafespace_gateway.serving import Certificate, TrustedProxies
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
@@ -239,6 +239,8 @@ def check(app: GatewayApp) -> None:
     if not 0 <= app.port <= 65535:
         raise wrong(f"invalid --port {app.port}: a port is a number from 0 to 65535")
     _check_together(app)
+    if app.certfile:
+        Certificate(app.certfile, app.keyfile)
     try:
         TrustedProxies(app.trusted_proxies)
     except ValueError as error:
@@ -261,6 +263,10 @@ def _check_together(app: GatewayApp) -> None:
         raise wrong("--insecure-no-isolation only serves loopback; drop --ip")
     if app.embedded and not app.socket:
         raise wrong("--embedded needs --socket PATH")
+    if app.keyfile and not app.certfile:
+        raise wrong("--keyfile needs --certfile FILE")
+    if app.certfile and app.socket:
+        raise wrong("--certfile is for --ip and --port; drop it or --socket")
     if app.backend == "kubernetes" and not app.kubernetes_settings:
         raise wrong("--backend kubernetes needs --kubernetes-settings FILE")
     if app.backend == "kubernetes" and app.warm_pools:

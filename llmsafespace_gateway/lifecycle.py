@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 
 from llmsafespace_gateway import descriptors, tasks, wiring
 from llmsafespace_gateway.loop_watch import LoopWatch
-from llmsafespace_gateway.serving import Server, TrustedProxies, listen_tcp, listen_unix, starting
+from llmsafespace_gateway.serving import (
+    Certificate,
+    Server,
+    TrustedProxies,
+    listen_tcp,
+    listen_unix,
+    starting,
+)
 from llmsafespace_gateway.serving.limits import serving_limits
 
 if TYPE_CHECKING:
@@ -86,10 +93,11 @@ def _listening(app: GatewayApp) -> Server:
         idle=app.keep_alive_timeout,
         stalled=app.stalled_timeout,
     )
+    certificate = Certificate(app.certfile, app.keyfile) if app.certfile else None
     sockets = [listen_unix(app.socket)] if app.socket else listen_tcp(app.ip, app.port)
     if not app.socket:
         app.port = sockets[0].getsockname()[1]
-    server = Server(starting.application(), limits, TrustedProxies(app.trusted_proxies))
+    server = Server(starting.application(), limits, TrustedProxies(app.trusted_proxies), certificate)
     server.add_sockets(sockets)
     return server
 

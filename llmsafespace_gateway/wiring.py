@@ -97,8 +97,7 @@ class Gateway:
 
 def _own(app: GatewayApp, parts: AsyncExitStack) -> Path:
     """The data dir, which is this process's until everything else has ended."""
-    where = f"unix socket {app.socket}" if app.socket else f"http://{app.ip}:{app.port}"
-    data_dir = DataDir.take(app.data_dir, where)
+    data_dir = DataDir.take(app.data_dir, app.where)
     parts.callback(data_dir.release)
     return data_dir.path
 

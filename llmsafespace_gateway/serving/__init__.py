@@ -4,5 +4,6 @@ from llmsafespace_gateway.serving.limits import ServingLimits
 from llmsafespace_gateway.serving.proxies import TrustedProxies
 from llmsafespace_gateway.serving.server import Server
 from llmsafespace_gateway.serving.sockets import listen_tcp, listen_unix
+from llmsafespace_gateway.serving.tls import Certificate
 
-__all__ = ["Server", "ServingLimits", "TrustedProxies", "listen_tcp", "listen_unix"]
+__all__ = ["Certificate", "Server", "ServingLimits", "TrustedProxies", "listen_tcp", "listen_unix"]

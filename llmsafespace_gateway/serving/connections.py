@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, SSLIOStream
 
 from llmsafespace_gateway.serving.limits import ServingLimits
 
@@ -23,6 +23,8 @@ class Phase(enum.Enum):
 
 class Stream(IOStream):
     """A socket that counts what moves, and says when it was closed, whoever closed it."""
+
+    secure = False
 
     def __init__(self, connection: socket.socket, closed: Callable[[Stream], None], **options: Any) -> None:
         super().__init__(connection, **options)
@@ -52,9 +54,16 @@ class Stream(IOStream):
     def has_unread(self) -> bool:
         """True when something has arrived that nobody has read yet."""
         try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            # Of a TLS socket the method of its base: only that takes flags.
+            return bool(socket.socket.recv(self.socket, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except OSError:
             return False
+
+
+class TlsStream(Stream, SSLIOStream):
+    """The same over TLS; what is counted is what is inside."""
+
+    secure = True
 
 
 class Connection:

@@ -72,7 +72,8 @@ class Request(HTTPMessageDelegate):
         client = proxies.client(headers.get("X-Forwarded-For"))
         # The context is the connection's: what one request said must not stay for the next.
         context.remote_ip = client or record.peer or "0.0.0.0"  # noqa: S104
-        context.protocol = scheme(headers.get("X-Forwarded-Proto")) or "http"
+        own = "https" if record.stream.secure else "http"
+        context.protocol = scheme(headers.get("X-Forwarded-Proto")) or own
         return client
 
     def _refuse(self, message: str) -> None:

@@ -26,11 +26,12 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate
 
-from llmsafespace_gateway.serving.connections import Connection, Phase, Stream
+from llmsafespace_gateway.serving.connections import Connection, Phase, Stream, TlsStream
 from llmsafespace_gateway.serving.limits import ServingLimits
 from llmsafespace_gateway.serving.proxies import TrustedProxies, group, is_loopback
 from llmsafespace_gateway.serving.requests import Request, refusal
 from llmsafespace_gateway.serving.shedding import Tally, no_room_errors
+from llmsafespace_gateway.serving.tls import Certificate
 
 log = logging.getLogger("llmsafespace.serving")
 
@@ -49,7 +50,11 @@ class Server(HTTPServer):
     """An HTTPServer of one application, which may be exchanged while it serves."""
 
     def initialize(  # type: ignore[override]
-        self, application: HTTPServerConnectionDelegate, limits: ServingLimits, proxies: TrustedProxies
+        self,
+        application: HTTPServerConnectionDelegate,
+        limits: ServingLimits,
+        proxies: TrustedProxies,
+        certificate: Certificate | None = None,
     ) -> None:
         """Called by tornado in place of __init__."""
         super().initialize(
@@ -60,6 +65,7 @@ class Server(HTTPServer):
         )
         self.limits = limits
         self.proxies = proxies
+        self.certificate = certificate
         self.draining = False
         self._listening: list[socket.socket] = []
         self._open: dict[Connection, None] = {}
@@ -132,13 +138,21 @@ class Server(HTTPServer):
             self._refuse(connection, "refused: no room")
             return
         connection.setblocking(False)
-        stream = Stream(connection, self._closed, max_buffer_size=self.max_buffer_size)
+        stream = self._stream(connection)
         record = stream.record = Connection(stream, peer, counted, time.monotonic())
         self._open[record] = None
         self._heads[record] = None
         if counted is not None:
             self._by_client[counted] += 1
         self.handle_stream(stream, address)
+
+    def _stream(self, connection: socket.socket) -> Stream:
+        if self.certificate is None:
+            return Stream(connection, self._closed, max_buffer_size=self.max_buffer_size)
+        wrapped = self.certificate.context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        )
+        return TlsStream(wrapped, self._closed, max_buffer_size=self.max_buffer_size)
 
     def _counts(self, peer: str) -> bool:
         # Whoever connects from this machine may be a proxy that nobody has told us of.
@@ -148,7 +162,8 @@ class Server(HTTPServer):
         self._tally.note(why)
         with contextlib.suppress(OSError):
             connection.setblocking(False)
-            connection.send(refusal("the gateway has too many connections; try again", _RETRY))
+            if self.certificate is None:
+                connection.send(refusal("the gateway has too many connections; try again", _RETRY))
             connection.shutdown(socket.SHUT_WR)
         connection.close()
 
@@ -202,6 +217,8 @@ class Server(HTTPServer):
         """End what is overdue, and write down once a second what was shed."""
         while True:
             await asyncio.sleep(_LOOK_EVERY)
+            if self.certificate is not None:
+                self.certificate.refresh()
             for start, record in enumerate(list(self._open)):
                 if start % _SLICE == _SLICE - 1:
                     await asyncio.sleep(0)
