@@ -106,6 +106,8 @@ $(VENV)/.installed: $(DISTRIBUTIONS) | $(BIN)/python
 	@echo 'installing gateway, agent and SDK'
 	@$(PIP) $(PROTOCOL) $(AGENT) $(SDK) --editable .
 	@touch $@
+	@echo 'Installed. Next: make run starts a gateway; source $(VENV)/bin/activate puts llmsafespace and'
+	@echo 'llmsafespace-gateway on your PATH; llmsafespace-gateway check says whether this machine can isolate sandboxes.'
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing what tests, benchmarks and linters need'

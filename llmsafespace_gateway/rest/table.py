@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmsafespace_gateway.rest import commands, executions, files, people, pools, runtimes, sandboxes, system
+from llmsafespace_gateway.rest import (
+    commands,
+    executions,
+    files,
+    people,
+    pools,
+    runtimes,
+    sandboxes,
+    system,
+    welcome,
+)
 from llmsafespace_gateway.rest.conversions import pool_spec, timezones
 from llmsafespace_gateway.rest.handler import RestHandler
 from llmsafespace_gateway.rest.routing import PREFIX, Route, Router
@@ -31,11 +41,11 @@ def prepare() -> None:
 def routes() -> list[tuple[Any, ...]]:
     """The tornado rules of everything in this package."""
     api = {"router": Router(API, system.ASSETS), "prefix": PREFIX}
-    root = {"router": Router(system.ROOT), "prefix": ""}
+    root = {"router": Router((*system.ROOT, welcome.ROUTE)), "prefix": ""}
     return [
         (rf"{PREFIX}/sandboxes/([^/]+)/stream", StreamSocket),
         (rf"{PREFIX}(?:/.*)?", RestHandler, api),
-        (r"/(?:healthz|readyz|metrics)", RestHandler, root),
+        (r"/(?:healthz|readyz|metrics)?", RestHandler, root),
     ]
 
 
