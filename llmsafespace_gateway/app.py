@@ -122,6 +122,13 @@ class GatewayApp(JupyterApp):
         "auto",
         help="The log's lines: text for people, json for machines; auto is text on a terminal.",
     ).tag(config=True)
+    allow_origin = Unicode(
+        "",
+        help="The origin whose pages may read answers in a browser: https://app.example, or * for all.",
+    ).tag(config=True)
+    allow_origin_pat = Unicode("", help="The same by a regular expression for the whole origin.").tag(
+        config=True
+    )
     trusted_proxies = CommaSeparated(
         help="Networks of reverse proxies whose X-Forwarded-For and -Proto are believed, as 10.0.0.0/8."
     ).tag(config=True)
@@ -155,6 +162,8 @@ class GatewayApp(JupyterApp):
         "first-key-file": "GatewayApp.first_key_file",
         "backend": "GatewayApp.backend",
         "kubernetes-settings": "GatewayApp.kubernetes_settings",
+        "allow-origin": "GatewayApp.allow_origin",
+        "allow-origin-pat": "GatewayApp.allow_origin_pat",
         "trusted-proxies": "GatewayApp.trusted_proxies",
         "drain-timeout": "GatewayApp.drain_timeout",
     }

@@ -27,7 +27,7 @@ from traitlets.config.loader import ConfigError, ConfigFileNotFound, KVArgParseC
 from llmsafespace_gateway import rest
 from llmsafespace_gateway.access.quotas import Quota, merge_quota
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.serving import Certificate, TrustedProxies
+from llmsafespace_gateway.serving import AllowedOrigins, Certificate, TrustedProxies
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
@@ -238,6 +238,10 @@ def check(app: GatewayApp) -> None:
         raise wrong(f"invalid audit_entries {app.audit_entries}: write a number of at least 1")
     if not 0 <= app.port <= 65535:
         raise wrong(f"invalid --port {app.port}: a port is a number from 0 to 65535")
+    try:
+        AllowedOrigins(app.allow_origin, app.allow_origin_pat)
+    except ValueError as error:
+        raise wrong(f"invalid allowed origin: {error}") from error
     _check_together(app)
     if app.certfile:
         Certificate(app.certfile, app.keyfile)

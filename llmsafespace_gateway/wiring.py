@@ -25,6 +25,7 @@ from llmsafespace_gateway.readiness import Readiness
 from llmsafespace_gateway.sandboxes.manager import Sandboxes
 from llmsafespace_gateway.services import Parts, Services, pools
 from llmsafespace_gateway.services.completion import Completion
+from llmsafespace_gateway.serving import AllowedOrigins
 from llmsafespace_gateway.store import Store, sqlite_file, sqlite_url, stated_url, users
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
@@ -71,7 +72,9 @@ class Gateway:
             "default_handler_class": rest.RestHandler,
             "default_handler_args": {"router": rest.Router(()), "prefix": ""},
         }
-        return Application([*rest.routes(), *jupyter.routes()], **settings)
+        origins = AllowedOrigins(self._app.allow_origin, self._app.allow_origin_pat)
+        rules: list[Any] = [*origins.rules(), *rest.routes(), *jupyter.routes()]
+        return Application(rules, transforms=origins.transforms(), **settings)
 
     def _service_parts(self) -> Parts:
         return Parts(
