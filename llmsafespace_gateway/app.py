@@ -129,6 +129,9 @@ class GatewayApp(JupyterApp):
     allow_origin_pat = Unicode("", help="The same by a regular expression for the whole origin.").tag(
         config=True
     )
+    allow_token_in_url = Bool(
+        False, help="Take API keys as ?token= in every URL, which others may log; websockets always may."
+    ).tag(config=True)
     trusted_proxies = CommaSeparated(
         help="Networks of reverse proxies whose X-Forwarded-For and -Proto are believed, as 10.0.0.0/8."
     ).tag(config=True)
@@ -181,6 +184,10 @@ class GatewayApp(JupyterApp):
         "insecure-no-isolation": (
             {"GatewayApp": {"insecure_no_isolation": True}},
             "Run sandboxes without isolation (loopback only, for trusted code).",
+        ),
+        "allow-token-in-url": (
+            {"GatewayApp": {"allow_token_in_url": True}},
+            "Take API keys as ?token= in every URL, for clients that know no other way.",
         ),
         "embedded": ({"GatewayApp": {"embedded": True}}, "Serve the parent process on a private socket."),
     }

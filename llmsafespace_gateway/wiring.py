@@ -68,6 +68,7 @@ class Gateway:
             "backend": self._backend,
             "metrics": self._metrics,
             "readiness": self.readiness,
+            "allow_token_in_url": self._app.allow_token_in_url,
             "log_function": lambda handler: None,
             "default_handler_class": rest.RestHandler,
             "default_handler_args": {"router": rest.Router(()), "prefix": ""},

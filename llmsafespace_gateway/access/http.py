@@ -50,9 +50,10 @@ async def identify(handler: RequestHandler) -> Principal:
         )
         handler.identified = principal  # type: ignore[attr-defined]  # also where it is refused now
         _keep_headers(handler, access.rate_limit(principal))
-    except ApiError as error:
+    except ApiError as refusal:
+        error = _token_refused() if _ignores_token(handler) and refusal.code == "unauthorized" else refusal
         _keep_headers(handler, _refusal_headers(error))
-        raise
+        raise error from None
     return principal
 
 
@@ -74,8 +75,24 @@ def is_websocket_upgrade(handler: RequestHandler) -> bool:
 
 
 def _query_token(handler: RequestHandler) -> str | None:
-    # Browsers cannot set headers on a websocket. Everywhere else a key in a URL would end up in logs.
-    return handler.get_query_argument("token", None) if is_websocket_upgrade(handler) else None
+    # Browsers cannot set headers on a websocket. Everywhere else a key in a URL ends up in logs: there it is
+    # taken only where the operator says so.
+    taken = is_websocket_upgrade(handler) or handler.settings.get("allow_token_in_url", False)
+    return handler.get_query_argument("token", None) if taken else None
+
+
+def _ignores_token(handler: RequestHandler) -> bool:
+    """True when the request's only key is in its URL, where it is not taken."""
+    sent = handler.get_query_argument("token", None) is not None
+    return sent and _query_token(handler) is None and not handler.request.headers.get("Authorization")
+
+
+def _token_refused() -> ApiError:
+    return ApiError(
+        "unauthorized",
+        "?token= is not taken here, as URLs end up in logs and histories: send the key as "
+        "`Authorization: Bearer <key>`. Who runs the gateway can allow it with --allow-token-in-url",
+    )
 
 
 def _refusal_headers(error: ApiError) -> dict[str, str]:

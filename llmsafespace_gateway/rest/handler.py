@@ -320,6 +320,8 @@ class RestHandler(Answers):
         known = {query.name: query for query in route.query}
         values = {name: query.default for name, query in known.items()}
         for name, sent in self.request.query_arguments.items():
+            if name == "token" and self.settings.get("allow_token_in_url"):
+                continue
             if name not in known:
                 names = ", ".join(sorted(known)) or "none"
                 raise ApiError(
