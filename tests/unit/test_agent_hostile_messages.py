@@ -198,12 +198,16 @@ async def test_a_dead_context_says_so_however_much_waited_for_its_kernel(
 class Voice:
     def __init__(self) -> None:
         self.killed = asyncio.Event()
+        self.skipped: list[str] = []
 
     def publish(self, channel: str, parts: Parts, execution: Execution | None = None) -> int:
         return 1
 
     def signal_interrupt(self) -> None:
         """The kernel does not listen."""
+
+    def skip(self, execution: Execution) -> None:
+        self.skipped.append(execution.id)
 
     def kill_kernel(self, message: str) -> None:
         self.killed.set()
@@ -212,21 +216,18 @@ class Voice:
         """Nobody watches."""
 
 
-@pytest.mark.parametrize("replied", ["before the interrupt", "between two", "never"])
-async def test_one_interrupted_while_queued_has_its_limit_all_the_same(
+@pytest.mark.parametrize("replied", ["before its limit", "between two interrupts", "never"])
+async def test_one_that_never_becomes_idle_has_its_limit_all_the_same(
     replied: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "INTERRUPT_GRACE", 0.01)
-    monkeypatch.setattr(tracking, "_INTERRUPT_FIRST", 0.01)
-    monkeypatch.setattr(tracking, "_INTERRUPT_AGAIN", 0.01)
+    monkeypatch.setattr(tracking, "_AGAIN", (0.05, 0.05, 0.05))
     voice = Voice()
     tracker = tracking.Tracker(voice)
     run = tracker.add(execution(timeout=0.1))
     tracker.sent(run)
-    tracker.interrupted(run)
     tracker.busy(run)
-    if replied == "between two":
-        await asyncio.sleep(0.025)
+    if replied == "between two interrupts":
+        await asyncio.sleep(0.16)
     if replied != "never":
         tracker.replied(run, [HEADER, HEADER, b"{}", b'{"status":"ok"}'])
         tracker.settle(run)
@@ -234,6 +235,25 @@ async def test_one_interrupted_while_queued_has_its_limit_all_the_same(
     await asyncio.wait_for(voice.killed.wait(), 5)
     tracker.kernel_gone("kernel_died", "It was killed.", unsent=True)
     assert run.ended
+
+
+async def test_one_that_has_ended_and_begins_all_the_same_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_INTERRUPT_FIRST", "_INTERRUPT_AGAIN"):
+        monkeypatch.setattr(tracking, name, 0.01)
+    voice = Voice()
+    tracker = tracking.Tracker(voice)
+    run = tracker.add(execution())
+    tracker.sent(run)
+    tracker.interrupted(run)
+    assert run.ended
+    assert voice.skipped == [run.id]
+    assert tracker.late(run.id, "busy")
+    await asyncio.wait_for(voice.killed.wait(), 5)  # it does not listen
+    assert tracker.late(run.id, "", reply=True)
+    assert tracker.late(run.id, "idle")
+    assert not tracker.late(run.id, "idle")
 
 
 # -- the sockets --------------------------------------------------------------------------------------

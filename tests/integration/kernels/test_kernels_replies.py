@@ -83,3 +83,16 @@ async def test_a_kernel_that_is_not_ours_is_made_readable(start: Any, take: Any)
     outcome = await client.run(r"print('a\udcff', flush=True); raise ValueError('b\udcff')")
     assert outcome.text() == "a\\udcff\n"
     assert outcome.reply["evalue"] == "b\\udcff"
+
+
+async def test_sigint_is_handled_as_in_any_python(start: Any, take: Any) -> None:
+    client = await take(await start())
+    got = await client.run("import signal; signal.getsignal(signal.SIGINT) is signal.default_int_handler")
+    assert got.result == "True"
+
+
+async def test_a_breakpoint_without_anybody_to_ask_goes_on(start: Any, take: Any) -> None:
+    client = await take(await start())
+    got = await client.run("breakpoint()\nprint('on')")
+    assert (got.reply["status"], got.text()) == ("ok", "on\n")
+    assert "goes on" in got.text("stderr")

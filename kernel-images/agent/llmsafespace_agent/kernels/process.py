@@ -40,6 +40,7 @@ class KernelProcess:
         self.language = language
         self.pid = 0
         self.start_kind = "exec"
+        self.ours = False  # a kernel of our launcher
         self.returncode: int | None = None
         self.on_death: Callable[[], None] = lambda: None  # before its last messages; `on_exit` is after them
         self.folder = folder  # of its sockets, as the agent reaches it
@@ -121,6 +122,21 @@ class KernelProcess:
             self.send("control", request("interrupt_request", {}))
         elif self.alive:
             self._signal_group(signal.SIGINT)
+
+    def probe(self) -> str:
+        """Send what the kernel answers, on shell and iopub, after all that it got before; returns its id.
+
+        Ours know a message for it, which changes nothing. Others are asked who they are.
+        """
+        msg_type = "llmsafespace_probe_request" if self.ours else "kernel_info_request"
+        parts = request(msg_type, {})
+        self.send("shell", parts)
+        return header_of(parts[0]).msg_id
+
+    def skip(self, msg_id: str) -> None:
+        """Ask a kernel of ours not to serve a request that waits in it."""
+        if self.ours:
+            self.send("control", request("llmsafespace_skip", {"msg_id": msg_id}))
 
     def kill(self) -> None:
         """SIGKILL to the kernel's process group; `on_exit` follows."""

@@ -78,6 +78,7 @@ class Starter:
 
     def attach(self, kernel: KernelProcess, *, ours: bool) -> None:
         """Connect the channels; `ours`: it is a kernel of our launcher."""
+        kernel.ours = ours
         deliver = kernel.deliver if ours else lambda channel, parts: kernel.deliver(channel, repaired(parts))
         kernel.attach(Channels(kernel.folder, deliver, acknowledging=ours))
 

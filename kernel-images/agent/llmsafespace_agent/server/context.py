@@ -16,6 +16,7 @@ from llmsafespace_agent.kernels.factory import Kernels, KernelStartError
 from llmsafespace_agent.kernels.process import KernelProcess
 from llmsafespace_agent.server import cleaning, messages
 from llmsafespace_agent.server.deadlines import Deadlines
+from llmsafespace_agent.server.drops import Drops
 from llmsafespace_agent.server.errors import AgentError, conflict
 from llmsafespace_agent.server.executions import Execution, Executions
 from llmsafespace_agent.server.gate import Gate
@@ -88,6 +89,7 @@ class Context:
         self.state = "starting"
         self.connections = 0
         self.tracker = Tracker(self)
+        self._drops = Drops(self.tracker, lambda: self._kernel)
         self.on_removed: list[Callable[[], None]] = []
         self._kernels = kernels
         self._executions = executions
@@ -278,6 +280,7 @@ class Context:
             if pending.execution.ended:
                 return
             self.tracker.sent(pending.execution)
+            self._drops.sent()
         self._kernel.send(pending.channel, pending.parts)
 
     def _check_room(self, pending: _Pending) -> None:
@@ -318,6 +321,8 @@ class Context:
         if not cleaning.is_clean(parts):
             parts = cleaning.cleaned(parts)
         execution = self.tracker.find(parent.msg_id) if parent.msg_id else None
+        if execution is None and self._is_nobodys(channel, head, parent, parts):
+            return
         to = self._asker(parent)
         if channel == "iopub":
             to = ""
@@ -345,6 +350,13 @@ class Context:
             content = {"status": "error", **messages.error_content("MessageTooLarge", _too_large(size))}
             parts = [*parts[:3], msgspec.json.encode(content)]
         self._record(pack(channel, parts), to, parent.msg_id, execution)
+
+    def _is_nobodys(self, channel: str, head: Header, parent: Header, parts: Parts) -> bool:
+        """Whether it answers a probe of the agent's own, or one whose end has been told."""
+        state = messages.execution_state(parts[3]) if head.msg_type == "status" else ""
+        if self._drops.answered(parent.msg_id, channel, head.msg_type, state):
+            return True
+        return self.tracker.late(parent.msg_id, state, reply=head.msg_type == "execute_reply")
 
     def _record(self, body: bytes, to: str, about: str, execution: Execution | None) -> None:
         seq = self.journal.append(body, to, about)
@@ -419,6 +431,11 @@ class Context:
         """Interrupt the kernel where there is one."""
         if self._kernel is not None:
             self._kernel.interrupt()
+
+    def skip(self, execution: Execution) -> None:
+        """Its end has been told: the kernel need not begin with it."""
+        if self._kernel is not None:
+            self._kernel.skip(execution.id)
 
     def kill_kernel(self, message: str) -> None:
         """Kill the kernel because it does not listen."""

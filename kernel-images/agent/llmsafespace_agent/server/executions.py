@@ -13,6 +13,8 @@ from llmsafespace_protocol.requests import ExecutionInfo
 
 KEPT = 10_000
 ENAMES = {
+    "ok": "",
+    "error": "RequestDropped",
     "aborted": "ExecutionAborted",
     "timeout": "ExecutionTimeout",
     "interrupted": "KeyboardInterrupt",

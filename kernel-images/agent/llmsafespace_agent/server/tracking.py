@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from llmsafespace_agent.server import messages
@@ -12,11 +13,24 @@ from llmsafespace_agent.server.executions import ENAMES, Execution
 from llmsafespace_agent.server.messages import Parts
 
 INTERRUPT_GRACE = 5.0
+_AGAIN = (2.0, 1.5, 1.0, 0.5)  # seconds after each interrupt; then the kernel is killed
 KILLED_BY = (
     INTERRUPT_GRACE + 1.5
 )  # seconds after its time limit by which an execution's kernel is surely dead
 _INTERRUPT_FIRST = 0.1  # the kernel has said that it begins, but must have reached the code itself
 _INTERRUPT_AGAIN = 0.5
+_INTERRUPT_TRIES = 10
+_MANY = 1024
+
+
+@dataclass(slots=True)
+class _Late:
+    execution: Execution
+    silent: bool  # it had not begun when it ended: nothing of it is told
+    begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.begun = not self.silent
 
 
 class Voice(Protocol):
@@ -27,6 +41,9 @@ class Voice(Protocol):
 
     def signal_interrupt(self) -> None:
         """Interrupt the kernel."""
+
+    def skip(self, execution: Execution) -> None:
+        """The kernel need not begin with it."""
 
     def kill_kernel(self, message: str) -> None:
         """Kill the kernel; its end follows."""
@@ -41,9 +58,15 @@ class Tracker:
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
         self._flying: dict[str, Execution] = {}
+        self._late: dict[str, _Late] = {}  # ended, though the kernel may still begin or reply
 
     def __len__(self) -> int:
         return len(self._flying)
+
+    @property
+    def given(self) -> list[Execution]:
+        """Those that the kernel has, and has not finished."""
+        return [execution for execution in self._flying.values() if execution.sent]
 
     @property
     def running(self) -> list[Execution]:
@@ -60,16 +83,19 @@ class Tracker:
         if known is not None:
             known.copies += 1
             return known
+        if execution.id in self._late:
+            self._forget(execution.id)
         self._flying[execution.id] = execution
         return execution
 
     # -- what the kernel says --------------------------------------------------------------------
 
     def sent(self, execution: Execution) -> None:
-        """The kernel gets it now, and may begin with it before it says so."""
+        """The kernel gets it now: time counts from here, also while others run before it."""
         execution.sent = True
-        if self._first() is execution:
-            self._limit(execution)
+        if execution.timeout is not None:
+            self._voice.must_end(execution, execution.timeout + KILLED_BY)
+            self._call(execution, execution.timeout, self._timed_out, execution)
 
     def kernel_died(self) -> None:
         """The kernel's process is dead, though it has not been told yet: nothing of it can run too long."""
@@ -77,20 +103,10 @@ class Tracker:
             self._voice.must_end(execution, None)
 
     def busy(self, execution: Execution) -> None:
-        """The kernel begins with it: time counts from here."""
-        if execution.status != "queued":
-            return
-        execution.status = "running"
-        execution.started_at = time.time()
-        self._limit(execution)
-        if execution.stop == "interrupted":  # asked for while it was queued
-            execution.timer = asyncio.get_running_loop().call_later(
-                _INTERRUPT_FIRST, self._interrupt_until_ended, execution, 6
-            )
-        elif execution.timeout is not None:
-            execution.timer = asyncio.get_running_loop().call_later(
-                execution.timeout, self._timed_out, execution
-            )
+        """The kernel begins with it."""
+        if execution.status == "queued":
+            execution.status = "running"
+            execution.started_at = time.time()
 
     def replied(self, execution: Execution, parts: Parts) -> Parts:
         """The kernel's reply: returns it as it is told, rewritten only where the kernel does not know."""
@@ -122,37 +138,70 @@ class Tracker:
     # -- what the agent says ---------------------------------------------------------------------
 
     def interrupted(self, execution: Execution) -> None:
-        """Somebody wants this one to stop; one that is still queued stops as it starts."""
+        """Somebody wants this one to stop. One that is still queued has ended, and never runs."""
+        if execution.status == "queued":
+            self.fail(execution, "interrupted", "The execution was interrupted before it began")
+            return
         if execution.stop is None:
             execution.stop = "interrupted"
-        if not execution.sent:
-            self.fail(execution, "interrupted", "The execution was interrupted before it began")
-        elif execution.status == "running":
-            self._voice.signal_interrupt()
+        self._voice.signal_interrupt()
 
     def interrupted_all(self) -> None:
-        """Somebody interrupts the kernel itself: what runs now stops."""
-        for execution in self.running:
-            if execution.stop is None:
-                execution.stop = "interrupted"
+        """Somebody interrupts the kernel itself: what runs now stops, and durable ones behind it end.
+
+        Of what others have queued the kernel decides, as everywhere (`stop_on_error`).
+        """
+        for execution in tuple(self._flying.values()):
+            if execution.status == "running":
+                execution.stop = execution.stop or "interrupted"
+            elif execution.durable:
+                self.interrupted(execution)
+
+    def dropped(self, execution: Execution) -> None:
+        """The kernel has answered what it got after this one, and will say nothing more about it."""
+        why = "The kernel dropped this request without a reply."
+        if execution.end is not None:  # how it ended is known: only the idle was missing
+            why = execution.message or why
+        self.fail(execution, execution.end or "error", why)
+
+    def late(self, msg_id: str, state: str, *, reply: bool = False) -> bool:
+        """Whether a message is about one that has ended before the kernel was done with it; notes the state.
+
+        Then nobody is told. One that had not begun is interrupted when it begins all the same.
+        """
+        late = self._late.get(msg_id)
+        if late is None:
+            return False
+        if state == "busy" and not late.begun:
+            late.begun = True
+            self._voice.must_end(late.execution, KILLED_BY + _INTERRUPT_TRIES)
+            self._call(late.execution, _INTERRUPT_FIRST, self._interrupt_late, msg_id, _INTERRUPT_TRIES)
+        elif state == "idle":
+            self._forget(msg_id)
+        return late.silent or reply or state in ("busy", "idle")
 
     def kernel_gone(self, end: str, message: str, *, unsent: bool) -> None:
         """The kernel will say nothing more: end what it had, and with `unsent` also what it never got.
 
         What ran ends with `end`; what was queued never began, which is `kernel_died`, or the sandbox's end.
         """
+        for msg_id in tuple(self._late):
+            self._forget(msg_id)
         for execution in tuple(self._flying.values()):
             if not execution.sent and not unsent:
                 continue
             if execution.status == "running" and execution.stop == "timeout":
-                self.fail(execution, "timeout", timeout_text(execution))
+                self.fail(execution, "timeout", timeout_text(execution), gone=True)
             elif execution.status == "running" or end in ("expired", "aborted"):
-                self.fail(execution, end, message)
+                self.fail(execution, end, message, gone=True)
             else:
-                self.fail(execution, "kernel_died", f"{message} This execution had not begun.")
+                self.fail(execution, "kernel_died", f"{message} This execution had not begun.", gone=True)
 
-    def fail(self, execution: Execution, end: str, message: str) -> None:
-        """End it in the agent's own words, saying only what the kernel has not said."""
+    def fail(self, execution: Execution, end: str, message: str, *, gone: bool = False) -> None:
+        """End it in the agent's own words, saying only what the kernel has not said.
+
+        `gone`: it will not say anything more.
+        """
         parent = execution.header
         if execution.replies < execution.copies:
             execution.end, execution.message = end, message
@@ -162,6 +211,13 @@ class Tracker:
             reply = {"status": "error", "execution_count": execution.execution_count, **content}
             told = {"llmsafespace": {"end": end}}
             self._tell(execution, "shell", messages.message("execute_reply", reply, parent, told))
+        unsaid = execution.replies < execution.copies or execution.idles < execution.copies
+        if execution.sent and unsaid and not gone:
+            self._late[execution.id] = _Late(execution, silent=execution.status == "queued")
+            if execution.status == "queued":
+                self._voice.skip(execution)
+            if len(self._late) > _MANY:
+                self._forget(next(iter(self._late)))
         if execution.idles < execution.copies:
             self._tell(execution, "iopub", messages.status("idle", parent))
         self._finish(execution)
@@ -182,53 +238,60 @@ class Tracker:
         if self._flying.get(execution.id) is execution:
             del self._flying[execution.id]
             self._voice.must_end(execution, None)
-            following = self._first()
-            if following is not None and following.status == "queued":
-                self._limit(following)  # the kernel goes on with it at once
         callbacks: list[Callable[[], None]] = execution.on_end
         execution.on_end = []
         for callback in callbacks:
             callback()
 
-    def _first(self) -> Execution | None:
-        """The oldest that the kernel has: it works on it, or begins with it now."""
-        return next((execution for execution in self._flying.values() if execution.sent), None)
-
-    def _limit(self, execution: Execution) -> None:
-        if execution.timeout is not None:
-            self._voice.must_end(execution, execution.timeout + KILLED_BY)
+    def _call(
+        self, execution: Execution, seconds: float, what: Callable[..., None], *arguments: object
+    ) -> None:
+        if execution.timer is not None:
+            execution.timer.cancel()
+        execution.timer = asyncio.get_running_loop().call_later(seconds, what, *arguments)
 
     def _timed_out(self, execution: Execution) -> None:
         if execution.ended:
             return
+        if execution.status == "queued":
+            self.fail(execution, "timeout", timeout_text(execution))
+            return
         if not execution.replies:  # otherwise the kernel says that it is done, and has to become idle
             execution.stop = "timeout"
             self._voice.signal_interrupt()
-        execution.timer = asyncio.get_running_loop().call_later(INTERRUPT_GRACE, self._overdue, execution)
+        self._call(execution, _AGAIN[0], self._insist, execution, 1)
 
-    def _overdue(self, execution: Execution) -> None:
-        if not execution.ended:
-            execution.end, execution.message = "timeout", timeout_text(execution)  # whatever it replied
-            self._voice.kill_kernel(
-                "An execution ran over its time limit and did not react to the interrupt, "
-                "so its kernel was killed; restart the context."
-            )
-
-    def _interrupt_until_ended(self, execution: Execution, attempts: int) -> None:
-        """An interrupt that arrives before the code itself runs can be lost, so it is sent again."""
+    def _insist(self, execution: Execution, times: int) -> None:
+        """Interrupt it again, sooner each time; a kernel that listens to none of these is killed."""
         if execution.ended:
             return
-        if attempts == 0 or execution.replies:  # it is done, but must still become idle in time
-            if execution.timeout is not None:  # whatever the code does with interrupts, its limit holds
-                left = execution.started_at + execution.timeout - time.time()
-                execution.timer = asyncio.get_running_loop().call_later(
-                    min(max(0.0, left), execution.timeout), self._timed_out, execution
-                )
+        if times == len(_AGAIN):
+            execution.end, execution.message = "timeout", timeout_text(execution)  # whatever it replied
+            self._voice.kill_kernel(
+                "An execution ran over its time limit and did not react to interrupts, "
+                "so its kernel was killed; restart the context."
+            )
+            return
+        if not execution.replies:
+            self._voice.signal_interrupt()
+        self._call(execution, _AGAIN[times], self._insist, execution, times + 1)
+
+    def _interrupt_late(self, msg_id: str, tries: int) -> None:
+        """An interrupt that arrives before the code itself runs can be lost, so it is sent again."""
+        late = self._late.get(msg_id)
+        if late is None:
+            return
+        if not tries:
+            self._voice.kill_kernel("An execution that had ended began all the same, and did not stop.")
             return
         self._voice.signal_interrupt()
-        execution.timer = asyncio.get_running_loop().call_later(
-            _INTERRUPT_AGAIN, self._interrupt_until_ended, execution, attempts - 1
-        )
+        self._call(late.execution, _INTERRUPT_AGAIN, self._interrupt_late, msg_id, tries - 1)
+
+    def _forget(self, msg_id: str) -> None:
+        execution = self._late.pop(msg_id).execution
+        self._voice.must_end(execution, None)
+        if execution.timer is not None:
+            execution.timer.cancel()
 
 
 def timeout_text(execution: Execution) -> str:

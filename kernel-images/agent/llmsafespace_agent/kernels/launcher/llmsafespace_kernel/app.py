@@ -47,6 +47,17 @@ class SandboxKernelApp(IPKernelApp):
             setattr(os, name, _said_first(getattr(os, name), self.iopub_thread))
         self.iopub_socket = self.iopub_thread.background_socket
 
+    def start(self) -> None:
+        """Run until shutdown. An interrupt that ends a task of the user's ends the loop, which goes on."""
+        self.kernel.start()
+        self.io_loop = _io_loop()
+        while True:
+            try:
+                self.io_loop.start()
+                return
+            except KeyboardInterrupt:
+                continue
+
     def io_loop_add_reader(self, descriptor: int, callback: Any) -> None:
         """Call `callback` on the kernel's loop when `descriptor` is readable."""
         _loop().add_reader(descriptor, callback)
@@ -83,10 +94,14 @@ def _said_first(leave: Callable[..., NoReturn], iopub: IOPub) -> Callable[..., N
     return wrapper
 
 
-def _loop() -> Any:
+def _io_loop() -> Any:
     from tornado.ioloop import IOLoop
 
-    return IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+    return IOLoop.current()
+
+
+def _loop() -> Any:
+    return _io_loop().asyncio_loop
 
 
 def decide_debugger(wanted: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 
 from .answering import Answering
+from .interrupts import in_main_thread
 from .shell import Shell
 
 
@@ -24,18 +26,32 @@ class PythonKernel(Answering, IPythonKernel):
     """
 
     shell_class = Type(Shell)
-    _in_cell = False
     _interrupted_early = False
 
     def pre_handler_hook(self) -> None:
         """Before each request on the shell channel."""
         self._interrupted_early = False
-        self.saved_sigint_handler = signal.signal(signal.SIGINT, self._interrupt)
+        self.saved_sigint_handler = signal.signal(signal.SIGINT, self._note_interrupt)
 
-    def _interrupt(self, number: int, frame: Any) -> None:
-        if self._in_cell:
-            raise KeyboardInterrupt
+    def _note_interrupt(self, number: int, frame: Any) -> None:
         self._interrupted_early = True
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """SIGINT raises KeyboardInterrupt inside, one that has come before does so at once."""
+        if not in_main_thread():
+            yield
+            return
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self._interrupted_early:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._note_interrupt)
+
+    def _cancel_on_sigint(self, future: Any) -> Any:
+        return self.shell.interruption.wakes(future)
 
     async def do_execute(
         self,
@@ -48,11 +64,9 @@ class PythonKernel(Answering, IPythonKernel):
         cell_meta: Any = None,
         cell_id: Any = None,
     ) -> Any:
+        _set_breakpoint_hook(allow_stdin)
         try:
-            with cell_environment(cell_env(cell_meta)):
-                self._in_cell = True
-                if self._interrupted_early:
-                    raise KeyboardInterrupt
+            with cell_environment(cell_env(cell_meta)), self._interruptible():
                 return await super().do_execute(
                     code,
                     silent,
@@ -67,18 +81,26 @@ class PythonKernel(Answering, IPythonKernel):
                 "status": "error",
                 "ename": "KeyboardInterrupt",
                 "evalue": "",
-                "traceback": [],
+                "traceback": ["KeyboardInterrupt"],
                 "execution_count": self.execution_count,
                 "user_expressions": {},
                 "payload": [],
             }
-        finally:
-            self._in_cell = False
 
     async def poll_stopped_queue(self) -> None:
         """Only a debugger stops threads."""
         if hasattr(self, "debugger"):
             await super().poll_stopped_queue()
+
+
+def _set_breakpoint_hook(allow_stdin: bool) -> None:
+    """Without anybody to ask, a debugger could only fail. What the user has set stays."""
+    if sys.breakpointhook in (sys.__breakpointhook__, _go_on):
+        sys.breakpointhook = sys.__breakpointhook__ if allow_stdin else _go_on
+
+
+def _go_on(*_arguments: Any, **_options: Any) -> None:
+    print("breakpoint(): the code goes on, as nobody can be asked for commands here", file=sys.stderr)
 
 
 def cell_env(metadata: Any) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type
 
 from . import standard_streams
+from .interrupts import Interruption, interrupts_held, without_us
 
 KEPT = 32 * 1024 * 1024  # bytes of results that the history, and `Out`, may keep each
 
@@ -64,6 +65,22 @@ class Shell(ZMQInteractiveShell):
     """The shell of our Python kernel."""
 
     displayhook_class = Type(DisplayHook)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.interruption = Interruption()
+        super().__init__(*arguments, **options)
+
+    async def run_cell_async(self, *arguments: Any, **options: Any) -> Any:
+        """Run a cell that awaits."""
+        return await self.interruption.run(super().run_cell_async(*arguments, **options))
+
+    def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
+        """Show an error; an interrupt ends in the user's own frames."""
+        kind, error, trace = self._get_exc_info(exc_tuple)
+        if isinstance(error, KeyboardInterrupt):
+            exc_tuple = (kind, error, without_us(trace))
+        with interrupts_held():  # rendering takes long, and half a traceback helps nobody
+            super().showtraceback(exc_tuple, *arguments, **options)
 
     @contextlib.contextmanager
     def _tee(self, channel: Any) -> Iterator[None]:
