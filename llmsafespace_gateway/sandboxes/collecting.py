@@ -87,9 +87,9 @@ class _Collector:
         self._taken = 0  # bytes, whatever was cleared later
         self._text: dict[type[Event], list[str]] = {Stdout: [], Stderr: []}
         self._results: list[Result] = []
-        self._results_size = 0
+        self._size = 0  # bytes of what stands now, and goes with the next clear
         self._shown: dict[str, _Same] = {}
-        self._cleared: list[Result | _Same] = []  # still to be freed
+        self._cleared: list[Result | _Same | str] = []  # still to be freed
         self._error: ErrorEvent | None = None
         self._truncated = False
         self._clear_later = False
@@ -104,6 +104,7 @@ class _Collector:
         self._events += 1
         del self._cleared[-_FREED:]
         if isinstance(event, Stdout | Stderr):
+            self._apply_clear()
             self._add_text(type(event), event.text)
         elif isinstance(event, Display):
             self._apply_clear()
@@ -115,6 +116,7 @@ class _Collector:
             if not event.wait:
                 self._apply_clear()
         elif isinstance(event, ErrorEvent):
+            self._apply_clear()
             self._set_error(event)
         elif isinstance(event, Missed):
             self._missed += event.missed
@@ -140,11 +142,13 @@ class _Collector:
         if size > self._left:
             if self._left:
                 self._text[stream].append(text[: self._left * len(text) // size])
+            self._size += self._left
             self._taken += self._left
             self._left = 0
             self._truncated = True
             return
         self._take(size)
+        self._size += size
         self._text[stream].append(text)
 
     def _set_error(self, event: ErrorEvent) -> None:
@@ -157,7 +161,7 @@ class _Collector:
         size = _size(event.data)
         if not self._fits(size):
             return
-        self._results_size += size
+        self._size += size
         result = Result(
             data=event.data,
             metadata=event.metadata,
@@ -177,7 +181,7 @@ class _Collector:
         size = _size(event.data) * (len(same.fresh) + len(same.updated))
         if not self._fits(size - same.size):
             return
-        self._results_size += size - same.size
+        self._size += size - same.size
         same.size = size
         same.latest = event
         same.updated += same.fresh
@@ -186,8 +190,11 @@ class _Collector:
     def _apply_clear(self) -> None:
         if self._clear_later:
             self._clear_later = False
-            self._left += self._results_size
-            self._results_size = 0
+            self._left += self._size
+            self._size = 0
+            for texts in self._text.values():
+                self._cleared += texts
+                texts.clear()
             self._cleared += self._results
             self._cleared += self._shown.values()
             self._results = []

@@ -43,7 +43,7 @@ class Update(Event, tag="update", kw_only=True, frozen=True):
 
 
 class Clear(Event, tag="clear", kw_only=True, frozen=True):
-    """Remove the displays so far; `wait` true: when the next output comes."""
+    """Remove all output so far, text as well; `wait` true: when the next output comes."""
 
     wait: bool = False
 

@@ -53,7 +53,7 @@ class Update(Event):
 
 @dataclass(frozen=True)
 class Clear(Event):
-    """Clear what was displayed; with `wait`, only when the next display comes."""
+    """Clear all output so far, text as well; with `wait`, only when the next output comes."""
 
     type: ClassVar[str] = "clear"
     wait: bool = False

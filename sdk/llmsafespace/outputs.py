@@ -42,12 +42,13 @@ class ExecutionBuilder:
     def add(self, event: Event) -> None:
         """Take the next event."""
         execution = self.execution
+        if isinstance(event, (events.Stdout, events.Stderr, events.Display, events.Error)):
+            self._clear_if_due()
         if isinstance(event, events.Stdout):
             execution.logs.stdout.append(event.text)
         elif isinstance(event, events.Stderr):
             execution.logs.stderr.append(event.text)
         elif isinstance(event, events.Display):
-            self._clear_if_due()
             execution.results.append(event.result)
         elif isinstance(event, events.Update):
             self._update(event.result)
@@ -67,7 +68,9 @@ class ExecutionBuilder:
 
     def _clear_if_due(self) -> None:
         if self._clear_on_next:
-            self.execution.results.clear()
+            execution = self.execution
+            for shown in (execution.results, execution.logs.stdout, execution.logs.stderr):
+                shown.clear()
             self._clear_on_next = False
 
     def _update(self, new: Result) -> None:
