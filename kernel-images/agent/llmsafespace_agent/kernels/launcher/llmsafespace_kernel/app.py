@@ -1,4 +1,4 @@
-"""ipykernel's application, set up for a sandbox: ipc only, history off, nothing dropped, no heartbeat."""
+"""ipykernel's application, set up for a sandbox: ipc only, no history file, nothing dropped, no heartbeat."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Type
 
 from . import standard_streams
+from .history import History
 from .interrupts import Interruption, interrupts_held, without_us
 
 KEPT = 32 * 1024 * 1024  # bytes of results that the history, and `Out`, may keep each
@@ -69,6 +70,11 @@ class Shell(ZMQInteractiveShell):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.interruption = Interruption()
         super().__init__(*arguments, **options)
+
+    def init_history(self) -> None:
+        """In memory, see there."""
+        self.history_manager = History(shell=self, parent=self)
+        self.configurables.append(self.history_manager)
 
     async def run_cell_async(self, *arguments: Any, **options: Any) -> Any:
         """Run a cell that awaits."""
