@@ -1,4 +1,5 @@
-"""What gateway, agents, operator and SDK say to each other: frames, proof, kernel messages, requests.
+"""The wire protocol between gateway, agents, operator and SDK: frames, proof, kernel messages, requests.
 
-It depends on msgspec alone, and everything else may import it. `docs/agent-protocol.md` describes it.
+The package depends only on msgspec, and every other package may import it. `docs/agent-protocol.md`
+describes the protocol.
 """

@@ -1,4 +1,4 @@
-"""How an agent is told what it is: one JSON document on standard input (or a file), read once at start."""
+"""The agent's configuration: one JSON document on standard input (or in a file), read once at start."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import msgspec
 
 from llmsafespace_protocol.requests import Fixed, Message
 
-# How an agent says why its sandbox ends: its exit status. Any other status means that it failed.
+# The agent's exit status says why the sandbox ended. Any other status means that the agent failed.
 EXIT_STATUS = {"terminated": 0, "expired": 10, "oom": 11}
-RUNTIME_FILE = "/opt/llmsafespace/runtime.json"  # of a runtime image; ImageRuntime describes it
+RUNTIME_FILE = "/opt/llmsafespace/runtime.json"  # in a runtime image; its content is an ImageRuntime
 
 
 class Listen(Message):
-    """A `unix` socket path, or `host` and `port` (TLS, with a certificate of its own).
+    """Where the agent listens: a `unix` socket path, or `host` and `port` (TLS, a certificate of its own).
 
-    `fd` is an inherited descriptor of a listening unix socket, used instead of making one at `unix`: no
-    folder of the host needs to be writable in the sandbox then. The agent takes it over, non-inheritable.
+    `fd` is an inherited descriptor of a unix socket that already listens. The agent uses it instead of
+    creating `unix`, so that the sandbox needs no writable folder of the host, and makes it non-inheritable.
     """
 
     unix: str | None = None
@@ -27,10 +27,11 @@ class Listen(Message):
 
 
 class KernelKind(Message):
-    """How kernels of one language start.
+    """How to start kernels of one language.
 
-    `template` true: forked from a preloaded template process (Python only); `argv` is then the
-    interpreter with its options. Otherwise `argv` starts one kernel, with `{connection_file}` filled in.
+    With `template` true, kernels are forked from a preloaded template process (Python only) and `argv` is
+    the interpreter with its options. Otherwise `argv` starts one kernel; `{connection_file}` in it is
+    replaced by the path of the connection file.
     """
 
     language: str
@@ -42,17 +43,18 @@ class KernelKind(Message):
 
 
 class Script(Message):
-    """A preload script of a warm pool."""
+    """A preload script of a warm pool: Python source that runs once, before the sandbox is bound."""
 
     name: str
     content: str
 
 
 class EgressForward(Message):
-    """The agent listens on this loopback port and forwards to the egress proxy.
+    """The agent listens on the loopback port `port` and forwards connections to the egress proxy.
 
-    The proxy is behind the `unix` socket, or, where `proxy` ("ip:port") is set, behind TCP: there each
-    connection begins with the token that bind brings (see preamble.py), and none is made before.
+    It reaches the proxy through the `unix` socket, or, if `proxy` ("ip:port") is set, over TCP. A TCP
+    connection begins with the egress token (see egress.py). The agent receives the token with bind and
+    connects to the proxy only after that.
     """
 
     port: int = 3128
@@ -61,10 +63,11 @@ class EgressForward(Message):
 
 
 class SandboxLimits(Fixed, frozen=True):
-    """What the agent's watchdog enforces; `cgroup` is a readable cgroup folder that tells of OOM kills.
+    """Limits that the agent's watchdog enforces.
 
-    It is the memory cgroup itself, or (version 1) the folder in which all controllers are mounted.
-    `nice` is how far the code gives way to its agent, where they share the processor with nothing in between.
+    `cgroup` is a readable cgroup folder, in which the agent counts OOM kills: the memory cgroup itself, or
+    with cgroup version 1 the folder in which all controllers are mounted.
+    `nice` is the niceness of the user's code. It gives the agent priority where both share one CPU group.
     """
 
     memory_bytes: int | None = None
@@ -74,7 +77,7 @@ class SandboxLimits(Fixed, frozen=True):
 
 
 class ImageRuntime(Message):
-    """What a runtime image says about itself, in RUNTIME_FILE: the parts of AgentConfig that are its own."""
+    """The content of RUNTIME_FILE: the parts of AgentConfig that depend on the runtime image."""
 
     kernels: list[KernelKind]
     package_manager: list[str]
@@ -83,16 +86,16 @@ class ImageRuntime(Message):
 
 
 class AgentConfig(Message):
-    """What an agent needs before bind. `token` is hex, known to this sandbox and the gateway only."""
+    """What an agent needs to know before bind. Only this agent and the gateway know `token` (hex)."""
 
     name: str
     token: str
     listen: Listen
-    kernels: list[KernelKind] = []  # the first is the default; none: those of the image, see RUNTIME_FILE
-    ready_port: int | None = None  # accepts TCP connections once a kernel is parked; says nothing
-    canaries: list[str] = []  # "ip:port" each; nothing is served before all of them are out of reach
-    folders: list[str] = []  # made at start, where they are missing
-    parked: int = 1  # parked kernels kept ahead of need
+    kernels: list[KernelKind] = []  # the first is the default; if empty, those of the image (RUNTIME_FILE)
+    ready_port: int | None = None  # accepts TCP connections once a kernel is parked; sends no data
+    canaries: list[str] = []  # "ip:port"; the agent serves nothing while one of these can be reached
+    folders: list[str] = []  # created at start if they are missing
+    parked: int = 1  # number of kernels that are kept parked
     preload_packages: list[str] = []
     preload_scripts: list[Script] = []
     env: dict[str, str] = {}  # the base environment of kernels and commands
@@ -105,14 +108,14 @@ class AgentConfig(Message):
     package_manager: list[str] = msgspec.field(
         default_factory=lambda: ["python", "-m", "pip", "install", "--no-input"]
     )
-    max_lifetime: float = 86400.0  # until bind sets another; counts from the agent's start
-    worker: int | None = None  # an inherited socket to the worker in the code's own sandbox; None: no such
-    clock: int | None = None  # an inherited pipe to a clock outside the sandbox, see deadlines.py
+    max_lifetime: float = 86400.0  # seconds from the agent's start; bind replaces it
+    worker: int | None = None  # inherited socket (fd) to the worker in the code's own sandbox; or None
+    clock: int | None = None  # inherited pipe (fd) to a clock outside the sandbox, see deadlines.py
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of "ip:port" or "[ip]:port". Raises ValueError."""
+    """Split "ip:port" or "[ip]:port". Raises ValueError if the address has another form."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is no ip:port")
+        raise ValueError(f"an address must be ip:port, got {address!r}")
     return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)

@@ -1,4 +1,7 @@
-"""Environment variables that a process must have from its start: they cannot be bound to a warm kernel."""
+"""Environment variables that take effect only at process start: a running kernel cannot be given them.
+
+A bind with such variables starts a new kernel process instead of using the parked one.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,12 @@ _PREFIXES = (
     "NPY_",
     "VECLIB_",
 )
-_LATE = frozenset({"PYTHONUNBUFFERED", "PYTHONIOENCODING"})  # of no effect on a kernel, inherited by commands
+# These do nothing in a kernel, and the commands that it starts inherit them: they can be set at any time.
+_LATE = frozenset({"PYTHONUNBUFFERED", "PYTHONIOENCODING"})
 
 
 def early(env: Mapping[str, str]) -> dict[str, str]:
-    """Those of `env` that a process must have from its start."""
+    """Return the variables of `env` that take effect only at process start."""
     return {name: value for name, value in env.items() if _is_early(name)}
 
 

@@ -1,22 +1,22 @@
-"""How a connection to the egress proxy begins where that is reached over TCP: one line with a token.
+"""The first line of a TCP connection to the egress proxy. It carries the egress token.
 
-The token came with bind and says which sandbox this is and what it may reach. After the line, the connection
-is an ordinary one to an HTTP proxy.
+The agent receives the token with bind. The token names the sandbox and the destinations that it may reach.
+After this line the connection is an ordinary connection to an HTTP proxy.
 """
 
 from __future__ import annotations
 
-MAX_PREAMBLE = 40 * 1024  # bytes of the line, its end included
+MAX_PREAMBLE = 40 * 1024  # bytes of the line, newline included
 _WORD = b"LLMSAFESPACE-EGRESS"
 
 
 def preamble(token: str) -> bytes:
-    """The first line of a connection."""
+    """Return the first line of a connection, newline included. `token` must be ASCII."""
     return b"%b %b\n" % (_WORD, token.encode("ascii"))
 
 
 def token_of(line: bytes) -> str | None:
-    """The token in such a line, None when it is none."""
+    """Return the token in a preamble line, or None if the line is not a preamble."""
     word, _, token = line.removesuffix(b"\n").partition(b" ")
     if word != _WORD or not line.endswith(b"\n") or not token.isascii():
         return None

@@ -2,9 +2,9 @@
 
 A frame is `u32 length (big-endian) | u8 kind | body`; length counts the body only.
 
-Bulk is copied as seldom as can be: the socket reads into one buffer that all streams of a thread share, and
-frames are parsed there before anything else happens; the rest of a large body is read straight into the
-bytearray that becomes the body. Large bodies are written by themselves, without a join.
+Large bodies are copied as little as possible. The socket reads into one buffer that all streams of a thread
+share, and the frames in it are parsed before the loop runs anything else. The rest of a large body is read
+directly into the bytearray that becomes the body. A large body is written by a call of its own, not joined.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, cast
 MAX_FRAME = 64 * 1024 * 1024
 _HEAD = struct.Struct(">IB")
 _HIGH_WATER = 256 * 1024
-_SHARED = 256 * 1024  # bytes of the buffer that is read into
-_LARGE = 64 * 1024  # bytes of a body from which a copy costs more than a further call
-_TRUSTED = 2 * 1024 * 1024  # bytes that a peer's word alone makes us reserve
+_SHARED = 256 * 1024  # bytes of the read buffer
+_LARGE = 64 * 1024  # bytes; copying a larger body costs more than one more call
+_TRUSTED = 2 * 1024 * 1024  # bytes reserved when a header announces a body; more only when data has arrived
 
 
 class _Shared(threading.local):
-    """The read buffer of a thread: what is read is parsed before its loop does anything else."""
+    """The read buffer of a thread. Its content is parsed before the loop runs anything else."""
 
     def __init__(self) -> None:
         self.view = memoryview(bytearray(_SHARED))
@@ -36,7 +36,7 @@ _shared = _Shared()
 
 
 class FrameKind(enum.IntEnum):
-    """What a frame's body is."""
+    """The kind of a frame's body."""
 
     JSON = 0  # one JSON document
     DATA = 1  # raw bytes of a file or of standard input
@@ -45,24 +45,24 @@ class FrameKind(enum.IntEnum):
 
 
 class FrameError(Exception):
-    """The peer broke the frame format; the connection cannot go on."""
+    """A frame breaks the format or its size limit."""
 
 
 class FrameStream(asyncio.BufferedProtocol):
     """One connection that carries frames.
 
-    `on_frame(kind, body)` is called on the event loop for each whole frame, in order; it must not block.
-    Bodies are bytes; a large one of a kernel message is a bytearray that nobody else uses.
-    Before it is set, and after `hold()`, frames wait unread in the socket, so that the peer slows down.
+    `receive` sets `on_frame(kind, body)`, which is called on the event loop for each complete frame, in
+    order; it must not block. `body` is bytes; for a large kernel message it is a bytearray that nobody else
+    uses. Before `receive` and after `hold()` the socket is not read, so that the peer slows down.
     `on_close(error)` is called once, when the connection has ended.
     """
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
         self._max_frame = max_frame
-        self._rest = b""  # was read and is not parsed yet
-        self._whole: deque[tuple[int, bytes]] = deque()  # came while the stream was held
+        self._rest = b""  # bytes that were read and are not parsed yet
+        self._whole: deque[tuple[int, bytes]] = deque()  # complete frames that arrived while held
         self._kind = 0
-        self._body: bytearray | None = None  # of a large frame that is being read
+        self._body: bytearray | None = None  # the body of a large frame, while it is being read
         self._filled = self._length = 0
         self._transport: asyncio.Transport | None = None
         self._on_frame: Callable[[int, bytes], None] | None = None
@@ -76,29 +76,29 @@ class FrameStream(asyncio.BufferedProtocol):
     # -- reading ---------------------------------------------------------------------------------
 
     def receive(self, on_frame: Callable[[int, bytes], None]) -> None:
-        """Hand every frame from now on to `on_frame`, those that already arrived included."""
+        """Pass every frame to `on_frame` from now on, including frames that have already arrived."""
         self._on_frame = on_frame
         self.release()
 
     def hold(self) -> None:
-        """Stop handing out frames and stop reading the socket."""
+        """Stop delivering frames and stop reading the socket."""
         if not self._held:
             self._held = True
             if self._transport is not None:
                 self._transport.pause_reading()
 
     def release(self) -> None:
-        """Go on after `hold()`."""
+        """Continue after `hold()`."""
         if self._held:
             self._held = False
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
-            self._again()
+            self._deliver_waiting()
 
     async def next_frame(self) -> tuple[int, bytes]:
-        """The next frame alone; the stream is held again afterwards.
+        """Return the next frame (kind, body); the stream is held again afterwards.
 
-        Raises ConnectionError when the connection ends first.
+        Raises ConnectionError if the connection ends first.
         """
         got: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -122,7 +122,10 @@ class FrameStream(asyncio.BufferedProtocol):
     # -- writing ---------------------------------------------------------------------------------
 
     def send(self, kind: int, *parts: bytes | memoryview) -> None:
-        """Queue one frame whose body is `parts` in order. Does nothing after the connection has ended."""
+        """Queue one frame whose body is `parts` in order. Does nothing after the connection has ended.
+
+        Raises FrameError if the body is larger than the stream's limit.
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -138,16 +141,16 @@ class FrameStream(asyncio.BufferedProtocol):
         transport.write(last)
 
     async def drain(self) -> None:
-        """Wait until the peer has taken enough of what was sent, or the connection has ended."""
+        """Wait until the write buffer is below its high-water mark, or the connection has ended."""
         await self._writable.wait()
 
     @property
     def writable(self) -> bool:
-        """False while more than the high-water mark waits to be sent."""
+        """False while the write buffer is above its high-water mark."""
         return self._writable.is_set()
 
     def close(self) -> None:
-        """End the connection after what was queued has been sent."""
+        """Send what is queued, then end the connection."""
         if self._transport is not None:
             self._transport.close()
 
@@ -167,7 +170,7 @@ class FrameStream(asyncio.BufferedProtocol):
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The transport below. Raises ConnectionError before the connection stands."""
+        """The asyncio transport. Raises ConnectionError before the connection is made."""
         if self._transport is None:
             raise ConnectionError("not connected")
         return self._transport
@@ -193,7 +196,7 @@ class FrameStream(asyncio.BufferedProtocol):
         self._filled += nbytes
         if self._filled < len(self._body):
             return
-        if self._filled < self._length:  # the peer means it: room for all of it
+        if self._filled < self._length:  # the peer has sent what it announced so far: reserve the whole body
             whole = bytearray(self._length)
             whole[: self._filled] = self._body
             self._body = whole
@@ -222,9 +225,9 @@ class FrameStream(asyncio.BufferedProtocol):
         else:
             self._on_frame(kind, body)
 
-    def _again(self) -> None:
-        """Hand out what came before the stream was released."""
-        if self._parsing:  # a callback released the stream: whoever called it goes on by itself
+    def _deliver_waiting(self) -> None:
+        """Deliver what arrived before the stream was released."""
+        if self._parsing:  # a callback released the stream: the `_parse` that called it continues
             return
         while self._whole and not self._held and self._on_frame is not None:
             self._on_frame(*self._whole.popleft())
@@ -233,7 +236,7 @@ class FrameStream(asyncio.BufferedProtocol):
             self._rest = self._parse(rest)
 
     def _parse(self, data: bytes | memoryview) -> bytes:
-        """Hand out the whole frames in `data`; returns what is left of it."""
+        """Deliver the complete frames in `data`; return the rest of it."""
         self._parsing = True
         view = memoryview(data)
         start = 0
@@ -248,7 +251,7 @@ class FrameStream(asyncio.BufferedProtocol):
                     start = end
                     self._on_frame(kind, bytes(view[begin:end]))
                 elif length > _LARGE:
-                    self._begin(kind, length, view[begin:])
+                    self._begin_large(kind, length, view[begin:])
                     return b""
                 else:
                     break
@@ -256,8 +259,8 @@ class FrameStream(asyncio.BufferedProtocol):
             self._parsing = False
         return bytes(view[start:])
 
-    def _begin(self, kind: int, length: int, read: memoryview) -> None:
-        """Read the rest of a large body straight into its place."""
+    def _begin_large(self, kind: int, length: int, read: memoryview) -> None:
+        """Prepare to read the rest of a large body directly into the bytearray that becomes the body."""
         self._kind, self._length, self._filled = kind, length, len(read)
         self._body = bytearray(min(length, _TRUSTED))
         self._body[: len(read)] = read

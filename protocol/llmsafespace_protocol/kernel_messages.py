@@ -1,8 +1,8 @@
-"""Kernel messages in the `v1.kernel.websocket.jupyter.org` layout, without decoding what need not be.
+"""Kernel messages in the `v1.kernel.websocket.jupyter.org` layout. Only the header is ever decoded here.
 
 Layout (jupyter_server, "Websocket kernel wire protocols"): little-endian u64 `n`, then `n` u64 offsets,
 then the parts: channel, header, parent_header, metadata, content, buffers. Offset `i` is where part `i`
-begins; the last is where the message ends.
+begins; the last offset is the end of the message.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import msgspec
 AGENT_SESSION = "llmsafespace-agent"  # of messages that the agent makes itself
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
 _MAX_PARTS = 1024
-# What decoding raises for what somebody else wrote: it is no JSON, or is no UTF-8, or nests too deeply.
+# What decoding untrusted bytes can raise: they are not JSON, not UTF-8, or nested too deeply.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The fields of a message header that routing needs; every other field passes through untouched."""
+    """The fields of a message header that routing needs. All other fields are passed on unchanged."""
 
     msg_id: str = ""
     msg_type: str = ""
@@ -36,7 +36,7 @@ _header_decoder = msgspec.json.Decoder(Header)
 
 
 def pack(channel: str, parts: Sequence[bytes | memoryview]) -> bytes:
-    """The v1 bytes of a message: `parts` are header, parent_header, metadata, content, then buffers."""
+    """Encode a message as v1 bytes. `parts` are header, parent_header, metadata, content, then buffers."""
     name = channel.encode()
     count = len(parts) + 2
     offset = 8 * (count + 1)
@@ -50,9 +50,10 @@ def pack(channel: str, parts: Sequence[bytes | memoryview]) -> bytes:
 
 
 def unpack(message: bytes | memoryview) -> tuple[str, list[memoryview]]:
-    """The channel and the parts (header, parent_header, metadata, content, buffers…) of v1 bytes.
+    """Decode v1 bytes; return the channel and the parts (header, parent_header, metadata, content, buffers…).
 
-    Raises BadKernelMessage when the offsets do not describe the bytes, or the channel is unknown.
+    The parts are views of `message`, not copies. Raises BadKernelMessage if the offsets do not describe the
+    bytes, or if the channel is unknown.
     """
     view = memoryview(message)
     if len(view) < 8:
@@ -73,7 +74,7 @@ def unpack(message: bytes | memoryview) -> tuple[str, list[memoryview]]:
 
 
 def header_of(part: bytes | memoryview) -> Header:
-    """The routing fields of a header part. Raises BadKernelMessage when it is not one."""
+    """Decode the routing fields of a header part. Raises BadKernelMessage if it is not a message header."""
     try:
         return _header_decoder.decode(part)
     except UNREADABLE as error:

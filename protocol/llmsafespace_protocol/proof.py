@@ -1,8 +1,12 @@
-"""Each side proves that it holds the sandbox's token, bound to this very connection.
+"""Mutual proof: each side proves that it holds the sandbox's token, for this connection only.
 
-Both send a fresh nonce; each answers with an HMAC over both nonces, its own role and the fingerprint of
-the agent's certificate, so that a proof is of no use on another connection or in the other direction.
-Over a unix socket there is no certificate and the fingerprint is empty.
+1. The gateway sends `Hello` with a fresh nonce.
+2. The agent sends `Challenge`: its own nonce and its proof.
+3. The gateway checks that proof and sends `Answer`: its own proof and what the stream is for.
+
+A proof is an HMAC over both nonces, the sender's role and the fingerprint of the agent's certificate. It
+therefore cannot be replayed on another connection or in the other direction. A unix socket has no
+certificate; the fingerprint is then empty.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import msgspec
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 
 PROTOCOL = 1
-PROOF_TIMEOUT = 10.0
+PROOF_TIMEOUT = 10.0  # seconds that each side waits for each frame of the other
 _MAX_HELLO = 4096
 T = TypeVar("T")
 
@@ -29,25 +33,25 @@ class ProofError(Exception):
 
 
 class NoAnswer(ProofError):
-    """The peer went away or was silent: it may well hold the token."""
+    """The peer closed the connection or did not answer in time. It may still hold the token."""
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """First frame, gateway to agent."""
+    """First frame, gateway to agent: the protocol version and the gateway's nonce."""
 
     version: int
     nonce: str
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """Second frame, agent to gateway."""
+    """Second frame, agent to gateway: the agent's nonce and its proof."""
 
     nonce: str
     proof: str
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Third frame, gateway to agent; `open` says what this stream is for (see requests.py)."""
+    """Third frame, gateway to agent: its proof; `open` says what the stream is for (see requests.py)."""
 
     proof: str
     open: dict[str, Any]
@@ -59,12 +63,12 @@ def _proof(token: bytes, role: str, hello_nonce: str, challenge_nonce: str, fing
 
 
 def fingerprint(certificate_der: bytes | None) -> str:
-    """The SHA-256 of a DER certificate in hex, or '' where the transport has none."""
+    """Return the SHA-256 of a DER certificate in hex, or '' if there is no certificate."""
     return hashlib.sha256(certificate_der).hexdigest() if certificate_der else ""
 
 
 def peer_fingerprint(stream: FrameStream) -> str:
-    """The fingerprint of the certificate that the other side of `stream` showed, '' without TLS."""
+    """Return the fingerprint of the peer's certificate, or '' without TLS."""
     tls: ssl.SSLObject | None = stream.transport.get_extra_info("ssl_object")
     return fingerprint(tls.getpeercert(True)) if tls is not None else ""
 
@@ -76,7 +80,7 @@ async def _receive(stream: FrameStream, kind: type[T]) -> T:
     except (TimeoutError, ConnectionError) as error:
         raise NoAnswer("the peer did not answer the proof") from error
     if frame != FrameKind.JSON or len(body) > (_MAX_HELLO if kind is not Answer else 256 * 1024):
-        raise ProofError("the peer sent something else than a proof")
+        raise ProofError("the peer sent something other than a proof")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -84,9 +88,10 @@ async def _receive(stream: FrameStream, kind: type[T]) -> T:
 
 
 async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, Any]) -> None:
-    """Run the gateway's side and open the stream for `open_`. Raises ProofError.
+    """Run the gateway's side of the proof and open the stream for `open_`.
 
-    The stream is closed whatever is raised, also when the caller is cancelled.
+    Raises ProofError if the agent does not hold `token`, and its subclass NoAnswer if the agent does not
+    answer in time. Every exception, also a cancellation, closes the stream.
     """
     hello = Hello(PROTOCOL, secrets.token_hex(32))
     mark = peer_fingerprint(stream)
@@ -104,11 +109,14 @@ async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, A
 
 
 async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str) -> dict[str, Any]:
-    """Run the agent's side; returns what the gateway opens. Raises ProofError, and closes as above."""
+    """Run the agent's side of the proof; return what the gateway opens the stream for.
+
+    Raises ProofError and NoAnswer, and closes the stream, as `prove_as_gateway` does.
+    """
     try:
         hello = await _receive(stream, Hello)
         if hello.version != PROTOCOL:
-            raise ProofError(f"protocol {hello.version} is not spoken here, only {PROTOCOL}")
+            raise ProofError(f"the agent supports protocol {PROTOCOL} only, the gateway sent {hello.version}")
         nonce = secrets.token_hex(32)
         proof = _proof(token, "agent", hello.nonce, nonce, own_fingerprint)
         stream.send(FrameKind.JSON, msgspec.json.encode(Challenge(nonce, proof)))

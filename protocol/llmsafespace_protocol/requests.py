@@ -1,6 +1,7 @@
-"""What a stream can be opened for, and the requests and answers of the `rpc` stream.
+"""The kinds of streams that the gateway can open, and the requests and answers of the `rpc` stream.
 
 Every document is JSON. Times are seconds since the epoch (float), durations seconds, sizes bytes.
+An id that the caller makes (context, execution, command) makes the call idempotent.
 """
 
 from __future__ import annotations
@@ -11,27 +12,28 @@ import msgspec
 
 
 class Message(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """Camel case on the wire, snake case in Python."""
+    """Base of all documents: camelCase in JSON, snake_case in Python; defaults are left out in JSON."""
 
 
 class Fixed(msgspec.Struct, omit_defaults=True, rename="camel", frozen=True):
-    """A Message that cannot be changed, and so can be another's default."""
+    """An immutable Message. It can therefore be the default value of another message's field."""
 
 
 # -- opening a stream ----------------------------------------------------------------------------------
 
 
 class OpenRpc(Message, tag_field="kind", tag="rpc"):
-    """Requests and answers, multiplexed by `id`: one such stream per sandbox serves all REST calls."""
+    """Requests and answers, matched by `id`. One such stream per sandbox serves all REST calls."""
 
 
 class OpenChannels(Message, tag_field="kind", tag="channels"):
     """All channels of one context for one client session.
 
     The agent sends KERNEL frames (`u64 seq | v1`) and JSON `Gap` frames; the gateway sends KERNEL frames
-    (v1) and JSON `Ack` frames. `after` None resumes the session's cursor, or starts live when the agent
-    does not know the session. `durable` makes execution ids of this stream idempotent. `principal` is who is
-    connected: sessions, cursors and what only the asker of a request gets are its own.
+    (v1) and JSON `Ack` frames. If `after` is None, the stream resumes at the session's cursor; if the agent
+    does not know the session, it starts with the next new message. `durable` makes execution ids of this
+    stream idempotent. `principal` is the connected user: sessions and cursors belong to it, and only the
+    principal that sent a request gets its replies and input requests.
     """
 
     context: str
@@ -44,9 +46,9 @@ class OpenChannels(Message, tag_field="kind", tag="channels"):
 class OpenExecution(Message, tag_field="kind", tag="execution"):
     """The messages of one execution: KERNEL frames and `Gap` frames, then one `ExecutionInfo`, then close.
 
-    With `code` (or `command`, a shell line) the execution starts unless its id has run already; the same
-    id with other content, or of another `principal`, is a conflict. Without either, it is only followed:
-    what is for its asker alone (input requests, its reply) by the same principal only.
+    With `code` the execution starts, unless an execution of this id exists. The same id with other content,
+    or from another `principal`, is a conflict. Without `code` the stream only follows the execution; only
+    its own principal gets its input requests and its reply.
     """
 
     execution: str
@@ -61,14 +63,14 @@ class OpenExecution(Message, tag_field="kind", tag="execution"):
 
 
 class OpenCommand(Message, tag_field="kind", tag="command"):
-    """A command's output: JSON `CommandOutput` and `Gap` frames, then one `CommandInfo`, then close."""
+    """The output of a command: JSON `CommandOutput` and `Gap` frames, then one `CommandInfo`, then close."""
 
     command: str
     after: int = 0
 
 
 class OpenFileRead(Message, tag_field="kind", tag="file_read"):
-    """JSON `FileInfo`, DATA frames, END. `length` None reads to the end."""
+    """The content of a file: JSON `FileInfo`, DATA frames, END. If `length` is None, to the file's end."""
 
     path: str
     offset: int = 0
@@ -76,9 +78,10 @@ class OpenFileRead(Message, tag_field="kind", tag="file_read"):
 
 
 class OpenFileWrite(Message, tag_field="kind", tag="file_write"):
-    """The gateway sends DATA frames and END; the agent answers with JSON `FileInfo`.
+    """An upload: the gateway sends DATA frames and END; the agent answers with JSON `FileInfo`.
 
-    The file appears whole or not at all. `size`, where known, is checked. Parents are made.
+    The file appears completely or not at all. Missing parent folders are created. If `size` (bytes) is
+    given, the agent checks it.
     """
 
     path: str
@@ -88,7 +91,7 @@ class OpenFileWrite(Message, tag_field="kind", tag="file_write"):
 
 
 class OpenFileWatch(Message, tag_field="kind", tag="file_watch"):
-    """JSON `FileEvent` frames until either side closes."""
+    """Changes below a path: JSON `FileEvent` frames until either side closes."""
 
     path: str
     recursive: bool = False
@@ -98,14 +101,14 @@ Open = OpenRpc | OpenChannels | OpenExecution | OpenCommand | OpenFileRead | Ope
 
 
 class Opened(Message):
-    """The agent's first JSON frame on every opened stream; `error` set means: refused, and closed."""
+    """The agent's first JSON frame on every stream. If `error` is set, the agent refuses and closes it."""
 
     error: Error | None = None
-    head: int | None = None  # the journal's newest sequence number, on channels streams
+    head: int | None = None  # on channels streams: the newest sequence number of the journal
 
 
 class Error(Message):
-    """A refusal, in the words of the public API (`code` is one of its error codes)."""
+    """A refused request. `code` is one of the error codes of the public API."""
 
     code: str
     message: str
@@ -113,14 +116,14 @@ class Error(Message):
 
 
 class Gap(Message):
-    """`gap` messages were lost to the quota before this point; the next has sequence number `resume`."""
+    """`gap` messages before this point are no longer in the journal; the next one has number `resume`."""
 
     gap: int
     resume: int
 
 
 class Ack(Message):
-    """The gateway has flushed everything up to `ack` to the client: the session's cursor."""
+    """The gateway has sent everything up to number `ack` to the client. Sets the session's cursor."""
 
     ack: int
 
@@ -137,25 +140,25 @@ class Request(Message):
 
 
 class Answer(Message):
-    """The answer to the request of the same id: `result` or `error`. Answers may come in any order."""
+    """The answer to the request with the same id: `result` or `error`. Answers may arrive in any order."""
 
     id: int
-    result: msgspec.Raw = msgspec.Raw()  # a union with None would not be left undecoded
+    result: msgspec.Raw = msgspec.Raw()  # not `Raw | None`: msgspec would decode it
     error: Error | None = None
 
 
 class Limits(Fixed, frozen=True):
-    """When the agent ends an execution or the whole sandbox by itself."""
+    """Times, in seconds, after which the agent ends an execution or the whole sandbox by itself."""
 
-    timeout: float | None = 300.0  # the longest one durable execution may run
-    idle_timeout: float | None = 600.0
+    timeout: float | None = 300.0  # maximum duration of one durable execution
+    idle_timeout: float | None = 600.0  # without activity, then the sandbox ends; None: never
     max_lifetime: float = 86400.0
 
 
 class BindRequest(Message):
-    """Make a warm sandbox personal, once.
+    """Assign a warm sandbox to its user. This can be done once.
 
-    `contextId` becomes the id of the default context (a Jupyter kernel id).
+    `context_id` becomes the id of the default context (a Jupyter kernel id).
     """
 
     claim_id: str
@@ -171,7 +174,7 @@ class BindRequest(Message):
 
 
 class ContextInfo(Message):
-    """A kernel of the sandbox. `state` is starting, idle, busy, restarting or dead."""
+    """A context: a kernel of the sandbox. `state` is starting, idle, busy, restarting or dead."""
 
     id: str
     name: str
@@ -182,12 +185,12 @@ class ContextInfo(Message):
     last_activity: float
     connections: int = 0
     executions: int = 0
-    head: int = 0
+    head: int = 0  # the newest sequence number of its journal
     end: str | None = None  # why it is dead: oom, kernel_died
 
 
 class ContextCreate(Message):
-    """A further context; `id` is made by the caller, so that a repeated call makes one context."""
+    """Parameters of contexts.create. The caller makes `id`: a repeated call creates one context only."""
 
     id: str
     language: str | None = None
@@ -197,16 +200,16 @@ class ContextCreate(Message):
 
 
 class ById(Message):
-    """Parameters of methods that name one thing."""
+    """Parameters of methods that take the id of one context, execution or command."""
 
     id: str
 
 
 class ExecutionInfo(Message):
-    """One durable execution. `end` None means it is queued or running.
+    """One durable execution. `end` is None while it is queued or running.
 
-    `first`..`last` are its sequence numbers in its context's journal. `principal` asked, and `session`
-    reads its replies.
+    Its messages have the sequence numbers `first` to `last` in the context's journal. `principal` is who
+    sent it, and its replies go to `session`.
     """
 
     id: str
@@ -216,7 +219,7 @@ class ExecutionInfo(Message):
     started_at: float
     completed_at: float | None = None
     end: str | None = None
-    message: str | None = None  # why, where `end` is not the kernel's own word
+    message: str | None = None  # the reason, if the agent and not the kernel ended it
     first: int | None = None
     last: int | None = None
     execution_count: int | None = None
@@ -224,7 +227,7 @@ class ExecutionInfo(Message):
 
 
 class FileInfo(Message):
-    """A file or folder beneath the workspace; `path` is absolute inside the sandbox."""
+    """A file or folder of the workspace; `path` is absolute inside the sandbox."""
 
     path: str
     size: int
@@ -236,14 +239,14 @@ class FileInfo(Message):
 
 
 class FilePath(Message):
-    """Parameters of files.stat, files.mkdir and files.remove (`recursive` for folders that are not empty)."""
+    """Parameters of files.stat, files.mkdir and files.remove. `recursive` also removes a folder's content."""
 
     path: str
     recursive: bool = False
 
 
 class FileList(Message):
-    """Parameters of files.list; `depth` levels below `path`, at most `limit` entries."""
+    """Parameters of files.list: `depth` levels below `path`, at most `limit` entries."""
 
     path: str = "/workspace"
     depth: int = 1
@@ -251,7 +254,7 @@ class FileList(Message):
 
 
 class FileMove(Message):
-    """Parameters of files.move. `overwrite` replaces a file at `target`."""
+    """Parameters of files.move. With `overwrite` a file at `target` is replaced."""
 
     source: str
     target: str
@@ -259,14 +262,14 @@ class FileMove(Message):
 
 
 class FileEvent(Message):
-    """Something changed: created, modified, deleted, moved."""
+    """A change of a file or folder. `event` is created, modified, deleted or moved."""
 
     event: str
     path: str
 
 
 class CommandStart(Message):
-    """Run `command` in a shell, or `argv` as it is. The caller makes `id`: a repeated call starts one."""
+    """Run `command` in a shell, or `argv` without one. The caller makes `id`; repeated calls start one."""
 
     id: str
     command: str | None = None
@@ -276,11 +279,11 @@ class CommandStart(Message):
     timeout: float | None = None
     stdin: str | None = None
     stdin_encoding: str = "utf-8"  # or base64, for any bytes
-    keep_stdin: bool = False  # leave standard input open for commands.stdin
+    keep_stdin: bool = False  # keep standard input open, for commands.stdin
 
 
 class CommandInfo(Message):
-    """A command. `exitCode` is -N after signal N; `end` ok, error, timeout, interrupted, oom, expired."""
+    """A command. `exit_code` is -N after signal N; `end`: ok, error, timeout, interrupted, oom, expired."""
 
     id: str
     command: str
@@ -294,7 +297,7 @@ class CommandInfo(Message):
 
 
 class CommandOutput(Message):
-    """A piece of output, `stream` stdout or stderr; undecodable bytes are replaced."""
+    """A piece of a command's output. `stream` is stdout or stderr; bytes that are not UTF-8 are replaced."""
 
     seq: int
     stream: str
@@ -302,14 +305,14 @@ class CommandOutput(Message):
 
 
 class CommandSignal(Message):
-    """Send a signal (by name, as SIGTERM) to a command's process group."""
+    """Send a signal to a command's process group; `signal` is its name."""
 
     id: str
     signal: str = "SIGTERM"
 
 
 class CommandStdin(Message):
-    """Write to a command's standard input; `eof` closes it."""
+    """Write `data` to a command's standard input; `eof` then closes it."""
 
     id: str
     data: str = ""
@@ -318,7 +321,7 @@ class CommandStdin(Message):
 
 
 class PackagesInstall(Message):
-    """Install packages with the runtime's package manager (or `manager`), as a command of this id."""
+    """Install packages with `manager` or the runtime's package manager, as a command with this id."""
 
     id: str
     packages: list[str]
@@ -328,19 +331,19 @@ class PackagesInstall(Message):
 
 
 class Shutdown(Message):
-    """End the sandbox; `end` is the honest word (terminated, expired)."""
+    """End the sandbox. `end` is the reason: terminated, expired or oom."""
 
     end: str = "terminated"
 
 
 class Ready(Message):
-    """Parameters of `ready`: answer when a kernel is parked (or runs), or after `timeout`."""
+    """Parameters of `ready`, which answers when a kernel is parked or running, or after `timeout` seconds."""
 
     timeout: float = 60.0
 
 
 class Usage(Fixed, frozen=True):
-    """What the sandbox's processes use now."""
+    """The resources that the sandbox's processes use now."""
 
     cpu_seconds: float = 0.0
     memory_bytes: int = 0
@@ -349,7 +352,7 @@ class Usage(Fixed, frozen=True):
 
 
 class Status(Message):
-    """The agent's account of its sandbox. `state` is starting, ready (parked, unbound), bound, ending."""
+    """The state of a sandbox. `state` is starting, ready (a kernel is parked, not bound), bound or ending."""
 
     state: str
     started_at: float
@@ -364,9 +367,10 @@ class Status(Message):
 
 
 class Empty(Message):
-    """No parameters, or nothing to answer."""
+    """A method without parameters, or without a result."""
 
 
+# The methods of the rpc stream: the types of the parameters and of the result.
 METHODS: dict[str, tuple[type, Any]] = {
     "status": (Empty, Status),
     "ready": (Ready, Status),
