@@ -215,7 +215,7 @@ def _network(**fields: str) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (_sandbox(storage={"persistent": True}), "persistent storage is not served yet: leave it out"),
+        (_sandbox(storage={"persistent": True}), "persistent storage is not supported yet: leave it out"),
         (_sandbox(filesystem={"writablePaths": ["data"]}), "writablePaths must be absolute"),
         (_sandbox(filesystem={"writablePaths": ["/"]}), "writablePaths must be absolute"),
         (_sandbox(filesystem={"writablePaths": ["/tmp/../etc"]}), "writablePaths must be absolute"),

@@ -69,7 +69,7 @@ def test_a_pool_that_is_smaller_than_what_people_ask_for(
     def told() -> bool:
         found = kubectl.json("get", WARMPOOL, "small", "-n", installation.pools)
         one = condition(found.get("status", {}), "ServesDefaults")
-        return one["status"] == "False" and "less than the 500m" in one["message"]
+        return one["status"] == "False" and "less than a sandbox's default of 500m" in one["message"]
 
     eventually(told, SOON)
     eventually(lambda: "SmallerThanDefault" in events(kubectl, installation.pools), SOON)

@@ -174,7 +174,7 @@ GET = b"GET http://localhost/ HTTP/1.1\r\n\r\n"
         (preamble(token(life=-1)), "expired"),
         (preamble(token(address="127.0.0.2")), "another sandbox"),
         (preamble(token()[:-1]), "not signed"),
-        (preamble("x" * (MAX_PREAMBLE - 40)), "no egress token"),
+        (preamble("x" * (MAX_PREAMBLE - 40)), "not an egress token"),
         (preamble(token(GrantedRule("not a host"))), "not a host name"),
         (b"", "agents"),
         (b"\0\xff\n", "agents"),

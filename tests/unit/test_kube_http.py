@@ -54,7 +54,7 @@ class Scripted:
             except BadAnswer:
                 connection.close()
                 raise
-            if head.kept:
+            if head.keep_alive:
                 self.endpoint.keep(connection)
             else:
                 connection.close()
@@ -111,7 +111,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_not_used(server: Script
     await server.ask()
     idle = await server.endpoint.connection()
     for _ in range(1000):
-        if not idle.fresh:
+        if not idle.reusable:
             break
         await asyncio.sleep(0.01)
     server.endpoint.keep(idle)

@@ -94,8 +94,8 @@ def test_what_is_not_available_serves_nobody_and_says_why() -> None:
         Condition(type="Available", status="False", reason="NoImage", message="its image cannot be pulled")
     )
     told = resolve("ruby", [*HERE, broken])
-    assert told == "the runtime ruby is there but not available: its image cannot be pulled"
-    assert "ruby-3.2 is there but not available" in str(resolve("ruby-3.2", [broken]))
+    assert told == "the runtime ruby exists but is not available: its image cannot be pulled"
+    assert "ruby-3.2 exists but is not available" in str(resolve("ruby-3.2", [broken]))
     assert "not checked" in str(resolve("perl", [environment("perl", "5", available=False)]))
     assert "no runtime for the language 'perl' here" in str(resolve("perl", []))
 

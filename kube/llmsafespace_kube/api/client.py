@@ -1,4 +1,4 @@
-"""The API server's client: one method for each verb, bodies decoded straight into the kind's type."""
+"""A client of the API server: one method for each verb. Bodies are decoded directly into the kind's type."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ __all__ = [
 Patch = list[Any] | dict[str, Any]  # a JSON-Patch, or a merge patch
 
 _LIST_LIMIT = 60.0  # seconds
-_GRACE = 5.0  # seconds that a watch may be silent beyond its end
+_GRACE = 5.0  # seconds of silence allowed after the time at which the API server should have ended a watch
 
 _JSON_PATCH = "application/json-patch+json"
 _MERGE_PATCH = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
 
-_SEGMENT = re.compile(r"(?!\.\.?$)[A-Za-z0-9._:-]+")  # of a path: nothing that changes where it leads
+_SEGMENT = re.compile(r"(?!\.\.?$)[A-Za-z0-9._:-]+")  # no "/" and no "..": they would change the URL's target
 
 
 class KubeClient:
-    """Calls of the API server; each ends within 15 seconds (60 for a list), and raises KubeError.
+    """Calls the API server. Each call ends within 15 seconds (a list within 60), and raises KubeError.
 
-    Reads and deletes are repeated while the API server is briefly out of order; creates and patches raise
-    Unavailable, as they may have happened: look again, then decide again.
+    Reads and deletes are repeated while the API server is unavailable for a short time. Creates and patches
+    are not repeated: they raise Unavailable and may have happened. Read the object again before you decide.
     """
 
     def __init__(self, server: Server, *, user_agent: str) -> None:
@@ -67,9 +67,9 @@ class KubeClient:
 
     @classmethod
     async def connect(cls, *, user_agent: str) -> KubeClient:
-        """A client of the API server that KUBECONFIG names, or else of the cluster that this pod is in.
+        """Connect to the API server that KUBECONFIG names, or else to the one of the cluster of this pod.
 
-        Raises KubeError when neither is known, saying what to do.
+        Raises KubeError if neither can be used; the message says why.
         """
         return cls(await Server.find(), user_agent=user_agent)
 
@@ -78,7 +78,7 @@ class KubeClient:
         self._transport.close()
 
     async def get(self, kind: Kind[T], name: str, namespace: str | None = None) -> T:
-        """The object as it is now; raises NotFound."""
+        """Read the object; raises NotFound."""
         return wire.decode(kind, await self._transport.call("GET", _path(kind, namespace, name)))
 
     async def list(
@@ -90,7 +90,10 @@ class KubeClient:
         field_selector: str = "",
         resource_version: str = "",
     ) -> tuple[list[T], str]:
-        """Objects and the version of the list; without a namespace those of all."""
+        """Return the objects and the list's resource version. Without `namespace`, of all namespaces.
+
+        Objects that cannot be decoded are logged and left out; see `snapshot`.
+        """
         found = await self.snapshot(
             kind,
             namespace,
@@ -109,7 +112,7 @@ class KubeClient:
         field_selector: str = "",
         resource_version: str = "",
     ) -> Snapshot[T]:
-        """The list, with what of it cannot be read."""
+        """List the objects. The snapshot also names the objects that cannot be decoded."""
         query = {
             "labelSelector": label_selector,
             "fieldSelector": field_selector,
@@ -128,7 +131,10 @@ class KubeClient:
     async def patch(
         self, kind: Kind[T], name: str, patch: Patch, namespace: str | None = None, *, subresource: str = ""
     ) -> T:
-        """Change the object: a list is a JSON-Patch (Invalid when a `test` fails), a dict a merge patch."""
+        """Change the object. `patch` is a JSON-Patch (a list) or a merge patch (a dict).
+
+        Raises Invalid if a `test` of the JSON-Patch fails.
+        """
         answer = await self._transport.call(
             "PATCH",
             _path(kind, namespace, name, subresource),
@@ -140,7 +146,11 @@ class KubeClient:
     async def apply(
         self, kind: Kind[T], name: str, body: dict[str, Any], namespace: str | None = None, *, manager: str
     ) -> T:
-        """Make the object have these fields, whoever owned them, and no others that `manager` applied."""
+        """Server-side apply: create or change the object so that it has these fields.
+
+        Takes fields over from other managers, and removes fields that `manager` applied before and that are
+        not in `body`.
+        """
         answer = await self._transport.call(
             "PATCH",
             _path(kind, namespace, name),
@@ -160,7 +170,10 @@ class KubeClient:
         resource_version: str = "",
         propagation: str = "Background",
     ) -> bool:
-        """Delete the object; False: it was not there. Raises Conflict when its uid or version is another."""
+        """Delete the object; return False if it does not exist.
+
+        Raises Conflict if its uid or resource version differs from the given one.
+        """
         sent = wire.encode_delete(uid, resource_version, propagation)
         try:
             await self._transport.call("DELETE", _path(kind, namespace, name), body=sent)
@@ -178,10 +191,10 @@ class KubeClient:
         field_selector: str = "",
         seconds: int = 30,
     ) -> AsyncGenerator[WatchEvent[T], None]:
-        """What happens after `resource_version`, for at most `seconds`.
+        """Yield the events after `resource_version`, for at most `seconds`.
 
-        Raises Gone when that version is too old, Unavailable when the connection is lost, or so silent that
-        it must be: the API server itself ends a watch in time.
+        Raises Gone if that version is too old, and Unavailable if the connection is lost. The API server ends
+        each watch after `seconds`, so a connection that is silent for longer counts as lost.
         """
         query = {
             "watch": "true",
@@ -203,5 +216,5 @@ class KubeClient:
 def _path(kind: Kind[T], namespace: str | None, name: str | None = None, subresource: str = "") -> str:
     for segment in (namespace, name):
         if segment is not None and not _SEGMENT.fullmatch(segment):
-            raise Invalid(f"{segment!r} is not a name that an object can have", status=422, reason="Invalid")
+            raise Invalid(f"{segment!r} is not a valid object name", status=422, reason="Invalid")
     return kind.path(namespace, name, subresource)

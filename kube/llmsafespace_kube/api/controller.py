@@ -1,4 +1,9 @@
-"""Runs a reconcile function for each key that something happened to."""
+"""A controller calls a reconcile function for each key whose objects may have changed.
+
+Informer callbacks, timers and failed reconciles put keys into the work queue (workqueue.py). Up to `workers`
+tasks take keys from it. A reconcile reads the present state, not the event, so it does not matter how often
+or in which order keys are added. Only one task at a time works on a key.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,15 @@ from llmsafespace_kube.api.workqueue import Backoff, WorkQueue
 
 _log = logging.getLogger(__name__)
 
-LIMIT = 120.0  # seconds for one reconcile
+LIMIT = 120.0  # maximum seconds of one reconcile
 
 
 class Controller:
-    """A queue and its workers. A reconcile that raises is tried again, later each time.
+    """A work queue and its workers.
 
-    It may return the seconds after which the key is to be looked at again. Before `start` and after `stop`
-    nothing is remembered: whoever starts it adds what there is.
+    If `reconcile` raises, the key is tried again after a pause that grows with each failure. If it returns a
+    number, the key is reconciled again after that many seconds. Keys that are added before `start` or after
+    `stop` are dropped: after `start`, the caller must add all existing objects.
     """
 
     def __init__(
@@ -40,12 +46,12 @@ class Controller:
         self._duration = metrics.WORK_DURATION.labels(name)
 
     def enqueue(self, key: Key, *, priority: int = 0, after: float = 0.0) -> None:
-        """Reconcile the key: at once, higher priorities first, or in `after` seconds at the latest."""
+        """Reconcile the key now, or after at most `after` seconds. Higher priorities go first."""
         if not self._started:
             return
         if after <= 0:
             self._queue.add(key, priority)
-            self._employ()
+            self._start_workers()
             return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
@@ -56,11 +62,11 @@ class Controller:
         self._timers[key] = loop.call_later(after, self._due, key, priority)
 
     def start(self) -> None:
-        """Reconcile what is added from now on."""
+        """Accept keys from now on."""
         self._started = True
 
     async def stop(self) -> None:
-        """Cancel what runs, and wait for it."""
+        """Cancel the running reconciles and the timers, and wait until the reconciles have ended."""
         self._started = False
         for timer in self._timers.values():
             timer.cancel()
@@ -75,20 +81,20 @@ class Controller:
         self._timers.pop(key, None)
         self.enqueue(key, priority=priority)
 
-    def _employ(self) -> None:
+    def _start_workers(self) -> None:
         while self._started and len(self._tasks) < self._workers:
             key = self._queue.take()
             if key is None:
                 return
             task = asyncio.create_task(self._work(key))
             self._tasks.add(task)
-            task.add_done_callback(functools.partial(self._dismiss, key))
+            task.add_done_callback(functools.partial(self._finished, key))
 
-    def _dismiss(self, key: Key, task: asyncio.Task[None]) -> None:
-        """Here and not in the task, which may be cancelled before its first step."""
+    def _finished(self, key: Key, task: asyncio.Task[None]) -> None:
+        # A callback and not a `finally` in the task: a task cancelled before its first step runs no code.
         self._tasks.discard(task)
         self._queue.done(key)
-        self._employ()
+        self._start_workers()
 
     async def _work(self, key: Key) -> None:
         began = time.monotonic()
@@ -108,11 +114,11 @@ class Controller:
         self._retries.inc()
         pause = self._backoff.failed(key)
         name = "/".join(part for part in key if part)
-        if isinstance(error, Conflict):  # somebody was faster: the usual course of things
+        if isinstance(error, Conflict):  # another writer was faster, which is normal
             _log.debug("%s %s: %s", self.name, name, error)
         elif isinstance(error, KubeError):
-            _log.warning("%s %s, again in %.1f s: %s", self.name, name, pause, error)
+            _log.warning("%s %s failed, next try in %.1f s: %s", self.name, name, pause, error)
         else:
-            _log.error("%s %s, again in %.1f s", self.name, name, pause, exc_info=error)
-        asked = error.retry_after if isinstance(error, KubeError) and error.retry_after else 0.0
-        return max(pause, asked)
+            _log.error("%s %s failed, next try in %.1f s", self.name, name, pause, exc_info=error)
+        retry_after = error.retry_after if isinstance(error, KubeError) and error.retry_after else 0.0
+        return max(pause, retry_after)

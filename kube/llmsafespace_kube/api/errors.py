@@ -1,4 +1,4 @@
-"""What the API server refuses, and why, in its own words."""
+"""Errors of calls to the API server: one class for each kind of answer, with the API server's message."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import msgspec
 
 
 class KubeError(Exception):
-    """A call failed. `message` is the API server's; `str()` also says which call it was.
+    """A call failed. `message` is the API server's; `str()` also names the call.
 
-    `status` is the HTTP status (0: there was no answer), `reason` Kubernetes' word for it, `retry_after`
-    the seconds after which the API server wants to be asked again.
+    `status` is the HTTP status (0 if there was no answer), `reason` is the reason in Kubernetes' `Status`,
+    and `retry_after` is the number of seconds after which the API server accepts another try.
     """
 
     def __init__(
@@ -29,19 +29,19 @@ class KubeError(Exception):
 
 
 class NotFound(KubeError):
-    """404: the object, its namespace or its kind is not there."""
+    """404: the object, its namespace or its kind does not exist."""
 
 
 class AlreadyExists(KubeError):
-    """409: an object of this name is there."""
+    """409: an object of this name exists."""
 
 
 class Conflict(KubeError):
-    """409: the object is no longer as the call presumed."""
+    """409: the object has changed since the caller read it."""
 
 
 class Gone(KubeError):
-    """410: the resource version is too old to go on from; list again."""
+    """410: the resource version is too old for a watch; list again."""
 
 
 class Invalid(KubeError):
@@ -49,7 +49,7 @@ class Invalid(KubeError):
 
 
 class Forbidden(KubeError):
-    """403: neither Role nor admission policy allows it."""
+    """403: a Role or an admission policy does not allow the call."""
 
 
 class Unauthorized(KubeError):
@@ -57,11 +57,11 @@ class Unauthorized(KubeError):
 
 
 class TooManyRequests(KubeError):
-    """429: the API server did not take the call; ask again after `retry_after`."""
+    """429: the API server is busy and did not execute the call; try again after `retry_after`."""
 
 
 class Unavailable(KubeError):
-    """The API server failed (5xx) or did not answer in time: a write may or may not have happened."""
+    """The API server failed (5xx) or did not answer in time. A write may have happened."""
 
 
 class Unreachable(Unavailable):
@@ -79,9 +79,11 @@ _CLASSES: dict[int, type[KubeError]] = {
 }
 
 
-# What the API server says of a JSON-Patch that does not fit.
-_UNHELPFUL = "the server rejected our request due to an error in our request"
-_HELPFUL = "the object is not as the patch presumes: a test in it does not hold, or a path is not there"
+# The API server's message for a JSON-Patch that cannot be applied, and what we say instead.
+_PATCH_REJECTED = "the server rejected our request due to an error in our request"
+_PATCH_DOES_NOT_APPLY = (
+    "the patch does not apply to the object: one of its tests failed, or a path does not exist"
+)
 
 
 class _Details(msgspec.Struct, rename="camel"):
@@ -89,7 +91,7 @@ class _Details(msgspec.Struct, rename="camel"):
 
 
 class Status(msgspec.Struct, rename="camel"):
-    """Kubernetes' `Status`, the body of every refusal and of a watch's ERROR event."""
+    """Kubernetes' `Status`: the body of every error answer and of a watch's ERROR event."""
 
     code: int = 0
     reason: str = ""
@@ -98,21 +100,21 @@ class Status(msgspec.Struct, rename="camel"):
 
 
 def error_of(status: int, body: bytes, call: str, retry_after: str = "") -> KubeError:
-    """The error for this answer; `retry_after` is the header's value."""
+    """Return the error for an answer; `retry_after` is the value of the Retry-After header."""
     try:
-        told = msgspec.json.decode(body, type=Status)
-    except msgspec.MsgspecError:  # a proxy's page, not the API server's answer
-        told = Status(message=body[:200].decode(errors="replace").strip())
-    status = told.code or status
+        answer = msgspec.json.decode(body, type=Status)
+    except msgspec.MsgspecError:  # the page of a proxy, not the API server's answer
+        answer = Status(message=body[:200].decode(errors="replace").strip())
+    status = answer.code or status
     wait = float(retry_after) if retry_after.isdigit() else None
-    if wait is None and told.details and told.details.retry_after_seconds:
-        wait = float(told.details.retry_after_seconds)
-    message = _HELPFUL if told.message == _UNHELPFUL else told.message
-    return _class_of(status, told.reason)(
-        message or f"the API server answered {status} without saying why",
+    if wait is None and answer.details and answer.details.retry_after_seconds:
+        wait = float(answer.details.retry_after_seconds)
+    message = _PATCH_DOES_NOT_APPLY if answer.message == _PATCH_REJECTED else answer.message
+    return _class_of(status, answer.reason)(
+        message or f"the API server answered {status} without a message",
         call=call,
         status=status,
-        reason=told.reason,
+        reason=answer.reason,
         retry_after=wait,
     )
 

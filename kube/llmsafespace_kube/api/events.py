@@ -1,4 +1,8 @@
-"""Events, for people who run `kubectl describe`: written off the hot path, and never at its cost."""
+"""Kubernetes Events, for people who run `kubectl describe`.
+
+`emit` only puts an event into a queue; one task writes them. A slow API server therefore never delays a
+reconcile: events that do not fit into the queue are dropped and counted.
+"""
 
 from __future__ import annotations
 
@@ -20,32 +24,32 @@ from llmsafespace_kube.resources.kubernetes import Metadata
 
 _log = logging.getLogger(__name__)
 
-_WAITING = 200  # events that may wait to be written; those beyond are dropped
-_REMEMBERED = 4096
-_SAME_FOR = 300.0  # seconds in which the same event of an object is written once
-_NOTE_LENGTH = 1024  # the API server takes no longer ones
+_MAX_WAITING = 200  # events in the queue; further ones are dropped
+_MAX_REMEMBERED = 4096
+_REPEAT_INTERVAL = 300.0  # seconds in which the same event of an object is written once
+_NOTE_LENGTH = 1024  # the API server's limit
 
-_Sameness = tuple[str, str, str]
+_EventKey = tuple[str, str, str]  # uid of the object, reason, message
 
 
 class Events:
-    """Writes events one after another. Call `close` at the end."""
+    """Writes events one after another. `component` names the writer. Call `close` at the end."""
 
     def __init__(self, client: KubeClient, component: str) -> None:
         self._client = client
         self._component = component
         self._instance = f"{component}-{socket.gethostname()}"[:128]
-        self._waiting: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_WAITING)
-        self._written: OrderedDict[_Sameness, float] = OrderedDict()
+        self._waiting: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue(_MAX_WAITING)
+        self._written: OrderedDict[_EventKey, float] = OrderedDict()
         self._writer: asyncio.Task[None] | None = None
 
     def emit(self, kind: Kind[Any], metadata: Metadata, type: str, reason: str, message: str) -> None:
-        """Say that something happened to an object; `type` is Normal or Warning, `reason` one CamelCase word.
+        """Record an event of an object; `type` is Normal or Warning, `reason` one CamelCase word.
 
-        Never blocks. The same again within five minutes is left out, as is what comes faster than the API
-        server takes it.
+        Never blocks. The same event within five minutes is not written again, and events are dropped while
+        the queue is full.
         """
-        if self._is_known((metadata.uid, reason, message)):
+        if self._is_repeated((metadata.uid, reason, message)):
             return
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
@@ -55,19 +59,19 @@ class Events:
             metrics.EVENTS_DROPPED.inc()
 
     async def close(self) -> None:
-        """Write no more."""
+        """Stop writing. Events that still wait are lost."""
         if self._writer is not None:
             self._writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writer
 
-    def _is_known(self, event: _Sameness) -> bool:
+    def _is_repeated(self, event: _EventKey) -> bool:
         now = time.monotonic()
-        if now - self._written.get(event, -_SAME_FOR) < _SAME_FOR:
+        if now - self._written.get(event, -_REPEAT_INTERVAL) < _REPEAT_INTERVAL:
             return True
         self._written[event] = now
         self._written.move_to_end(event)
-        if len(self._written) > _REMEMBERED:
+        if len(self._written) > _MAX_REMEMBERED:
             self._written.popitem(last=False)
         return False
 

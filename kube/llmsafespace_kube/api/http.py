@@ -1,7 +1,8 @@
-"""HTTP/1.1 over kept connections, as far as the API server needs it.
+"""The part of HTTP/1.1 that calls of the API server need, over connections that are reused.
 
-A library's transport, as aiohttp, takes more than half of the CPU of a call, and calls are most of what the
-operator does. Where the API server is, and with which credentials, `server.py` finds out.
+Calls are most of the operator's work, and the transport of a library such as aiohttp takes more than half of
+the CPU time of a call (docs/decisions/an-http-client-of-our-own.md). `server.py` finds the API server's
+address and credentials.
 """
 
 from __future__ import annotations
@@ -14,53 +15,53 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 CONNECT_LIMIT = 5.0  # seconds
-_IDLE = 30.0  # seconds; the API server keeps idle connections longer, so that none is cut as it is used
-_BUFFER = 2**20  # bytes that are read ahead of their use
+_IDLE = 30.0  # seconds; shorter than the API server's limit, so that it does not close a connection in use
+_BUFFER = 2**20  # bytes that are read ahead
 _END = b"\r\n"
 
 
 class NoConnection(Exception):
-    """Nothing was sent, as there was no connection."""
+    """The connection could not be made, so nothing was sent."""
 
 
 class BadAnswer(Exception):
-    """What came was no HTTP, or ended before its end."""
+    """The answer is not HTTP, or is incomplete."""
 
 
 class Head(NamedTuple):
-    """The beginning of an answer. `length` None: it comes in chunks, or ends with the connection."""
+    """Status line and headers of an answer. `length` None: the body is chunked or ends with the stream."""
 
     status: int
     length: int | None
     chunked: bool
-    kept: bool  # the connection can be used again
-    retry_after: str
+    keep_alive: bool  # the connection can be used again
+    retry_after: str  # the header's value, "" without it
 
 
 class Connection:
-    """One connection: a request, then all of its answer, then perhaps another request."""
+    """One connection. It carries one request at a time; read the whole answer before the next request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._since = time.monotonic()
+        self._idle_since = time.monotonic()
 
     async def send(self, request: bytes) -> Head:
-        """Send the request and return the head of its answer; raises OSError, BadAnswer."""
+        """Send the request and return the head of its answer. Raises OSError and BadAnswer."""
         self._writer.write(request)
         await self._writer.drain()
         while True:
             try:
                 head = parse_head(await self._reader.readuntil(_END + _END))
             except asyncio.IncompleteReadError:
-                raise BadAnswer("it was closed before an answer came") from None
+                raise BadAnswer("it was closed before the answer began") from None
             except asyncio.LimitOverrunError:
-                raise BadAnswer("the head of its answer does not end") from None
+                raise BadAnswer("the head of the answer is too long") from None
             if head.status >= 200:
                 return head
 
     async def pieces(self, head: Head) -> AsyncGenerator[bytes, None]:
-        """The body as it comes."""
+        """Yield the parts of the body as they arrive. Raises OSError and BadAnswer."""
         try:
             if head.length is not None:
                 yield await self._reader.readexactly(head.length)
@@ -73,31 +74,31 @@ class Connection:
                 while piece := await self._reader.read(_BUFFER):
                     yield piece
         except asyncio.IncompleteReadError:
-            raise BadAnswer("it was closed in the middle of an answer") from None
+            raise BadAnswer("it was closed before the answer was complete") from None
         except (asyncio.LimitOverrunError, ValueError):
-            raise BadAnswer("an answer on it was malformed") from None
+            raise BadAnswer("the answer is malformed") from None
 
     async def body(self, head: Head) -> bytes:
-        """The whole body."""
+        """Return the whole body. Raises OSError and BadAnswer."""
         return b"".join([piece async for piece in self.pieces(head)])
 
     @property
-    def fresh(self) -> bool:
-        """Whether it can be used for another request."""
+    def reusable(self) -> bool:
+        """Whether the connection can be used for another request."""
         closed = self._reader.at_eof() or self._writer.is_closing()
-        return not closed and time.monotonic() - self._since < _IDLE
+        return not closed and time.monotonic() - self._idle_since < _IDLE
 
-    def rest(self) -> None:
-        """It is not in use from now on."""
-        self._since = time.monotonic()
+    def mark_idle(self) -> None:
+        """The connection is idle from now on."""
+        self._idle_since = time.monotonic()
 
     def close(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self._writer.transport.abort()
 
 
 class Endpoint:
-    """Where connections lead, and those of them that are idle."""
+    """The API server's address, and the idle connections to it."""
 
     def __init__(self, url: str, tls: ssl.SSLContext, server_name: str | None = None) -> None:
         parts = urlsplit(url)
@@ -110,16 +111,16 @@ class Endpoint:
         self._idle: list[Connection] = []
 
     async def connection(self) -> Connection:
-        """One that is idle, or a new one; raises NoConnection."""
+        """Return an idle connection or a new one; raises NoConnection."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.fresh:
+            if connection.reusable:
                 return connection
             connection.close()
         return await self.connect()
 
     async def connect(self) -> Connection:
-        """A new connection; raises NoConnection."""
+        """Make a new connection; raises NoConnection."""
         name = self._server_name if self._tls else None
         try:
             async with asyncio.timeout(CONNECT_LIMIT):
@@ -129,13 +130,13 @@ class Endpoint:
                     )
                 )
         except TimeoutError:
-            raise NoConnection(f"it did not accept a connection within {CONNECT_LIMIT:g} s") from None
+            raise NoConnection(f"no connection within {CONNECT_LIMIT:g} s") from None
         except OSError as error:
             raise NoConnection(str(error)) from None
 
     def keep(self, connection: Connection) -> None:
-        """The connection is idle; its last answer was read to the end."""
-        connection.rest()
+        """Keep the connection for another request. Its last answer must have been read to the end."""
+        connection.mark_idle()
         self._idle.append(connection)
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class Endpoint:
 
 
 def parse_head(text: bytes) -> Head:
-    """The head of an answer; raises BadAnswer."""
+    """Parse status line and headers, the empty line included; raises BadAnswer."""
     status, *lines = text[:-4].split(_END)
     headers = {
         name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
@@ -158,13 +159,13 @@ def parse_head(text: bytes) -> Head:
         chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
         if int(code) in (204, 304):
             size, chunked = 0, False
-        kept = version == b"HTTP/1.1" and headers.get(b"connection", b"").lower() != b"close"
+        keep_alive = version == b"HTTP/1.1" and headers.get(b"connection", b"").lower() != b"close"
         return Head(
             status=int(code),
             length=None if chunked else size,
             chunked=chunked,
-            kept=kept and (chunked or size is not None),
+            keep_alive=keep_alive and (chunked or size is not None),
             retry_after=headers.get(b"retry-after", b"").decode("ascii"),
         )
     except ValueError:
-        raise BadAnswer("its answer is no HTTP") from None
+        raise BadAnswer("the API server did not answer in HTTP") from None

@@ -1,4 +1,10 @@
-"""Follows the objects of a kind: a list, then a watch for ever, however often a watch ends."""
+"""An informer keeps a copy of all objects of a kind, by a list and then by one watch after another.
+
+A watch ends after 30 seconds, and the next one starts at the store's version: nothing is missed. If that
+version is too old (Gone), or the API server failed, the informer lists again first. Each namespace has its
+own list and watch (a `_Follower`); all of them fill one store (store.py). Errors are logged and retried with
+a growing pause, forever: readers see an older state, and `silent_for` says how old it can be.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +23,16 @@ from llmsafespace_kube.resources.kinds import Kind, T
 
 _log = logging.getLogger(__name__)
 
-WATCH_SECONDS = 30  # then the API server ends a watch, so that silence beyond it means a lost connection
+WATCH_SECONDS = 30  # the API server ends a watch after this time: longer silence means a lost connection
 _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 10.0
-_STEADY = 1.0  # a watch that held so long was none that failed
+_HEALTHY = 1.0  # seconds; a watch that lasted this long does not count as a failure
 
 
 class Informer(Generic[T]):
-    """Knows the objects of a kind, and tells of changes. Never gives up; `silent_for` tells how well it does.
+    """The objects of a kind in some namespaces (None: all), and callbacks for their changes.
 
-    Configure with `on_change` and `index`, then `start`.
+    Call `on_change` and `index` first, then `start`.
     """
 
     def __init__(
@@ -52,27 +58,33 @@ class Informer(Generic[T]):
         self._store.on_change(self._changed)
 
     def on_change(self, callback: Callback[T]) -> None:
-        """Call `callback(old, new)` on the loop for each change: old None: new here, new None: deleted."""
+        """Call `callback(old, new)` on the event loop for each change.
+
+        `old` is None for an object that was not known, `new` is None for a deleted one.
+        """
         self._store.on_change(callback)
 
     def index(self, name: str, key: Callable[[T], Iterable[str]]) -> None:
-        """Keep objects findable by the values that `key` gives."""
+        """Add an index of this name: `key` returns the values under which an object is found."""
         self._store.index(name, key)
 
     def by_index(self, name: str, value: str) -> list[T]:
-        """The objects that have this value in this index."""
+        """Return the objects that have this value in this index."""
         return self._store.by_index(name, value)
 
     def get(self, name: str, namespace: str | None = None) -> T | None:
-        """The object, if it is known."""
+        """Return the object, or None if it is not known."""
         return self._store.get((namespace or "", name))
 
     def items(self) -> Iterable[T]:
-        """All objects, as they are now."""
+        """Return all known objects."""
         return self._store.items()
 
     async def wait(self, name: str, namespace: str, reached: Callable[[T | None], bool]) -> T | None:
-        """The object as soon as it is (or is gone) as `reached` wants it: set a limit where one is wanted."""
+        """Wait until `reached(object)` is true and return the object; None stands for a missing object.
+
+        There is no time limit: use asyncio.timeout.
+        """
         key = namespace, name
         while not reached(found := self._store.get(key)):
             changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -87,16 +99,16 @@ class Informer(Generic[T]):
         return found
 
     def observe(self, item: T) -> None:
-        """Take in the answer of an own write at once, unless something newer is known.
+        """Store the answer of one of our own writes at once, unless a newer version is known.
 
-        Only for objects that the label selector selects: of others no watch would ever tell the end.
+        Only for objects that the selectors match: the watch would never report the end of another object.
         """
         self._store.observe(item)
 
     async def start(self) -> None:
-        """Return when everything has been listed, then follow.
+        """Return when everything has been listed, and then watch in the background.
 
-        Until then it tries, and logs what is in the way: set a limit where one is wanted.
+        Retries without a time limit and logs each error: use asyncio.timeout.
         """
         self._tasks = [asyncio.create_task(each.follow()) for each in self._followers]
         try:
@@ -107,18 +119,18 @@ class Informer(Generic[T]):
             raise
 
     async def stop(self) -> None:
-        """Follow no more; what is known stays. A stopped informer is not started again."""
+        """Stop watching. The known objects stay. A stopped informer cannot be started again."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def refresh(self) -> None:
-        """List everything anew, as a watch may be behind without anybody's knowing it. Raises KubeError."""
+        """List everything again, in case that a watch is behind. Raises KubeError."""
         await asyncio.gather(*(each.refresh() for each in self._followers))
 
     @property
     def silent_for(self) -> float:
-        """Seconds since the watch that was silent longest was last heard; its limit is a little over 30."""
+        """Seconds since anything arrived on the most silent watch; a healthy one stays near 30 at most."""
         return time.monotonic() - min(each.heard for each in self._followers)
 
     def _changed(self, old: T | None, new: T | None) -> None:
@@ -130,7 +142,7 @@ class Informer(Generic[T]):
 
 
 class _Follower(Generic[T]):
-    """Keeps one scope of the store true."""
+    """Keeps one scope of the store up to date."""
 
     def __init__(
         self,
@@ -156,16 +168,19 @@ class _Follower(Generic[T]):
         while True:
             began = time.monotonic()
             advanced, error = await self._round()
-            if advanced or time.monotonic() - began >= _STEADY:
+            if advanced or time.monotonic() - began >= _HEALTHY:
                 failures = 0
             if error is not None or not advanced:
                 failures += 1
             if error is not None and not isinstance(error, Gone):
-                _log.warning("following %s in %r: %s", self._kind.plural, self._scope or "*", error)
+                _log.warning("watching %s in %r: %s", self._kind.plural, self._scope or "*", error)
             await asyncio.sleep(pause_after(failures, error))
 
     async def _round(self) -> tuple[bool, Exception | None]:
-        """List if need be, then watch to the watch's end: whether it told anything, and what ended it."""
+        """List if necessary, then watch until the watch ends.
+
+        Returns whether an event arrived, and the error that ended the watch, if any.
+        """
         advanced = False
         try:
             if self._must_list:
@@ -184,18 +199,18 @@ class _Follower(Generic[T]):
                     advanced = True
                     self._store.apply(self._scope, event)
         except KubeError as error:
-            # A server error may mean that the API server was set back to before the version.
+            # A server error may mean that the API server was restored from a backup, older than our version.
             self._must_list = self._must_list or isinstance(error, Gone) or error.status >= 500
             return advanced, error
-        except Exception as error:  # an answer that no API server gives: it must not end the following
-            _log.exception("following %s in %r", self._kind.plural, self._scope or "*")
+        except Exception as error:  # a malformed answer must not end the loop
+            _log.exception("watching %s in %r", self._kind.plural, self._scope or "*")
             self._must_list = True
             return advanced, error
-        self.heard = time.monotonic()  # the API server ended the watch: it may have had nothing to tell
+        self.heard = time.monotonic()  # the API server ended the watch as planned, perhaps without an event
         return advanced, None
 
     async def refresh(self) -> None:
-        """List, and take in what is there. A watch may go on meanwhile."""
+        """List and replace the scope's content. A watch may run at the same time."""
         since = self._store.version(self._scope)
         found = await self._client.snapshot(self._kind, self._scope or None, **self._selectors)
         self._store.replace(self._scope, found.items, int(found.version), found.unreadable, since=since)
@@ -205,9 +220,9 @@ class _Follower(Generic[T]):
 
 
 def pause_after(failures: int, error: Exception | None) -> float:
-    """Seconds before the next try after so many failures in a row, spread so that not all try at once."""
+    """Seconds to wait after `failures` failures in a row; randomized, to spread the clients' retries."""
     if not failures:
         return 0.0
     pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
-    asked = error.retry_after if isinstance(error, KubeError) and error.retry_after else 0.0
-    return max(pause * random.uniform(0.5, 1.0), asked)  # noqa: S311
+    retry_after = error.retry_after if isinstance(error, KubeError) and error.retry_after else 0.0
+    return max(pause * random.uniform(0.5, 1.0), retry_after)  # noqa: S311

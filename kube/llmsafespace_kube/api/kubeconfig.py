@@ -1,9 +1,8 @@
-"""What a kubeconfig says of an API server, as far as a client with TLS and bearer tokens needs it.
+"""Reads a kubeconfig: the address of the API server, its certificate authority and the credentials.
 
-Read are: several files in KUBECONFIG (the first that says something counts), the current context, a cluster's
-address, authority and server name; of a user a certificate, a token, a token file, or a command that prints
-credentials (`exec`, as of managed clusters). What is not read is refused in words: proxies, passwords, and
-the providers that were built into clients before `exec` was.
+Supported: several files in KUBECONFIG (the first file that has an entry counts), the current context, and
+credentials as a certificate, a token, a token file, or a command that prints them (`exec`, used by managed
+clusters). Proxies, passwords and the old built-in `auth-provider` raise ConfigurationError.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _API = "client.authentication.k8s.io/"
 
 
 class ConfigurationError(Exception):
-    """What is there cannot be used; the message says what and why."""
+    """The kubeconfig or service account cannot be used; the message says what and why."""
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """What is shown to the API server: a token, the file that has one, or a certificate and its key (PEM)."""
+    """Credentials for the API server: a token, a file with a token, or a certificate and its key (PEM)."""
 
     token: str = ""
     token_file: str = ""
@@ -37,7 +36,7 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """An API server and the credentials for it. `authority` (PEM) empty: those that the system trusts."""
+    """An API server and the credentials for it. If `authority` (PEM) is empty, the system's are trusted."""
 
     url: str
     authority: bytes = b""
@@ -47,7 +46,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def load(paths: str) -> Access:
-    """The current context of the files that KUBECONFIG names. Raises ConfigurationError."""
+    """Load the current context of the files in `paths` (as in KUBECONFIG). Raises ConfigurationError."""
     merged = _Merged([Path(path) for path in paths.split(os.pathsep) if path])
     name = merged.current
     if not name:
@@ -56,7 +55,9 @@ async def load(paths: str) -> Access:
     cluster, folder = merged.named("clusters", "cluster", str(context.get("cluster")))
     url = cluster.get("server")
     if not isinstance(url, str) or not url.startswith(("https://", "http://")):
-        raise ConfigurationError(f"the cluster of context {name} has the server {url!r}, which is no URL")
+        raise ConfigurationError(
+            f"the server of context {name} must be an https:// or http:// URL, got {url!r}"
+        )
     if cluster.get("proxy-url"):
         raise ConfigurationError("proxy-url is not supported")
     credentials = Credentials()
@@ -73,7 +74,10 @@ async def load(paths: str) -> Access:
 
 
 class _Merged:
-    """Several files as one: of two entries of one name the first counts, with paths relative to its file."""
+    """Several files as one. If two have an entry of the same name, the first counts.
+
+    Paths in an entry are relative to its file.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         self._files: list[tuple[dict[str, Any], Path]] = []
@@ -88,7 +92,7 @@ class _Merged:
                 raise ConfigurationError(f"{path} is not a kubeconfig")
             self._files.append((found, path.parent))
         if not self._files:
-            raise ConfigurationError(f"there is no file {os.pathsep.join(map(str, paths))}")
+            raise ConfigurationError(f"no such file: {os.pathsep.join(map(str, paths))}")
 
     @property
     def current(self) -> str:
@@ -123,7 +127,7 @@ async def _credentials(user: dict[str, Any], folder: Path, cluster: dict[str, An
 
 
 def _content(entry: dict[str, Any], name: str, folder: Path) -> bytes:
-    """What is in `NAME-data`, or in the file that `NAME` names."""
+    """Return the content of `NAME-data`, or of the file that `NAME` names."""
     try:
         if data := entry.get(f"{name}-data"):
             return base64.b64decode(data, validate=True)
@@ -133,7 +137,7 @@ def _content(entry: dict[str, Any], name: str, folder: Path) -> bytes:
 
 
 async def _executed(command: dict[str, Any], folder: Path, cluster: dict[str, Any]) -> Credentials:
-    """What a command prints: an ExecCredential."""
+    """Run an `exec` command and read the ExecCredential that it prints."""
     version = str(command.get("apiVersion", ""))
     if not version.startswith(_API):
         raise ConfigurationError(f"exec has the apiVersion {version!r}, which is not one of {_API}")
@@ -144,7 +148,7 @@ async def _executed(command: dict[str, Any], folder: Path, cluster: dict[str, An
         }
         if authority := cluster.get("certificate-authority-data"):
             spec["cluster"]["certificate-authority-data"] = authority
-    asked = {"apiVersion": version, "kind": "ExecCredential", "spec": spec}
+    exec_info = {"apiVersion": version, "kind": "ExecCredential", "spec": spec}
     environment = {each["name"]: str(each["value"]) for each in command.get("env") or ()}
     name = str(command.get("command", ""))
     program = str(folder / name) if os.sep in name else name
@@ -156,27 +160,28 @@ async def _executed(command: dict[str, Any], folder: Path, cluster: dict[str, An
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, **environment, "KUBERNETES_EXEC_INFO": json.dumps(asked)},
+                env={**os.environ, **environment, "KUBERNETES_EXEC_INFO": json.dumps(exec_info)},
             )
             try:
-                said, complained = await process.communicate()
+                stdout, stderr = await process.communicate()
             finally:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
     except (OSError, TimeoutError) as error:
-        raise ConfigurationError(f"{name} does not give credentials: {error or 'it does not end'}") from None
+        why = error or f"it did not end within {EXEC_LIMIT:g} s"
+        raise ConfigurationError(f"{name} does not give credentials: {why}") from None
     if process.returncode != 0:
-        words = complained.decode(errors="replace").strip()[-500:]
+        words = stderr.decode(errors="replace").strip()[-500:]
         raise ConfigurationError(
-            f"{name} does not give credentials: {words or f'status {process.returncode}'}"
+            f"{name} does not give credentials: {words or f'exit status {process.returncode}'}"
         )
     try:
-        status = json.loads(said)["status"]
+        status = json.loads(stdout)["status"]
         return Credentials(
             token=str(status.get("token") or ""),
             certificate=str(status.get("clientCertificateData") or "").encode(),
             key=str(status.get("clientKeyData") or "").encode(),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigurationError(f"what {name} prints is not an ExecCredential with a status") from None
+        raise ConfigurationError(f"the output of {name} is not an ExecCredential with a status") from None

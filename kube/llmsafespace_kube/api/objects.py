@@ -1,4 +1,4 @@
-"""What every object has: a key, a version, times."""
+"""Functions for objects of every kind: key, resource version, metadata, timestamps."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Key = tuple[str, str]  # namespace ("" if cluster-scoped), name
 
 
 def metadata(item: msgspec.Struct) -> Metadata:
-    """The metadata of an object of any kind."""
+    """Return the metadata of an object of any kind."""
     found: Metadata = item.metadata  # type: ignore[attr-defined]
     return found
 
 
 def key_of(item: msgspec.Struct) -> Key:
-    """Where the object is."""
+    """Return namespace and name of the object."""
     found = metadata(item)
     return found.namespace, found.name
 
 
 def version_of(item: msgspec.Struct) -> int:
-    """The resource version; within a kind Kubernetes lets clients compare them as numbers. 0: it has none."""
+    """Return the resource version, or 0 if the object has none. Versions of one kind compare as numbers."""
     return int(metadata(item).resource_version or 0)
 
 
 def micro_time() -> str:
-    """Now, as a MicroTime: the API server wants all six digits, zeros as well."""
+    """Return the present time as a MicroTime. The API server requires all six digits of the fraction."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

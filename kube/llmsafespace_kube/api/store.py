@@ -1,4 +1,8 @@
-"""What an informer knows: the objects, their indexes, and up to which version that is all there is."""
+"""The store of an informer: the known objects, their indexes, and the version up to which they are complete.
+
+Three sources write to it: lists, watch events, and the answers of our own writes. They can arrive in any
+order, so each change is accepted only if its resource version is newer than what is known.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ Callback = Callable[[T | None, T | None], None]
 
 
 class _Index(Generic[T]):
-    """Objects by values that a function finds in them."""
+    """Finds objects by values that a function returns for them."""
 
     def __init__(self, values_of: Callable[[T], Iterable[str]]) -> None:
         self._values_of = values_of
@@ -39,11 +43,12 @@ class _Index(Generic[T]):
 
 
 class Store(Generic[T]):
-    """The objects of some scopes: namespaces, or the one scope "" for the whole cluster.
+    """The objects of some scopes. A scope is a namespace, or "" for the whole cluster.
 
-    Each scope has a version: whatever happened up to it is in here. Own writes are observed ahead of it, and
-    neither an older event nor an older list takes them back. An observed object that is not newer than its
-    scope is old news: it has been changed or deleted since. So deleted objects need not be remembered.
+    Each scope has a version: the store contains every change up to it. The answer of an own write can be
+    newer than the scope; an older event or list does not undo it. An observed object that is not newer than
+    its scope is ignored, because it has been changed or deleted since. The store therefore need not remember
+    deletions.
     """
 
     def __init__(self, scopes: Iterable[str]) -> None:
@@ -53,27 +58,30 @@ class Store(Generic[T]):
         self._callbacks: list[Callback[T]] = []
 
     def on_change(self, callback: Callback[T]) -> None:
-        """Call `callback(old, new)` after each change; a replaced object is a deletion and a creation."""
+        """Call `callback(old, new)` after each change.
+
+        An object that was deleted and created again is reported as a deletion and a creation.
+        """
         self._callbacks.append(callback)
 
     def index(self, name: str, values_of: Callable[[T], Iterable[str]]) -> None:
-        """Keep objects findable by these values."""
+        """Add an index of this name over the values that `values_of` returns."""
         self._indexes[name] = _Index(values_of)
 
     def by_index(self, name: str, value: str) -> list[T]:
-        """The objects with this value; raises KeyError for an index that there is not."""
+        """Return the objects with this value; raises KeyError if there is no such index."""
         return self._indexes[name].get(value)
 
     def get(self, key: Key) -> T | None:
-        """The object, if it is known."""
+        """Return the object, or None if it is not known."""
         return self._items.get(key)
 
     def items(self) -> list[T]:
-        """All objects as they are now."""
+        """Return all known objects."""
         return list(self._items.values())
 
     def version(self, scope: str) -> int:
-        """Up to which version everything is known; 0: nothing yet."""
+        """Return the version up to which the scope is complete; 0 before the first list."""
         return self._versions[scope]
 
     def replace(
@@ -85,46 +93,45 @@ class Store(Generic[T]):
         *,
         since: int | None = None,
     ) -> None:
-        """Take in a whole list; what is in `unreadable` stays as it was known.
+        """Replace a scope's content by a list. Objects in `unreadable` keep their known state.
 
-        `since` is the scope's version when the list was asked for, by default what it is now. A list is the
-        API server's present state, so one below that means that its history was set back (a restored
-        backup): then the list counts, and nothing that was known. One that a watch has overtaken meanwhile
-        tells nothing new.
+        `since` is the scope's version when the list was requested (default: its version now). If the list is
+        older than `since`, the API server was restored from a backup: the list then replaces everything. If a
+        watch has become newer than the list in the meantime, the list is ignored.
         """
         now = self._versions[scope]
         since = now if since is None else since
         if since <= version < now:
             return
-        set_back = version < since
+        restored = version < since
         self._versions[scope] = version
         present = {key_of(item): item for item in listed}
         for key, known in self._in(scope):
-            if key not in present and key not in unreadable and (set_back or version_of(known) <= version):
+            if key not in present and key not in unreadable and (restored or version_of(known) <= version):
                 self._put(key, None)
         for key, item in present.items():
-            if set_back or self._is_news(key, version_of(item)):
+            if restored or self._is_newer(key, version_of(item)):
                 self._put(key, item)
 
     def apply(self, scope: str, event: WatchEvent[T]) -> None:
-        """Take in an event of a watch, unless a list has already told what came of it."""
+        """Apply a watch event, unless the scope is already newer."""
         if event.version <= self._versions[scope]:
             return
         self._versions[scope] = event.version
         if event.type == "DELETED":
-            if self._is_news(event.key, event.version):
+            if self._is_newer(event.key, event.version):
                 self._put(event.key, None)
-        elif event.item is not None and self._is_news(event.key, event.version):
+        elif event.item is not None and self._is_newer(event.key, event.version):
             self._put(event.key, event.item)
 
     def observe(self, item: T) -> None:
-        """Take in the answer of an own write, unless something newer is known."""
+        """Store the answer of an own write, unless something newer is known."""
         key, version = key_of(item), version_of(item)
         scope = "" if "" in self._versions else key[0]
-        if version > self._versions.get(scope, version) and self._is_news(key, version):
+        if version > self._versions.get(scope, version) and self._is_newer(key, version):
             self._put(key, item)
 
-    def _is_news(self, key: Key, version: int) -> bool:
+    def _is_newer(self, key: Key, version: int) -> bool:
         known = self._items.get(key)
         return known is None or version_of(known) < version
 
@@ -148,4 +155,4 @@ class Store(Generic[T]):
             try:
                 callback(old, new)
             except Exception:
-                _log.exception("a change was not taken in")
+                _log.exception("a callback for a change failed")

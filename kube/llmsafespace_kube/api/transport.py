@@ -1,4 +1,4 @@
-"""Calls of the API server: time limits, which failures are repeated, and what they are called."""
+"""Calls of the API server: time limits, repetition of failed calls, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from llmsafespace_kube.api.http import BadAnswer, Connection, Endpoint, NoConnec
 from llmsafespace_kube.api.server import Server
 
 JSON = "application/json"
-LIMIT = 15.0  # seconds for a call, its repetitions included
+LIMIT = 15.0  # seconds for a call with its repetitions
 
 _CONNECTIONS = 64
 _ATTEMPTS = 4
-_LONGEST_PAUSE = 5.0  # seconds; who is told to wait longer is told so at once
+_LONGEST_PAUSE = 5.0  # seconds; if the API server asks for a longer pause, the caller gets the error at once
 
 
 class Transport:
-    """Watches have connections of their own, so that they never hold up a call."""
+    """Sends requests to the API server. Watches use connections of their own, so that they delay no call."""
 
     def __init__(self, server: Server, *, user_agent: str) -> None:
         self._server = server
         self._endpoint = Endpoint(server.url, server.tls, server.server_name)
-        self._room = asyncio.Semaphore(_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._headers = f"Host: {self._endpoint.authority}\r\nUser-Agent: {user_agent}\r\nAccept: {JSON}\r\n"
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Transport:
         content_type: str = JSON,
         limit: float = LIMIT,
     ) -> bytes:
-        """The body of the answer; raises KubeError after at most `limit` seconds."""
+        """Return the body of the answer. Raises KubeError, after at most `limit` seconds."""
         call = f"{method} {path}"
         failed: KubeError = Unavailable(f"the API server did not answer within {limit:g} s", call=call)
         try:
@@ -71,7 +71,10 @@ class Transport:
             raise failed from None
 
     async def stream(self, path: str, query: dict[str, str], silence: float) -> AsyncGenerator[bytes, None]:
-        """The body as it comes; raises Unavailable when it breaks, or nothing comes for `silence` seconds."""
+        """Yield the parts of the body as they arrive.
+
+        Raises Unavailable if the connection breaks, or if nothing arrives for `silence` seconds.
+        """
         call = f"WATCH {path}"
         connection: Connection | None = None
         try:
@@ -107,7 +110,7 @@ class Transport:
         began = time.perf_counter()
         status = 0
         try:
-            async with self._room:
+            async with self._slots:
                 request = await self._request(method, path, query, body, content_type)
                 status, answer, retry_after = await self._exchange(request)
         except (NoConnection, BadAnswer, OSError) as error:
@@ -122,13 +125,13 @@ class Transport:
 
     async def _exchange(self, request: bytes) -> tuple[int, bytes, str]:
         connection = await self._endpoint.connection()
-        kept = False
+        keep_alive = False
         try:
             head = await connection.send(request)
             body = await connection.body(head)
-            kept = head.kept
+            keep_alive = head.keep_alive
         finally:
-            if kept:
+            if keep_alive:
                 self._endpoint.keep(connection)
             else:
                 connection.close()
@@ -152,11 +155,11 @@ class Transport:
 
 
 def pause_before_repeating(error: KubeError, method: str, attempt: int) -> float | None:
-    """Seconds after which to repeat a call that failed; None when it must not be, or not so soon."""
-    harmless = isinstance(error, Unreachable) or (
+    """Seconds after which to repeat a failed call; None if it must not be repeated, or only much later."""
+    repeatable = isinstance(error, Unreachable) or (
         method in ("GET", "DELETE") and isinstance(error, Unavailable | TooManyRequests)
     )
-    if not harmless or (error.retry_after or 0.0) > _LONGEST_PAUSE:
+    if not repeatable or (error.retry_after or 0.0) > _LONGEST_PAUSE:
         return None
     return error.retry_after or 0.1 * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311
 

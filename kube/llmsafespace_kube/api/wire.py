@@ -1,4 +1,4 @@
-"""Bodies to and from the API server: msgspec at both ends, and only the fields that the kinds have."""
+"""Encodes and decodes bodies of the API server. Only the fields of the kinds' types are decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple, Generic[T]):
-    """A list at one version. `unreadable` are keys of objects that are there, but not as their kind says."""
+    """A list at one version. `unreadable` has the keys of objects that do not fit the type of their kind."""
 
     items: list[T]
     version: str
@@ -26,7 +26,10 @@ class Snapshot(NamedTuple, Generic[T]):
 
 
 class WatchEvent(NamedTuple, Generic[T]):
-    """ADDED, MODIFIED, DELETED or BOOKMARK; no item in a bookmark, nor where it cannot be read."""
+    """A watch event: ADDED, MODIFIED, DELETED or BOOKMARK.
+
+    `item` is None in a bookmark, and if the object cannot be decoded.
+    """
 
     type: str
     key: Key
@@ -73,7 +76,7 @@ def _decoder(type_: type[T]) -> msgspec.json.Decoder[T]:
 
 
 def decode(kind: Kind[T], body: bytes | msgspec.Raw) -> T:
-    """One object; raises KubeError when it is not as its kind says."""
+    """Decode one object; raises KubeError if it does not fit the type of its kind."""
     try:
         item: T = _decoder(kind.type).decode(body)
     except msgspec.DecodeError as error:
@@ -82,7 +85,7 @@ def decode(kind: Kind[T], body: bytes | msgspec.Raw) -> T:
 
 
 def decode_list(kind: Kind[T], body: bytes) -> Snapshot[T]:
-    """A list. One object that cannot be read does not hide the others."""
+    """Decode a list. An object that cannot be decoded does not hide the others."""
     decoded = _lists.decode(body)
     snapshot = Snapshot[T]([], decoded.metadata.resource_version, set())
     for raw in decoded.items or ():
@@ -95,7 +98,7 @@ def decode_list(kind: Kind[T], body: bytes) -> Snapshot[T]:
 
 
 def decode_line(kind: Kind[T], line: bytes, call: str) -> WatchEvent[T]:
-    """One line of a watch; raises the KubeError that an ERROR line tells."""
+    """Decode one line of a watch; raises the KubeError of an ERROR line."""
     event = _lines.decode(line)
     if event.type == "ERROR":
         raise error_of(500, bytes(event.object), call)
@@ -113,13 +116,13 @@ def _readable(kind: Kind[T], raw: msgspec.Raw) -> T | None:
 
 
 def lines_of(rest: bytes, chunk: bytes) -> tuple[Iterator[bytes], bytes]:
-    """The whole lines in what came so far, and what is left of it."""
+    """Split `rest + chunk`; return the complete lines and the incomplete rest."""
     *lines, rest = (rest + chunk).split(b"\n")
     return (line for line in lines if line), rest
 
 
 def encode_object(kind: Kind[T], body: msgspec.Struct | dict[str, Any]) -> bytes:
-    """The object with its apiVersion and kind put in front."""
+    """Encode an object, with its apiVersion and kind added."""
     if isinstance(body, dict):
         return msgspec.json.encode({**body, "apiVersion": kind.api_version, "kind": kind.kind})
     head = f'{{"apiVersion":"{kind.api_version}","kind":"{kind.kind}",'.encode()
@@ -127,5 +130,5 @@ def encode_object(kind: Kind[T], body: msgspec.Struct | dict[str, Any]) -> bytes
 
 
 def encode_delete(uid: str, resource_version: str, propagation: str) -> bytes:
-    """Options of a DELETE; empty preconditions do not hold it up."""
+    """Encode the options of a DELETE. Empty preconditions are not checked."""
     return msgspec.json.encode(_DeleteOptions(propagation, _Preconditions(uid, resource_version)))

@@ -1,4 +1,4 @@
-"""Keys that wait to be reconciled."""
+"""The work queue of a controller: keys that wait to be reconciled, and the pauses after failures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ _LONGEST_PAUSE = 15.0
 
 
 class WorkQueue:
-    """Each key is in it once, however often it is added, and is never with two workers at a time.
+    """A priority queue of keys.
 
-    A key that is added while a worker has it comes again when that worker is done: nothing is missed.
-    Keys of a higher priority go first, among equals the oldest.
+    * A key is in the queue at most once, however often it is added.
+    * No two workers have the same key at the same time.
+    * A key that is added while a worker has it is queued again when that worker is done: no change is missed.
+    * Keys with a higher priority are taken first; of equal priority, the oldest.
     """
 
     def __init__(self, name: str) -> None:
         self._order = itertools.count()
         self._heap: list[tuple[int, int, Key]] = []
-        self._waiting: dict[Key, tuple[int, float]] = {}  # its priority, and since when
+        self._waiting: dict[Key, tuple[int, float]] = {}  # priority, and when the key was added
         self._taken: set[Key] = set()
-        self._again: dict[Key, int] = {}  # priority of keys that were added while taken
+        self._again: dict[Key, int] = {}  # priority of keys that were added while a worker had them
         self._adds = metrics.ADDS.labels(name)
         self._duration = metrics.QUEUE_DURATION.labels(name)
         metrics.DEPTH.labels(name).set_function(self.__len__)
@@ -35,7 +37,7 @@ class WorkQueue:
         return len(self._waiting)
 
     def add(self, key: Key, priority: int = 0) -> None:
-        """Put the key in, or raise its priority."""
+        """Add the key, or raise its priority if it waits already."""
         if key in self._taken:
             self._again[key] = max(priority, self._again.get(key, priority))
             return
@@ -48,12 +50,12 @@ class WorkQueue:
         heapq.heappush(self._heap, (-priority, next(self._order), key))
 
     def take(self) -> Key | None:
-        """The key that is next, None when there is none. Whoever takes it says `done` afterwards."""
+        """Return the next key, or None if the queue is empty. The caller must call `done` afterwards."""
         while self._heap:
             priority, _, key = heapq.heappop(self._heap)
             waiting = self._waiting.get(key)
             if waiting is None or waiting[0] != -priority:
-                continue  # it went ahead of this entry, with a higher priority
+                continue  # an outdated entry: the key was added again with a higher priority
             del self._waiting[key]
             self._taken.add(key)
             self._duration.observe(time.monotonic() - waiting[1])
@@ -61,13 +63,13 @@ class WorkQueue:
         return None
 
     def clear(self) -> None:
-        """Forget what waits. No worker has a key."""
+        """Remove all waiting keys. Call it only when no worker has a key."""
         self._heap.clear()
         self._waiting.clear()
         self._again.clear()
 
     def done(self, key: Key) -> None:
-        """The worker is through with it."""
+        """The worker has finished the key. It is queued again if it was added in the meantime."""
         self._taken.discard(key)
         priority = self._again.pop(key, None)
         if priority is not None:
@@ -75,17 +77,17 @@ class WorkQueue:
 
 
 class Backoff:
-    """Pauses after failures, for each key its own: twice as long after each, up to 15 seconds."""
+    """Pauses after failures, counted for each key: 50 ms at first, doubled by each failure, at most 15 s."""
 
     def __init__(self) -> None:
         self._failures: dict[Key, int] = {}
 
     def failed(self, key: Key) -> float:
-        """Seconds until the next try."""
+        """Count a failure; return the seconds until the next try."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures - 1, 16))
         return pause * random.uniform(0.75, 1.0)  # noqa: S311
 
     def succeeded(self, key: Key) -> None:
-        """The next failure is the first again."""
+        """Reset the count of failures."""
         self._failures.pop(key, None)

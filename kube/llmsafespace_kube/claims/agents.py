@@ -1,4 +1,4 @@
-"""A stream to the agent of a pod: TLS whose certificate is vouched for by the mutual proof alone."""
+"""Opens a stream to the agent of a pod: TLS, authenticated by the mutual proof instead of an authority."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECT_TIMEOUT = 5.0
 
 
 def _tls() -> ssl.SSLContext:
-    """No authority signs the agents' certificates: the proof, bound to the certificate, is what counts."""
+    """Agents' certificates are self-signed; the mutual proof covers the certificate's fingerprint."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -28,9 +28,9 @@ _TLS = _tls()
 
 
 async def dial(address: str, port: int, token: str, open_: Open) -> FrameStream:
-    """A proved stream, opened for `open_` (its `Opened` answer is still to be read).
+    """Connect, run the proof and open the stream for `open_`. The caller must read the `Opened` answer.
 
-    Raises ProofError when the agent does not hold this token, OSError when it cannot be reached in time.
+    Raises ProofError if the agent does not hold this token, and OSError if it cannot be reached in time.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(CONNECT_TIMEOUT):

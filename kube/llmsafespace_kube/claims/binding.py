@@ -1,4 +1,4 @@
-"""One bind, for a sandbox that no gateway made."""
+"""Binds a sandbox that no gateway created: connects to its agent and calls `bind`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from llmsafespace_kube.claims import agents
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.requests import Answer, BindRequest, Error, Opened, OpenRpc, Request, Status
 
-BIND_TIMEOUT = 60.0  # a kernel of another language starts now
-_LONGEST = 1000  # characters that an agent may add to our words
+BIND_TIMEOUT = 60.0  # seconds; a kernel of another language starts during bind
+_LONGEST = 1000  # characters of the agent's message that are passed on
 
 
 class BindRefused(ValueError):
-    """The agent answered, and will not be this sandbox's; the message says why."""
+    """The agent refused the bind; the message says why."""
 
 
 async def bind(address: str, port: int, token: str, request: BindRequest) -> Status:
-    """Make the agent the sandbox that `request` says; the same request again gives the same answer.
+    """Bind the agent's sandbox. A repeated request gets the same answer.
 
-    Raises BindRefused, ProofError, or OSError when the agent cannot be reached or does not answer.
+    Raises BindRefused, ProofError, and OSError if the agent cannot be reached or does not answer.
     """
     stream = await agents.dial(address, port, token, OpenRpc())
     try:

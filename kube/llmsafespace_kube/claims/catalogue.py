@@ -1,4 +1,4 @@
-"""What there is to be had: runtimes and profiles, as the informers know them."""
+"""Which runtimes and profiles exist, from the informers' caches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmsafespace_kube.resources.types import (
 
 
 class Catalogue:
-    """Finds what a Sandbox or a WarmPool names."""
+    """Finds the runtime and the profile that a Sandbox or a WarmPool names."""
 
     def __init__(
         self,
@@ -29,19 +29,19 @@ class Catalogue:
         self._system_namespace = system_namespace
 
     def runtime(self, requested: str) -> Resolved | str:
-        """See runtimes.resolve."""
+        """Find the runtime that serves `requested`; see runtimes.resolve."""
         return runtimes.resolve(requested, self._environments.items())
 
     def profile(
         self, profile_ref: ProfileRef | None, security_level: str, namespace: str
     ) -> SandboxProfile | str | None:
-        """See profiles.profile_of; `namespace` is that of the object that refers to it."""
+        """Find the profile; see profiles.profile_of. `namespace` is that of the object that refers to it."""
         return profiles.profile_of(
             profile_ref, security_level, namespace, self._system_namespace, self._profiles.get
         )
 
     def in_use(self, pool: WarmPool, free: list[WarmPod]) -> PoolInUse:
-        """A pool with what it names; what is not there serves nobody."""
+        """Return the pool with runtime, profile and free pods; no pods if runtime or profile is missing."""
         spec = pool.spec
         resolved = self.runtime(spec.runtime)
         profile = self.profile(spec.profile_ref, spec.security_level, pool.metadata.namespace)

@@ -1,4 +1,9 @@
-"""Which warm pods may serve a request, and in which order to try them: pure functions of what is there."""
+"""Which warm pods may serve a request, and in which order to try them: pure functions.
+
+A pod serves a request if its pool allows the namespace, if runtime, security level and profile are equal, and
+if its resources suffice. Code that a pool preloads runs for other users only if the pool is published. If no
+pod serves, the functions return the reason as text, for the person who made the request.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +36,12 @@ _number = functools.lru_cache(1024)(quantities.number)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a warm pod must be to serve a Sandbox.
+    """What a Sandbox requires of a warm pod.
 
-    `runtime` is a RuntimeEnvironment's name, `profile_ref` names the profile that holds (with its
-    namespace), whether the Sandbox refers to it or not. `warm_pool` names the only pool that may serve;
-    without it code that nobody published is not taken. `plain` False: it wants what no pool has.
+    `runtime` is the name of a RuntimeEnvironment. `profile_ref` names the profile that applies, with its
+    namespace, also if the Sandbox does not refer to it. If `warm_pool` is set, only that pool may serve;
+    otherwise pools with unpublished code may not. `plain` is False if the Sandbox has settings that no pool
+    offers.
     """
 
     runtime: str
@@ -49,10 +55,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolInUse(msgspec.Struct, frozen=True):
-    """A pool as requests see it: what its runtime and profile are, and its free pods."""
+    """A pool with its runtime, its profile and its free pods."""
 
     pool: WarmPool
-    runtime: str  # the RuntimeEnvironment's name, "" when there is none
+    runtime: str  # the RuntimeEnvironment's name, "" if it does not exist
     profile_ref: ProfileRef | None
     free: Sequence[WarmPod]
 
@@ -60,7 +66,7 @@ class PoolInUse(msgspec.Struct, frozen=True):
 def request_of(
     spec: SandboxSpec, namespace: str, environment: RuntimeEnvironment, profile: SandboxProfile | None
 ) -> Request:
-    """The request of a Sandbox in `namespace`, of which environment and profile have been found."""
+    """Return the request of a Sandbox in `namespace`, with the environment and profile found for it."""
     return Request(
         runtime=environment.metadata.name,
         security_level=spec.security_level,
@@ -74,17 +80,17 @@ def request_of(
 
 
 def is_free(pod: WarmPod) -> bool:
-    """True when a claim may be tried."""
+    """Whether the pod is ready and not claimed."""
     return pod.spec.claim is None and pod.status.phase == "Ready" and pod.metadata.deletion_timestamp is None
 
 
 def candidates(
     request: Request, claim_id: str, pools: Iterable[PoolInUse], limit: int
 ) -> list[WarmPod] | str:
-    """Up to `limit` free pods that serve, in the order to try them; or why the start is cold, in words.
+    """Return up to `limit` free pods that serve, in the order to try them; or text: why the start is cold.
 
-    The tightest pool comes first, and one of few namespaces before one of all. Within a pool each claim
-    has an order of its own (rendezvous hashing), so that claims made at one time do not collide.
+    Pools for named namespaces come before pools for all, and smaller pods before larger ones. Within a pool
+    each claim has its own order (rendezvous hashing), so that simultaneous claims rarely try the same pod.
     """
     if not request.use_warm_pool:
         return "the request asked for no warm pool"
@@ -106,7 +112,7 @@ def candidates(
 
 
 def misfit(request: Request, in_use: PoolInUse) -> str | None:
-    """Why a pool cannot serve a request, in words for the person who asked; None when it can."""
+    """Return text that says why a pool cannot serve a request; None if it can."""
     spec = in_use.pool.spec
     if request.warm_pool not in (None, in_use.pool.metadata.name):
         return f"it is to be of the warm pool {request.warm_pool}"
@@ -126,38 +132,38 @@ def misfit(request: Request, in_use: PoolInUse) -> str | None:
 
 
 def smaller_than_default(given: PoolResources) -> str:
-    """Why a pool's pods never serve a request that names no resources; empty when they do."""
-    asked = Resources()
+    """Return text that says why a pool cannot serve requests with default resources; "" if it can."""
+    default = Resources()
     for name, word in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral_storage", "ephemeralStorage")):
-        offered, wanted = getattr(given, name), getattr(asked, name)
+        offered, wanted = getattr(given, name), getattr(default, name)
         if _number(wanted) > _number(offered):
             return (
-                f"resources.{word} is {offered}, less than the {wanted} that a sandbox gets when its request "
-                "says nothing: only requests for less are served from this pool"
+                f"resources.{word} is {offered}, less than a sandbox's default of {wanted}: "
+                "this pool serves only requests that ask for less than the default"
             )
     return ""
 
 
 def code_of(spec: WarmPoolSpec) -> Literal["none", "own", "published"]:
-    """What its pods have preloaded: nothing, code of its owner's choice, or code that was published."""
+    """Return whose code the pool preloads: none, its owner's own code, or published code."""
     if not (spec.preload_packages or spec.preload_scripts):
         return "none"
     return "published" if spec.published else "own"
 
 
 def named(name: str, namespace: str, pools: Iterable[WarmPool]) -> WarmPool | str:
-    """The pool that a Sandbox of this namespace is to be of; or why it cannot, in words."""
-    there = [pool for pool in pools if pool.metadata.name == name and _allows(pool, namespace)]
-    if not there:
+    """Return the pool of this name that serves the namespace; or text: why there is none."""
+    found = [pool for pool in pools if pool.metadata.name == name and _allows(pool, namespace)]
+    if not found:
         return f"there is no warm pool {name} that serves the namespace {namespace}"
-    return min(there, key=lambda pool: pool.metadata.namespace)
+    return min(found, key=lambda pool: pool.metadata.namespace)
 
 
 def serves(request: Request, made: WarmPodStatus, pool: WarmPool) -> bool:
-    """Whether a pod serves as it was made: its pool may have changed since.
+    """Whether a pod serves a request. Its recorded properties count, as its pool may have changed since.
 
-    What was preloaded before its code was published, or no longer is, serves only who names the pool. Pods
-    that do not say what they have were made by an operator that did not know: their pool says so.
+    Preloaded code runs for users who do not name the pool only if it was published when the pod was made and
+    the pool is still published. Pods of an old operator do not record `code`: the pool's is used.
     """
     code = made.code or code_of(pool.spec)
     approved = code == "none" or (code == "published" and pool.spec.published)
@@ -207,7 +213,7 @@ def _rank(claim_id: str) -> Callable[[WarmPod], bytes]:
 
 
 def _nearness(reason: str) -> int:
-    """The reason of the pool that was nearest to fit comes first."""
+    """Sort key: the reason of the pool that came closest to fitting comes first."""
     for place, word in enumerate(("by name", "resources", "profile", "security level", "runtime")):
         if word in reason:
             return place

@@ -1,4 +1,10 @@
-"""Taking a warm pod: a JSON-Patch of its WarmPod's `spec.claim`, which only one claim can win."""
+"""Claims a warm pod: a JSON-Patch that sets `spec.claim` of its WarmPod.
+
+The patch tests that the WarmPod is the one that was seen, is Ready and has no claim. The API server applies
+patches one after another, so of several claims for one pod only one wins. A claim that loses tries the next
+candidate, at most 8 times, and then the start is cold. A claim is idempotent: its id finds the pod that it
+has won, also if the answer was lost. The operator frees pods whose claim no Sandbox uses.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +31,7 @@ _FREE = "free"  # index: by pool
 
 
 class Claims:
-    """Claims of one process. To be made before its informers start, as it adds to them."""
+    """Makes claims for one process. Create it before the informers start, because it adds indexes to them."""
 
     def __init__(
         self,
@@ -38,7 +44,7 @@ class Claims:
         self._catalogue = catalogue
         self._warm_pods = warm_pods
         self._warm_pools = warm_pools
-        self._tried: set[str] = set()  # uids that look free, but are being claimed, or were found taken
+        self._tried: set[str] = set()  # uids of pods that look free, but are being claimed or already taken
         warm_pods.index(_CLAIM, _claim_id)
         warm_pods.index(_FREE, _free_in)
         warm_pods.on_change(self._changed)
@@ -50,11 +56,11 @@ class Claims:
         claim_id: str,
         trying: Callable[[WarmPod], None] = lambda pod: None,
     ) -> WarmPod | str:
-        """The warm pod that is now `sandbox`'s and nobody else's, or why its start is cold, in words.
+        """Claim a warm pod for `sandbox`; return it, or text: why the start is cold.
 
-        The same `claim_id` again gives the same pod. Raises KubeError when the API server does not answer:
-        a pod may have been claimed then, which the same claim finds, and otherwise the operator frees.
-        `trying` is told each pod just before it is asked for.
+        The same `claim_id` gets the same pod again. Raises KubeError if the API server does not answer. A pod
+        may have been claimed then: a claim with the same id finds it; otherwise the operator frees it.
+        `trying(pod)` is called before each try.
         """
         mine = self.claimed(claim_id)
         if mine is not None:
@@ -74,7 +80,7 @@ class Claims:
                     return "other sandboxes took the warm pods first"
 
     def claimed(self, claim_id: str) -> WarmPod | None:
-        """The warm pod of this claim, as far as the informer knows."""
+        """Return the warm pod of this claim, if the informer shows it."""
         living = (
             pod
             for pod in self._warm_pods.by_index(_CLAIM, claim_id)
@@ -88,7 +94,7 @@ class Claims:
             yield self._catalogue.in_use(pool, [pod for pod in free if pod.metadata.uid not in self._tried])
 
     async def _take(self, pod: WarmPod, claim: WarmPodClaim) -> WarmPod | None:
-        """The pod as it is when the claim has won it, None when somebody else has it."""
+        """Try to claim the pod; return it with the claim, or None if another claim has it."""
         uid = pod.metadata.uid
         self._tried.add(uid)
         try:
@@ -108,17 +114,17 @@ class Claims:
                     WARMPOD, meta.name, _claiming(meta.uid, claim), meta.namespace
                 )
             except (Invalid, Conflict, NotFound) as error:
-                log.debug("the warm pod %s was not to be had: %s", meta.name, error)
+                log.debug("the warm pod %s could not be claimed: %s", meta.name, error)
                 return await self._own(pod, claim) if last else None
             except Unavailable:
                 if last:
                     raise
-                continue  # it may have been claimed: the same again wins it, or finds that it has been won
+                continue  # the patch may have been applied: repeat it; if that fails, look for our claim
             return taken if taken.metadata.deletion_timestamp is None else None
         return None
 
     async def _own(self, pod: WarmPod, claim: WarmPodClaim) -> WarmPod | None:
-        """The pod, if an earlier attempt of this very claim has won it, whose answer was lost."""
+        """Return the pod if an earlier try of the same claim has won it and its answer was lost."""
         try:
             now = await self._client.get(WARMPOD, pod.metadata.name, pod.metadata.namespace)
         except NotFound:
@@ -127,13 +133,13 @@ class Claims:
         return now if ours and now.metadata.uid == pod.metadata.uid else None
 
     def _changed(self, old: WarmPod | None, new: WarmPod | None) -> None:
-        """What the informer has caught up with need not be remembered."""
+        """Forget a tried pod once the informer shows that it is not free."""
         if old is not None and (new is None or not is_free(new)):
             self._tried.discard(old.metadata.uid)
 
 
 def _claiming(uid: str, claim: WarmPodClaim) -> list[dict[str, Any]]:
-    """Fails unless the pod is the one that was seen, ready and nobody's (what is absent tests as null)."""
+    """The patch fails unless the pod is the one that was seen, Ready and unclaimed (absent equals null)."""
     return [
         {"op": "test", "path": "/metadata/uid", "value": uid},
         {"op": "test", "path": "/status/phase", "value": "Ready"},

@@ -1,7 +1,8 @@
-"""What a sandbox may reach, as a token: signed at bind, carried by the agent, checked by the egress proxy.
+"""The egress token says which destinations a sandbox may reach.
 
-`1.<payload>.<mac>`: the payload is base64url JSON, the mac an HMAC over all before it. The token says nothing
-that its sandbox may not know, and is of use from the sandbox's own address only.
+It is signed at bind, sent by the agent, and checked by the egress proxy. Format: `1.<payload>.<mac>`. The
+payload is base64url JSON; the mac is an HMAC over everything before it. The token contains nothing secret
+from its sandbox, and is valid only from the sandbox's own address.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ _VERSION = "1"
 
 
 class BadToken(ValueError):
-    """The token grants nothing; the message says why, without repeating what came from outside."""
+    """The token is not valid; the message says why and contains no untrusted text."""
 
 
 class GrantedRule(msgspec.Struct, frozen=True, array_like=True):
-    """A destination that may be reached, and its ports (none means 80 and 443)."""
+    """A destination that may be reached, and its ports (an empty tuple means 80 and 443)."""
 
     domain: str
     ports: tuple[int, ...] = ()
 
 
 class EgressGrant(msgspec.Struct, frozen=True, array_like=True):
-    """What the sandbox at `address` may reach until `expires` (seconds since the epoch)."""
+    """The destinations that the sandbox at `address` may reach until `expires` (seconds since the epoch)."""
 
     sandbox_id: str
     address: str
@@ -41,14 +42,14 @@ class EgressGrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 def granted(rules: Iterable[EgressRule]) -> tuple[GrantedRule, ...]:
-    """A Sandbox's rules as a grant has them."""
+    """Convert a Sandbox's egress rules into those of a grant."""
     return tuple(GrantedRule(rule.domain, tuple(port.port for port in rule.ports)) for rule in rules)
 
 
 def sign(key: bytes, grant: EgressGrant) -> str:
-    """The token of `grant`, under the key of `Settings.egress_key_file`.
+    """Return the token of `grant`, signed with the key of `Settings.egress_key_file`.
 
-    Raises ValueError when the grant's address is none, or when it has more rules than a token can hold.
+    Raises ValueError if `grant.address` is not an IP address, or if the rules do not fit into a token.
     """
     payload = msgspec.json.encode(msgspec.structs.replace(grant, address=_canonical(grant.address)))
     signed = f"{_VERSION}.{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}"
@@ -59,12 +60,12 @@ def sign(key: bytes, grant: EgressGrant) -> str:
 
 
 def verify(key: bytes, token: str, address: str, now: float) -> EgressGrant:
-    """The grant of `token` for a connection from `address`. Raises BadToken, whatever text is given.
+    """Return the grant of `token` for a connection from `address`. Raises BadToken for every invalid text.
 
-    Nothing of the token is decoded before its mac has been checked.
+    The payload is decoded only after the mac has been checked.
     """
     if len(token) > MAX_TOKEN or not token.isascii():
-        raise BadToken("this is no egress token")
+        raise BadToken("this is not an egress token")
     signed, _, mac = token.rpartition(".")
     if not hmac.compare_digest(_mac(key, signed).encode(), mac.encode()):
         raise BadToken("the egress token is not signed by this proxy's key")
@@ -79,7 +80,7 @@ def verify(key: bytes, token: str, address: str, now: float) -> EgressGrant:
 def _grant(signed: str) -> EgressGrant:
     version, _, payload = signed.partition(".")
     if version != _VERSION:
-        raise BadToken("the egress token is of an unknown version")
+        raise BadToken("the egress token has an unknown version")
     try:
         raw = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
         return msgspec.json.decode(raw, type=EgressGrant)
@@ -94,7 +95,7 @@ def _mac(key: bytes, signed: str) -> str:
 
 
 def _canonical(address: str) -> str:
-    """One way to write an address: an IPv4 address that arrived by an IPv6 socket is itself."""
+    """Return the canonical form of an address; an IPv4-mapped IPv6 address becomes the IPv4 address."""
     parsed = ipaddress.ip_address(address)
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return str(mapped or parsed)

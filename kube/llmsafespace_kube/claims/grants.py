@@ -1,4 +1,4 @@
-"""What a sandbox is bound with, from what its Sandbox says: one account for gateway and operator."""
+"""The limits and the egress grant of a sandbox, computed from its Sandbox. Gateway and operator share it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llmsafespace_kube.resources import names
 from llmsafespace_kube.resources.types import EgressRule, Sandbox, SandboxProfile, SandboxSpec
 from llmsafespace_protocol.requests import Limits
 
-IDLE_TIMEOUT = 600.0  # seconds, of a Sandbox that names none: as in the REST API
-_SLACK = 600.0  # seconds that a token outlives its sandbox's longest life, for clocks and slow starts
+IDLE_TIMEOUT = 600.0  # default in seconds, the same as in the REST API
+_SLACK = 600.0  # seconds added to a token's lifetime, for wrong clocks and slow starts
 
 
 def limits_of(spec: SandboxSpec) -> Limits:
-    """When its agent ends executions and itself."""
+    """Return the times after which the agent ends executions and the sandbox."""
     return Limits(
         timeout=float(spec.timeout),
         idle_timeout=IDLE_TIMEOUT if spec.idle_timeout is None else float(spec.idle_timeout),
@@ -25,13 +25,15 @@ def limits_of(spec: SandboxSpec) -> Limits:
 
 
 def ends_at(sandbox: Sandbox) -> datetime | None:
-    """When its life is over, None when nobody knows when it began. A gateway may have shortened it."""
+    """Return when the sandbox's lifetime is over; None if it has not started.
+
+    A gateway can shorten the lifetime by the annotation `ends-at`.
+    """
     if sandbox.status.start_time is None:
         return None
     ends = sandbox.status.start_time + timedelta(seconds=sandbox.spec.max_lifetime)
-    with contextlib.suppress(
-        KeyError, ValueError, TypeError
-    ):  # not a time, or one without a zone: of somebody else
+    # The annotation may be missing, or be no time, or a time without a zone: then it is ignored.
+    with contextlib.suppress(KeyError, ValueError, TypeError):
         ends = min(ends, datetime.fromisoformat(sandbox.metadata.annotations[names.ENDS_AT]))
     return ends
 
@@ -39,7 +41,10 @@ def ends_at(sandbox: Sandbox) -> datetime | None:
 def egress_grant(
     sandbox_id: str, address: str, spec: SandboxSpec, profile: SandboxProfile | None, born: float
 ) -> EgressGrant:
-    """What it may reach from `address`, for as long as it can live; `born` is in seconds since the epoch."""
+    """Return the sandbox's egress grant. `born` is its creation time in seconds since the epoch.
+
+    The grant expires a little after the sandbox's maximum lifetime.
+    """
     return EgressGrant(
         sandbox_id=sandbox_id,
         address=address,
@@ -49,7 +54,7 @@ def egress_grant(
 
 
 def _domains(profile: SandboxProfile | None) -> Iterator[EgressRule]:
-    """Rules of a profile that go through the egress proxy; those with a cidr are network policies."""
+    """Yield the rules of a profile that apply to the egress proxy. Rules with a cidr are network policies."""
     if profile is None:
         return
     for policy in profile.spec.network_policies:

@@ -1,4 +1,4 @@
-"""Which SandboxProfile holds for a Sandbox or WarmPool."""
+"""Which SandboxProfile applies to a Sandbox or WarmPool."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def profile_of(
     system_namespace: str,
     get: Callable[[str, str], SandboxProfile | None],
 ) -> SandboxProfile | str | None:
-    """The profile that is referred to, otherwise the system's of the security level's name, if there is one.
+    """Return the profile that applies, text if `profile_ref` names a missing one, or None for no profile.
 
-    Text says why a profile that is referred to cannot be had. `get` takes name and namespace.
+    Without `profile_ref` it is the profile in the system namespace whose name is the security level, if it
+    exists. `get` takes name and namespace.
     """
     if profile_ref is None:
         return get(security_level, system_namespace)
@@ -29,7 +30,7 @@ def profile_of(
 
 
 def missing_runtime_class(profile: SandboxProfile | None) -> str:
-    """Why no pod can be made with a profile, as the operator found; empty when it found nothing."""
+    """Return text if the operator found that the profile's RuntimeClass is missing; otherwise ""."""
     for one in profile.status.conditions if profile is not None else ():
         if one.status == "False" and one.reason == names.NO_RUNTIME_CLASS:
             return f"{one.message}, which this securityLevel needs: ask for another, or have it installed"
@@ -37,5 +38,5 @@ def missing_runtime_class(profile: SandboxProfile | None) -> str:
 
 
 def reference(profile: SandboxProfile | None) -> ProfileRef | None:
-    """How a WarmPod's status names the profile that its pod was made with."""
+    """Return the reference to a profile, as a WarmPod's status records it."""
     return ProfileRef(profile.metadata.name, profile.metadata.namespace) if profile is not None else None

@@ -17,24 +17,25 @@ Version = tuple[int, ...]
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """The environment that serves, and how it differs from what was asked for ("" when it does not)."""
+    """The environment that serves; `warning` says how it differs from the request ("" if it does not)."""
 
     environment: RuntimeEnvironment
     warning: str = ""
 
 
 def label(environment: RuntimeEnvironment) -> str:
-    """What a Sandbox calls this environment, as `python:3.11`."""
+    """Return the name that a Sandbox uses for this environment, such as `python:3.11`."""
     spec = environment.spec
     return f"{spec.language}:{spec.version}" if spec.version else spec.language
 
 
 def resolve(requested: str, environments: Iterable[RuntimeEnvironment]) -> Resolved | str:
-    """What serves `requested`, or why nothing does.
+    """Return the environment that serves `requested`, or text: why none does.
 
-    `requested` is an environment's name, or a language with or without (the beginning of) a version. What
-    fits exactly has no warning; otherwise the nearest version with the same first number serves, the newer
-    of two equally near. Of several alike the oldest serves, so that a new one changes nothing unasked.
+    `requested` is an environment's name, or a language with an optional version or the beginning of one. An
+    exact match has no warning. Otherwise the nearest version with the same major version serves; of two
+    equally near, the newer. Of several environments with the same version the oldest object serves, so that
+    adding one changes nothing.
     """
     known = [each for each in environments if each.metadata.deletion_timestamp is None]
     available = sorted((each for each in known if each.status.available), key=_seniority)
@@ -45,30 +46,30 @@ def resolve(requested: str, environments: Iterable[RuntimeEnvironment]) -> Resol
     if match is None or (match["joined"] and match["version"]):
         return f"{requested!r} is no runtime: write a language and a version, as in python:3.11"
     language, version = match["language"], match["version"] or match["joined"] or ""
-    speaking = [each for each in available if each.spec.language.lower() == language]
-    if not speaking:
-        return _why_none(requested, language, known, available)
-    exact = [each for each in speaking if _is(version, each.spec.version)]
+    of_language = [each for each in available if each.spec.language.lower() == language]
+    if not of_language:
+        return _no_runtime(requested, language, known, available)
+    exact = [each for each in of_language if _matches(version, each.spec.version)]
     if exact:
         return Resolved(_newest(exact))
-    return _nearest(requested, version, speaking)
+    return _nearest(requested, version, of_language)
 
 
-def _nearest(requested: str, version: str, speaking: list[RuntimeEnvironment]) -> Resolved | str:
+def _nearest(requested: str, version: str, of_language: list[RuntimeEnvironment]) -> Resolved | str:
     wanted = _numbers(version)
-    near = [each for each in speaking if wanted and _numbers(each.spec.version)[:1] == wanted[:1]]
+    near = [each for each in of_language if wanted and _numbers(each.spec.version)[:1] == wanted[:1]]
     if not near:
-        return f"there is no runtime {requested} here, only {_list(speaking)}"
+        return f"there is no runtime {requested} here, only {_list(of_language)}"
     best = min(near, key=lambda each: _distance(wanted, _numbers(each.spec.version)))
     return Resolved(best, f"{requested} is not available here; it is served by {label(best)}")
 
 
-def _is(requested: str, version: str) -> bool:
+def _matches(requested: str, version: str) -> bool:
     return requested in _ANY or version == requested or version.startswith(f"{requested}.")
 
 
 def _newest(environments: list[RuntimeEnvironment]) -> RuntimeEnvironment:
-    """The first of those with the highest version."""
+    """Return the environment with the highest version; of several, the first."""
     return max(environments, key=lambda each: _numbers(each.spec.version))
 
 
@@ -91,12 +92,12 @@ def _seniority(environment: RuntimeEnvironment) -> tuple[float, str]:
     return born.timestamp() if born is not None else 0.0, environment.metadata.name
 
 
-def _why_none(
+def _no_runtime(
     requested: str, language: str, known: list[RuntimeEnvironment], available: list[RuntimeEnvironment]
 ) -> str:
-    waiting = [each for each in known if each.spec.language.lower() == language]
-    if waiting:
-        return _not_available(requested, waiting[0])
+    unavailable = [each for each in known if each.spec.language.lower() == language]
+    if unavailable:
+        return _not_available(requested, unavailable[0])
     others = f"; there are {_list(available)}" if available else ""
     return f"there is no runtime for the language {language!r} here{others}"
 
@@ -104,7 +105,7 @@ def _why_none(
 def _not_available(requested: str, environment: RuntimeEnvironment) -> str:
     said = next((each.message for each in environment.status.conditions if each.status == "False"), "")
     why = said or "the operator has not checked it yet"
-    return f"the runtime {requested} is there but not available: {why}"
+    return f"the runtime {requested} exists but is not available: {why}"
 
 
 def _list(environments: list[RuntimeEnvironment]) -> str:

@@ -1,6 +1,7 @@
-"""Secrets of pods, derived from one key that gateway and operator share: nobody has to read a pod's Secret.
+"""The agents' tokens, derived from a key that gateway and operator share: nobody reads a pod's Secret.
 
-What signs egress grants is another key (`Settings.egress_key_file`), as the egress proxy has it, too.
+Egress tokens are signed with another key (`Settings.egress_key_file`), because the egress proxy knows it as
+well.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-LEAST = 32  # bytes of the key
+MIN_KEY_BYTES = 32
 
 
 def agent_token(key: bytes, owner_uid: str) -> str:
-    """The token (hex) of an agent, whose pod belongs to the WarmPod or Sandbox with this uid."""
-    if len(key) < LEAST:
-        raise ValueError(f"the shared key must have at least {LEAST} bytes")
+    """Return the token (hex) of the agent whose pod belongs to the WarmPod or Sandbox with this uid.
+
+    Raises ValueError if the key is too short.
+    """
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(f"the shared key must have at least {MIN_KEY_BYTES} bytes")
     return hmac.new(key, f"llmsafespace\nagent\n{owner_uid}".encode(), hashlib.sha256).hexdigest()

@@ -14,20 +14,20 @@ _HEADER = "# Made by `python -m llmsafespace_kube.resources` out of resources/ty
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes everything out where it stands, without anchors."""
+    """Writes repeated values in full, without YAML anchors."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def text(resource: Resource) -> str:
-    """The file of one kind."""
+    """Return the content of the file of one kind."""
     body = yaml.dump(definition(resource), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
     return _HEADER + body
 
 
 def write(folder: Path) -> None:
-    """One file for each kind, named after its plural."""
+    """Write one file for each kind, named after its plural."""
     folder.mkdir(parents=True, exist_ok=True)
     for resource in RESOURCES:
         (folder / f"{resource.kind.plural}.yaml").write_text(text(resource))

@@ -1,4 +1,4 @@
-"""Conditions in the Kubernetes manner: one per type, with the time when its status last changed."""
+"""Kubernetes conditions: one for each type, with the time when its status last changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 1024  # characters of a message
 def condition(
     type_: str, true: bool, reason: str, message: str = "", *, now: datetime, generation: int = 0
 ) -> Condition:
-    """A condition as of now; `reason` is one CamelCase word, `message` is for people."""
+    """Make a condition; `reason` is one CamelCase word, `message` is for people (at most 1024 characters)."""
     return Condition(
         type=type_,
         status="True" if true else "False",
@@ -27,7 +27,10 @@ def condition(
 
 
 def merged(present: Iterable[Condition], *changes: Condition) -> list[Condition]:
-    """`present` with `changes`, by type; one whose status stays keeps its time. Order is kept."""
+    """Return `present` with `changes` merged in by type, in the old order.
+
+    A condition whose status does not change keeps its transition time.
+    """
     found = {one.type: one for one in present}
     for change in changes:
         old = found.get(change.type)

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions: schemas out of the types, and the rules that a schema cannot say."""
+"""The CustomResourceDefinitions: schemas from the types, and CEL rules for what a schema cannot express."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _paths(field: str) -> Rule:
 def _short_name(longest: int, why: str) -> Rule:
     return Rule(
         f"self.metadata.name.size() <= {longest}",
-        f"the name may have at most {longest} characters, as {why}: choose a shorter one",
+        f"the name may have at most {longest} characters, because {why}: choose a shorter one",
     )
 
 
@@ -41,7 +41,7 @@ RULES: Rules = {
         )
     ],
     types.Storage: [
-        Rule("!self.persistent", "persistent storage is not served yet: leave it out", ".persistent")
+        Rule("!self.persistent", "persistent storage is not supported yet: leave it out", ".persistent")
     ],
     types.Filesystem: [_paths("writablePaths")],
     types.FilesystemConfig: [_paths("readOnlyPaths"), _paths("writablePaths")],
@@ -56,7 +56,7 @@ RULES: Rules = {
         Rule("has(self.domain) != has(self.cidr)", "a rule has either a domain or a cidr: write two rules")
     ],
     types.SandboxProfile: [_short_name(63, "pods are labelled with it")],
-    types.WarmPool: [_short_name(54, "those of its WarmPods are made of it")],
+    types.WarmPool: [_short_name(54, "the names of its WarmPods begin with it")],
     types.WarmPoolSpec: [
         Rule(
             "self.maxSize == 0 || self.maxSize >= self.minSize",
@@ -85,7 +85,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """What a CustomResourceDefinition says beside its schema."""
+    """The parts of a CustomResourceDefinition other than its schema."""
 
     kind: Kind[Any]
     short_name: str
@@ -172,7 +172,7 @@ RESOURCES = (
 
 
 def definition(resource: Resource) -> dict[str, Any]:
-    """The CustomResourceDefinition of one kind."""
+    """Return the CustomResourceDefinition of one kind."""
     kind = resource.kind
     subresources: dict[str, Any] = {"status": {}}
     if resource.scale:

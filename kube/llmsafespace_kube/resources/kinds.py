@@ -1,4 +1,4 @@
-"""Every kind that is read or written: where the API server has it, and its type here."""
+"""Every kind that is read or written: its path in the API server, and its type here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Kind(msgspec.Struct, Generic[T], frozen=True):
-    """A resource type of the API server."""
+    """A resource type of the API server, and the type that its objects are decoded into."""
 
     group: str  # "" is the core group
     version: str
@@ -24,11 +24,11 @@ class Kind(msgspec.Struct, Generic[T], frozen=True):
 
     @property
     def api_version(self) -> str:
-        """As in an object's `apiVersion`."""
+        """The value of an object's `apiVersion`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
-        """The URL path of the collection (without a name) or of one object."""
+        """Return the URL path of the collection (without a name) or of one object."""
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
         if self.namespaced and namespace is not None:
             parts += ["namespaces", namespace]

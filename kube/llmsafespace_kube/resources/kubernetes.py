@@ -1,4 +1,4 @@
-"""Kubernetes' own types, as far as they are read and written here. Ours are in types.py."""
+"""Kubernetes' own types, with only the fields that are read or written here. Ours are in types.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 
 class Object(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """The base of all types here and in types.py: defaults are left out in JSON, unknown fields ignored."""
+    """Base of all types here and in types.py. JSON leaves out defaults; decoding ignores unknown fields."""
 
 
 class OwnerReference(Object):
-    """The object that another one is deleted with."""
+    """The owner of an object: if the owner is deleted, Kubernetes deletes the object."""
 
     api_version: str
     kind: str
@@ -24,7 +24,7 @@ class OwnerReference(Object):
 
 
 class Metadata(Object):
-    """What of Kubernetes' object metadata is read and written here."""
+    """Object metadata."""
 
     name: str = ""
     generate_name: str = ""
@@ -41,14 +41,14 @@ class Metadata(Object):
 
 
 class AnyObject(Object):
-    """Any object of which only the metadata matters."""
+    """An object of any kind, with its spec undecoded."""
 
     metadata: Metadata
     spec: Any = None
 
 
 class Condition(Object):
-    """A condition in the Kubernetes manner."""
+    """A condition of a custom resource. `message` is for people."""
 
     type: str
     status: Literal["True", "False", "Unknown"]
@@ -62,7 +62,7 @@ class Condition(Object):
 
 
 class ContainerTerminated(Object):
-    """Why a container is no more."""
+    """How a container ended."""
 
     exit_code: int = 0
     signal: int = 0
@@ -71,21 +71,21 @@ class ContainerTerminated(Object):
 
 
 class ContainerWaiting(Object):
-    """Why a container does not run yet."""
+    """Why a container has not started yet."""
 
     reason: str = ""
     message: str = ""
 
 
 class ContainerState(Object):
-    """One of the two, or neither while it runs."""
+    """The state of a container: terminated, waiting, or (neither is set) running."""
 
     terminated: ContainerTerminated | None = None
     waiting: ContainerWaiting | None = None
 
 
 class ContainerStatus(Object):
-    """A container of a pod."""
+    """The status of one container of a pod."""
 
     name: str = ""
     ready: bool = False
@@ -95,7 +95,7 @@ class ContainerStatus(Object):
 
 
 class PodCondition(Object):
-    """A pod's condition."""
+    """A condition of a pod, such as Ready or PodScheduled."""
 
     type: str
     status: str
@@ -105,7 +105,7 @@ class PodCondition(Object):
 
 
 class PodStatus(Object):
-    """What is read of a pod's status."""
+    """A pod's status."""
 
     phase: str = "Pending"
     reason: str = ""
@@ -117,13 +117,13 @@ class PodStatus(Object):
 
 
 class Container(Object):
-    """What is read of a container's spec."""
+    """A container's spec."""
 
     image: str = ""
 
 
 class PodSpec(Object):
-    """What is read of a pod's spec."""
+    """A pod's spec."""
 
     node_name: str = ""
     node_selector: dict[str, str] = {}
@@ -133,7 +133,7 @@ class PodSpec(Object):
 
 
 class Pod(Object):
-    """A pod, as far as it is read."""
+    """A pod."""
 
     metadata: Metadata
     spec: PodSpec = msgspec.field(default_factory=PodSpec)
@@ -141,7 +141,7 @@ class Pod(Object):
 
 
 class Event(Object):
-    """What is read of an event."""
+    """An event of `events.k8s.io/v1`."""
 
     metadata: Metadata
     type: str = "Normal"
@@ -153,20 +153,20 @@ class Event(Object):
 
 
 class Secret(Object):
-    """A Secret; base64 is JSON's affair."""
+    """A Secret. `data` has decoded bytes; msgspec converts them to and from base64."""
 
     metadata: Metadata
     data: dict[str, bytes] = {}
 
 
 class WebhookClientConfig(Object):
-    """How a webhook is called; `ca_bundle` is PEM."""
+    """How the API server calls a webhook. `ca_bundle` has the trusted authorities (PEM)."""
 
     ca_bundle: bytes = b""
 
 
 class Webhook(Object):
-    """One of the webhooks of a configuration."""
+    """One webhook of a configuration."""
 
     name: str
     client_config: WebhookClientConfig

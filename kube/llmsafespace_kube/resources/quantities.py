@@ -1,4 +1,4 @@
-"""Kubernetes quantities: in manifests text or whole numbers, in our objects text, and what they amount to."""
+"""Kubernetes quantities: text or whole numbers in manifests, always text in our objects, and their values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from msgspec import Meta
 
 from llmsafespace_kube.resources.kubernetes import Object
 
-# With a digit above zero somewhere: a limit of zero is no limit.
+# At least one digit above zero: Kubernetes treats a limit of zero as no limit.
 _POSITIVE = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)"
 
 if TYPE_CHECKING:
-    Quantity = str  # what is left of it once it is in an object: see WithQuantities
+    Quantity = str  # WithQuantities converts numbers to text
 else:
     Quantity = Annotated[
         Annotated[int, Meta(ge=1)]
@@ -22,7 +22,7 @@ else:
 
 
 class WithQuantities(Object):
-    """The base of types with quantities: `cpu: 1` of a manifest is "1" from here on."""
+    """Base of types with quantities. Converts whole numbers to text: `cpu: 1` becomes "1"."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -45,7 +45,7 @@ _SUFFIXES = {
 
 
 def number(quantity: str) -> float:
-    """`500m` is 0.5, `1Gi` is 1073741824. Raises ValueError for what is no quantity."""
+    """Return the value of a quantity: `500m` is 0.5, `1Gi` is 1073741824. Raises ValueError."""
     digits = quantity.rstrip("mkKMGTi")
     suffix = quantity[len(digits) :]
     try:

@@ -1,4 +1,4 @@
-"""OpenAPI schemas, as CustomResourceDefinitions want them (structural), made out of the types."""
+"""Makes structural OpenAPI schemas, which CustomResourceDefinitions require, from msgspec types."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Schema = dict[str, Any]
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A CEL rule and what to do when it refuses; `path` names the field that it is about."""
+    """A CEL rule and its message, which says what to do; `path` names the field that it checks."""
 
     rule: str
     message: str
     path: str = ""
 
     def validation(self) -> Schema:
-        """As in `x-kubernetes-validations`."""
+        """Return the entry of `x-kubernetes-validations`."""
         entry = {"rule": self.rule, "message": self.message}
         return {**entry, "fieldPath": self.path} if self.path else entry
 
@@ -31,7 +31,10 @@ Rules = Mapping[type, Sequence[Rule]]
 
 
 def schema_of(struct: type[msgspec.Struct], rules: Rules) -> Schema:
-    """The schema of one custom resource, with the rules of every type that occurs in it."""
+    """Return the schema of one custom resource, with the rules of every type in it.
+
+    Raises TypeError for a type that has no structural schema.
+    """
     made = _Maker(rules).schema(types.type_info(struct))
     kind = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
     return {**made, "properties": {**kind, **made["properties"]}}
@@ -67,9 +70,9 @@ class _Maker:
         raise TypeError(f"no schema for {kind}")
 
     def _union(self, kind: types.UnionType) -> Schema:
-        """`X | None` is X that may be left out: the API server drops nulls where `nullable` is not said.
+        """`X | None` becomes an optional X: the API server drops null values unless `nullable` is set.
 
-        `int | str` is the one mixture that a structural schema can say; the bounds of each hold for its own.
+        `int | str` is the only other union that a structural schema can express; each keeps its own bounds.
         """
         match [each for each in kind.types if not isinstance(each, types.NoneType)]:
             case [inner]:
@@ -103,7 +106,7 @@ def _bounds(kind: types.ListType | types.StrType, what: str) -> Schema:
 
 
 def _default(field: types.Field, schema: Schema) -> Any:
-    """The default in JSON; that of an object in full, as its rules are checked before it is filled."""
+    """Return the default in JSON. An object's is written in full: rules are checked before defaulting."""
     if field.default is not msgspec.NODEFAULT:
         return field.default
     if field.default_factory is msgspec.NODEFAULT:

@@ -1,7 +1,7 @@
-"""The custom resources `llmsafespace.dev/v1`, defined once: CRDs, admission, operator and gateway use these.
+"""The custom resources `llmsafespace.dev/v1`. CRDs, admission, operator and gateway use these types.
 
-Field names are camelCase in JSON. Every field of a status is the operator's. What a docstring or a Meta says
-becomes the CRD's description and validation.
+Field names are camelCase in JSON. Only the operator writes a status. Docstrings become the descriptions in
+the CRDs, and each `Meta` becomes a description or validation: run `make crds docs` after a change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Domain = Annotated[
     Meta(
         min_length=1,
         max_length=253,
-        description="A host name, an address, or `*.` and a name for every name below it.",
+        description="A host name, an IP address, or `*.` and a domain for all of its subdomains.",
     ),
 ]
 Path = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -42,21 +42,21 @@ Cidr = Annotated[str, Meta(pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$", max_length=64
 
 
 class NamedObject(Object):
-    """Name and namespace of another object."""
+    """A reference to another object by name and namespace."""
 
     name: Name
     namespace: Name
 
 
 class ProfileRef(Object):
-    """A SandboxProfile; without a namespace the one of the object that refers to it."""
+    """A reference to a SandboxProfile. The default namespace is that of the referring object."""
 
     name: Name
     namespace: Name | None = None
 
 
 class Resources(WithQuantities):
-    """What a sandbox may use."""
+    """The resources that a sandbox may use."""
 
     cpu: Quantity = "500m"
     memory: Quantity = "512Mi"
@@ -65,7 +65,7 @@ class Resources(WithQuantities):
 
 
 class PoolResources(WithQuantities):
-    """What each sandbox of a pool may use; the defaults fit the default requests of Sandboxes, and more."""
+    """The resources of each sandbox of a pool. The defaults are larger than those of a Sandbox."""
 
     cpu: Quantity = "1"
     memory: Quantity = "1Gi"
@@ -73,7 +73,7 @@ class PoolResources(WithQuantities):
 
 
 class SeccompProfile(Object):
-    """A seccomp profile; `localhostProfile` names a file on the node and belongs to type Localhost."""
+    """A seccomp profile. Type Localhost requires `localhostProfile`, the path of a file on the node."""
 
     type: Literal["RuntimeDefault", "Localhost"] = "RuntimeDefault"
     localhost_profile: Annotated[str, Meta(max_length=255)] | None = None
@@ -83,28 +83,28 @@ class SeccompProfile(Object):
 
 
 class PortRule(Object):
-    """A port that may be reached."""
+    """A port that the sandbox may reach."""
 
     port: Port
     protocol: Literal["TCP"] = "TCP"
 
 
 class EgressRule(Object):
-    """A destination that may be reached through the egress proxy; no ports means 80 and 443."""
+    """A destination that the sandbox may reach through the egress proxy. Without ports: 80 and 443."""
 
     domain: Domain
     ports: Annotated[list[PortRule], Meta(max_length=32)] = []
 
 
 class NetworkAccess(Object):
-    """What the sandbox may reach. Nothing reaches it but the gateway and the operator."""
+    """The destinations that the sandbox may reach. Only the gateway and the operator can reach it."""
 
     egress: Annotated[list[EgressRule], Meta(max_length=128)] = []
     ingress: Literal[False] = False
 
 
 class Filesystem(Object):
-    """The root is read-only but for `writablePaths`, which are size-limited and empty at start."""
+    """The root filesystem is read-only. `writablePaths` are limited in size and empty at start."""
 
     read_only_root: bool = True
     writable_paths: Annotated[list[Path], Meta(max_length=16)] = msgspec.field(
@@ -113,14 +113,14 @@ class Filesystem(Object):
 
 
 class Storage(WithQuantities):
-    """A persistent volume for the workspace (not yet served: `persistent` true is refused)."""
+    """A persistent volume for the workspace. Not supported yet: `persistent: true` is refused."""
 
     persistent: bool = False
     volume_size: Quantity = "5Gi"
 
 
 class SecurityContext(Object):
-    """Who the sandbox's processes are; root is refused."""
+    """The user and group of the sandbox's processes. Root is refused."""
 
     run_as_user: Annotated[int, Meta(ge=1, le=65534)] = 1000
     run_as_group: Annotated[int, Meta(ge=1, le=65534)] = 1000
@@ -129,7 +129,7 @@ class SecurityContext(Object):
 
 
 class WarmPodClaimed(Object):
-    """The WarmPod that the gateway claimed for this Sandbox, and under which claim."""
+    """The WarmPod that the gateway claimed for this Sandbox, and the id of the claim."""
 
     name: Name
     namespace: Name
@@ -137,11 +137,13 @@ class WarmPodClaimed(Object):
 
 
 class SandboxSpec(Object):
-    """A sandbox that somebody wants. Immutable."""
+    """The sandbox that is requested. It cannot be changed."""
 
     runtime: RuntimeName
     security_level: SecurityLevel = "standard"
-    timeout: Annotated[int, Meta(ge=1, le=86400, description="Seconds that one execution may run.")] = 300
+    timeout: Annotated[
+        int, Meta(ge=1, le=86400, description="Maximum duration of one execution, in seconds.")
+    ] = 300
     resources: Resources = msgspec.field(default_factory=Resources)
     network_access: NetworkAccess = msgspec.field(default_factory=NetworkAccess)
     filesystem: Filesystem = msgspec.field(default_factory=Filesystem)
@@ -150,47 +152,47 @@ class SandboxSpec(Object):
     profile_ref: ProfileRef | None = None
     user: (
         Annotated[
-            str, Meta(max_length=253, description="Whose it is: for those who may `assign` sandboxes only.")
+            str, Meta(max_length=253, description="The owner. Only users with the verb `assign` may set it.")
         ]
         | None
     ) = None
-    use_warm_pool: Annotated[bool, Meta(description="False starts a pod of its own.")] = True
+    use_warm_pool: Annotated[
+        bool, Meta(description="False: always start a new pod, never claim a warm pod.")
+    ] = True
     warm_pool: (
         Annotated[
             Name,
             Meta(
-                description="The WarmPool that it is to be of, with what that preloads. Without it only "
-                "pools that preload nothing, or are published, serve."
+                description="The WarmPool to claim from, with what it preloads. Without it, only pools that "
+                "preload nothing or are published may serve."
             ),
         ]
         | None
     ) = None
     idle_timeout: (
         Annotated[
-            int, Meta(ge=1, description="Seconds with nothing running and nobody connected, then it ends.")
+            int, Meta(ge=1, description="Seconds without executions and connections after which it ends.")
         ]
         | None
     ) = None
-    max_lifetime: Annotated[
-        int, Meta(ge=1, le=2_592_000, description="Seconds, then it ends in any case.")
-    ] = 86400
+    max_lifetime: Annotated[int, Meta(ge=1, le=2_592_000, description="Maximum lifetime in seconds.")] = 86400
     warm_pod: WarmPodClaimed | None = None
 
 
 class ResourceUsage(Object):
-    """What the sandbox uses, as quantities. The operator leaves it out: ask the gateway's API."""
+    """The sandbox's usage, as quantities. The operator does not set it: use the gateway's API."""
 
     cpu_usage: str = ""
     memory_usage: str = ""
 
 
 class SandboxStatus(Object):
-    """How a Sandbox stands. `end` (ok words: terminated, expired, oom, lost, failed) says why it ended."""
+    """The state of a Sandbox. `end`: why it ended (terminated, expired, oom, lost, failed)."""
 
     phase: Literal["Pending", "Creating", "Running", "Terminating", "Terminated", "Failed"] = "Pending"
     conditions: list[Condition] = []
-    sandbox_id: Annotated[str, Meta(description="Its id in the gateway's APIs.")] = ""
-    runtime: Annotated[str, Meta(description="The runtime that serves, such as python:3.11.")] = ""
+    sandbox_id: Annotated[str, Meta(description="The sandbox's id in the gateway's APIs.")] = ""
+    runtime: Annotated[str, Meta(description="The runtime in use, such as python:3.11.")] = ""
     start_kind: Literal["", "warm", "cold"] = ""
     start_reason: str = ""
     pod_name: str = ""
@@ -218,7 +220,7 @@ class Sandbox(Object):
 
 
 class NetworkRule(Object):
-    """A destination: a domain goes through the egress proxy, a cidr past it."""
+    """A destination. A domain is reached through the egress proxy, a cidr directly."""
 
     domain: Domain | None = None
     cidr: Cidr | None = None
@@ -226,26 +228,26 @@ class NetworkRule(Object):
 
 
 class NetworkPolicyRules(Object):
-    """Rules of one direction; only egress is served, as nothing but the gateway reaches a sandbox."""
+    """Rules of one direction. Only egress is supported: no other pod can reach a sandbox."""
 
     type: Literal["egress"] = "egress"
     rules: Annotated[list[NetworkRule], Meta(max_length=64)] = []
 
 
 class FilesystemConfig(Object):
-    """Paths beside those of the runtime; read-only ones must lie below a writable one to mean anything."""
+    """Paths in addition to the runtime's. A read-only path has an effect only below a writable one."""
 
     read_only_paths: Annotated[list[Path], Meta(max_length=16)] = []
     writable_paths: Annotated[list[Path], Meta(max_length=16)] = []
 
 
 class SandboxProfileSpec(Object):
-    """What sandboxes of this profile are allowed, and how strongly they are isolated."""
+    """The permissions and the isolation of sandboxes with this profile."""
 
     language: str = ""
     security_level: SecurityLevel = "standard"
     seccomp_profile: Annotated[
-        str, Meta(max_length=255, description="RuntimeDefault, or a file below the kubelet's seccomp folder.")
+        str, Meta(max_length=255, description="RuntimeDefault, or a file in the kubelet's seccomp folder.")
     ] = ""
     runtime_class_name: str | None = None
     network_policies: Annotated[list[NetworkPolicyRules], Meta(max_length=8)] = []
@@ -255,13 +257,13 @@ class SandboxProfileSpec(Object):
 
 
 class SandboxProfileStatus(Object):
-    """Whether what the profile names is there."""
+    """The state of a profile: whether it is valid and its RuntimeClass exists."""
 
     conditions: list[Condition] = []
 
 
 class SandboxProfile(Object):
-    """How a class of sandboxes is isolated."""
+    """The isolation and the network rules of a class of sandboxes."""
 
     metadata: Metadata
     spec: SandboxProfileSpec = msgspec.field(default_factory=SandboxProfileSpec)
@@ -272,7 +274,7 @@ class SandboxProfile(Object):
 
 
 class ResourceRequirements(WithQuantities):
-    """What sandboxes of this runtime need at least, and do well with."""
+    """The minimum and the recommended resources for sandboxes of this runtime."""
 
     min_cpu: Quantity | None = None
     min_memory: Quantity | None = None
@@ -281,7 +283,7 @@ class ResourceRequirements(WithQuantities):
 
 
 class RuntimeEnvironmentSpec(Object):
-    """An image that sandboxes may run, and what is in it."""
+    """A container image that sandboxes may run, and its content."""
 
     image: Annotated[str, Meta(min_length=1, max_length=512)]
     language: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -294,7 +296,7 @@ class RuntimeEnvironmentSpec(Object):
 
 
 class RuntimeEnvironmentStatus(Object):
-    """Whether sandboxes can have this runtime."""
+    """The state of a runtime: whether sandboxes can use it."""
 
     available: bool = False
     last_validated: datetime | None = None
@@ -302,7 +304,7 @@ class RuntimeEnvironmentStatus(Object):
 
 
 class RuntimeEnvironment(Object):
-    """A runtime that Sandboxes and WarmPools name, as `python:3.11`: language and version."""
+    """A runtime. Sandboxes and WarmPools refer to it by language and version, such as `python:3.11`."""
 
     metadata: Metadata
     spec: RuntimeEnvironmentSpec
@@ -313,14 +315,14 @@ class RuntimeEnvironment(Object):
 
 
 class PreloadScript(Object):
-    """Python that runs once in each warm sandbox, before anybody's code."""
+    """Python code that runs once in each warm sandbox, before it is claimed."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     content: Annotated[str, Meta(max_length=65536)]
 
 
 class AutoScaling(Object):
-    """Grow within maxSize by the rate of claims, and when more than targetUtilization percent is taken."""
+    """Grow up to maxSize with the rate of claims, and if more than targetUtilization percent are claimed."""
 
     enabled: bool = False
     target_utilization: Annotated[int, Meta(ge=1, le=100)] = 80
@@ -328,7 +330,10 @@ class AutoScaling(Object):
 
 
 class WarmPoolSpec(Object):
-    """Sandboxes that are started ahead. `maxSize` 0 is unlimited; `ttl` seconds, then one is replaced."""
+    """A pool of sandboxes that are started in advance.
+
+    `maxSize: 0` means no limit. An unclaimed sandbox is replaced after `ttl` seconds.
+    """
 
     runtime: RuntimeName
     min_size: Annotated[int, Meta(ge=0, le=10_000)] = 1
@@ -343,25 +348,29 @@ class WarmPoolSpec(Object):
     update_strategy: Literal["OnReplenish", "Recreate"] = "OnReplenish"
     allowed_namespaces: Annotated[
         list[str],
-        Meta(max_length=256, description="Sandboxes of these namespaces may claim from it; `*` is all."),
+        Meta(max_length=256, description="Namespaces whose Sandboxes may claim from this pool; `*`: all."),
     ] = msgspec.field(default_factory=lambda: ["*"])
     published: Annotated[
         bool,
-        Meta(description="What it preloads may run in sandboxes that do not name it (in `warmPool`)."),
+        Meta(
+            description="Whether preloaded code may run in Sandboxes that do not name this pool (`warmPool`)."
+        ),
     ] = True
     owner: (
-        Annotated[str, Meta(max_length=253, description="The user who made it, through a gateway's API.")]
+        Annotated[str, Meta(max_length=253, description="The user who created it through a gateway's API.")]
         | None
     ) = None
 
 
 class WarmPoolStatus(Object):
-    """How a pool stands: warm and unclaimed, claimed and living, on their way."""
+    """The state of a pool: the number of WarmPods that are available, assigned (claimed) and pending."""
 
     available_pods: int = 0
     assigned_pods: int = 0
     pending_pods: int = 0
-    replicas: Annotated[int, Meta(description="Available and pending: what /scale counts.")] = 0
+    replicas: Annotated[
+        int, Meta(description="Available plus pending WarmPods, for the scale subresource.")
+    ] = 0
     selector: str = ""
     last_scale_time: datetime | None = None
     observed_generation: int = 0
@@ -369,7 +378,7 @@ class WarmPoolStatus(Object):
 
 
 class WarmPool(Object):
-    """Sandboxes started ahead of need."""
+    """A pool of sandboxes that are started in advance."""
 
     metadata: Metadata
     spec: WarmPoolSpec
@@ -380,7 +389,7 @@ class WarmPool(Object):
 
 
 class WarmPodClaim(Object):
-    """Who took the pod: written once, by JSON-Patch, and never changed."""
+    """The claim of a pod: written once, by JSON-Patch, and never changed."""
 
     claim_id: Annotated[str, Meta(min_length=1, max_length=128, description="The sandbox's public id.")]
     sandbox: NamedObject
@@ -388,7 +397,7 @@ class WarmPodClaim(Object):
 
 
 class WarmPodSpec(Object):
-    """One pod of a pool. `claim` is the only arbiter of who has it."""
+    """One pod of a pool. Only `claim` decides which Sandbox has it."""
 
     pool_ref: NamedObject
     creation_timestamp: datetime | None = None
@@ -397,7 +406,7 @@ class WarmPodSpec(Object):
 
 
 class WarmPodStatus(Object):
-    """How a WarmPod stands, and as what its pod was made (its pool may have changed since)."""
+    """The state of a WarmPod, and the properties with which its pod was created."""
 
     phase: Literal["Pending", "Ready", "Assigned", "Draining", "Terminating"] = "Pending"
     pod_name: str = ""
@@ -406,20 +415,20 @@ class WarmPodStatus(Object):
     node_name: str = ""
     assigned_to: NamedObject | None = None
     assigned_at: datetime | None = None
-    runtime: Annotated[str, Meta(description="The RuntimeEnvironment's name.")] = ""
+    runtime: Annotated[str, Meta(description="The name of the RuntimeEnvironment.")] = ""
     security_level: str = ""
     resources: PoolResources | None = None
     profile_ref: ProfileRef | None = None
-    revision: Annotated[str, Meta(description="Of the pool, when the pod was made.")] = ""
+    revision: Annotated[str, Meta(description="The revision of the pool when the pod was created.")] = ""
     code: Annotated[
         Literal["", "none", "own", "published"],
-        Meta(description="What was preloaded in it: nothing, its pool's owner's code, or published code."),
+        Meta(description="Whose code was preloaded: none, the pool owner's own, or published code."),
     ] = ""
     message: str = ""
 
 
 class WarmPod(Object):
-    """A pod with a parked kernel that waits for its sandbox. Its pod and Secret have its name."""
+    """A pod with a parked kernel that waits to be claimed. The pod has the name of the WarmPod."""
 
     metadata: Metadata
     spec: WarmPodSpec

@@ -1,4 +1,4 @@
-"""Sentences for people that several parts say."""
+"""Messages for people that several modules use."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 
 def not_served(kind: str, namespace: str, served: Iterable[str]) -> str:
-    """What to do about an object where nobody looks."""
+    """Return the message for an object in a namespace that no operator serves: what to do."""
     names = ", ".join(sorted(served))
     return (
-        f"no operator serves {kind} objects in the namespace {namespace}, so nothing becomes of it: make it "
-        f"in one of {names}, or have an administrator add this one to the chart's values"
+        f"no operator serves {kind} objects in the namespace {namespace}, so it will never start: create it "
+        f"in one of {names}, or ask an administrator to add this namespace to the chart's values"
     )
