@@ -1,4 +1,8 @@
-"""The operator's process: configuration, wiring, start and stop."""
+"""The operator's process: configuration, wiring, start and stop.
+
+Informers, probes and the webhook run in every replica. Controllers run only in the leader (api/lease.py):
+when a replica becomes the leader, it reconciles all known objects, and then those that change.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,7 @@ _COUNT_PAUSE = 1.0
 
 
 class Informers:
-    """All that is followed: what lies in the configured namespaces, and the runtimes."""
+    """All informers: for the objects in the configured namespaces, and for the runtimes."""
 
     def __init__(self, client: KubeClient, settings: Settings) -> None:
         pools, sandboxes = settings.pool_namespaces, list(settings.sandbox_namespaces)
@@ -76,19 +80,19 @@ class Informers:
         }
 
     async def start(self) -> None:
-        """Return when everything has been listed."""
+        """Start all informers; return when every one has listed its objects."""
         await asyncio.gather(*(informer.start() for informer in self.by_name.values()))
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop all informers."""
         for informer in self.by_name.values():
             await informer.stop()
 
 
 class Operator:
-    """All parts of one process. Its informers run always, its controllers while it leads.
+    """All parts of the operator. Informers always run; controllers run while this process is the leader.
 
-    Raises SettingsError when a key cannot be read.
+    The constructor raises SettingsError if a key cannot be read.
     """
 
     def __init__(self, client: KubeClient, settings: Settings) -> None:
@@ -113,7 +117,7 @@ class Operator:
             each.follow()
 
     async def run(self) -> None:
-        """Work until cancelled. Raises OSError when the HTTP port is taken."""
+        """Run until cancelled. Raises OSError if the HTTP port is in use."""
         probes = HTTPServer(health.application(self._informers.by_name, lambda: self._listed))
         probes.listen(self._settings.http_port)
         served = webhook(self._client, self._settings) if self._settings.webhook_config else None
@@ -123,7 +127,7 @@ class Operator:
                 await served.start()
             await self._informers.start()
             self._listed = True
-            log.info("everything is listed")
+            log.info("all objects are listed")
             elsewhere = asyncio.create_task(unserved.follow_all(self._unserved))
             await self._leadership().run(self._lead)
         finally:
@@ -143,7 +147,7 @@ class Operator:
         return Leadership(self._client, settings.system_namespace, settings.lease, identity)
 
     async def _lead(self) -> None:
-        """Reconcile everything, as another process may have led before; then what changes."""
+        """Reconcile all objects, because another leader may have left work undone; then those that change."""
         informers = self._informers
         every: list[tuple[Informer[Any], Controller]] = [
             (informers.runtimes, self._runtimes.controller),
@@ -170,12 +174,15 @@ class Operator:
                 await controller.stop()
 
     async def _count(self) -> None:
-        """Pools are filled by what is there; what the last leader made, a watch may not have told yet."""
+        """List the WarmPods again: a watch may not have shown yet what the last leader created.
+
+        Without this, pools would be filled beyond their size.
+        """
         while True:
             try:
                 return await self._informers.warm_pods.refresh()
             except KubeError as error:
-                log.warning("the warm pods cannot be counted: %s", error)
+                log.warning("the warm pods cannot be listed: %s", error)
             await asyncio.sleep(_COUNT_PAUSE)
 
     def _of_pools(self) -> tuple[WarmPodReconciler, WarmPoolReconciler]:
@@ -211,7 +218,7 @@ class Operator:
 
 
 async def _serve(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then stop within _STOP_LIMIT."""
+    """Run until SIGTERM or SIGINT, then stop within _STOP_LIMIT seconds."""
     client = await KubeClient.connect(user_agent=_NAME)
     try:
         running = asyncio.create_task(Operator(client, settings).run())
@@ -253,15 +260,15 @@ def _changed(settings: Settings, arguments: argparse.Namespace) -> Settings:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_NAME,
-        description="Keeps LLMSafeSpace's sandboxes and warm pools on Kubernetes true. The API server is the "
-        "one that KUBECONFIG names, otherwise that of the cluster this runs in.",
+        description="Reconciles LLMSafeSpace's custom resources (sandboxes, warm pools, …). Uses the API "
+        "server that KUBECONFIG names, otherwise that of the cluster in which it runs.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings, YAML or JSON")
     parser.add_argument(
         "--egress-proxy",
         type=_address,
         metavar="IP:PORT",
-        help="where sandboxes find the egress proxy, instead of the settings' egressProxy",
+        help="address of the egress proxy for sandboxes; overrides egressProxy of the settings",
     )
     parser.add_argument(
         "--canary",
@@ -269,13 +276,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="IP:PORT",
-        help="what a sandbox must not reach when it is used, beside the settings' canaries; may be repeated",
+        help="an address that sandboxes must not reach, in addition to canaries of the settings; repeatable",
     )
     parser.add_argument(
         "--identity",
         metavar="NAME",
-        help="in the lease; whoever starts again under the same name need not wait for the lease to run out. "
-        "Default: the settings' identity, or the host's name and a random part",
+        help="name in the lease. A process that restarts under the same name need not wait until the lease "
+        "expires. Default: identity of the settings, or the host name and a random part",
     )
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
@@ -287,4 +294,6 @@ def _address(text: str) -> str:
     try:
         return msgspec.convert(text, Address)
     except msgspec.ValidationError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no address with a port, as 10.96.0.7:3128") from None
+        raise argparse.ArgumentTypeError(
+            f"must be an address with a port, such as 10.96.0.7:3128, got {text!r}"
+        ) from None

@@ -1,4 +1,4 @@
-"""What probes and Prometheus ask the operator."""
+"""The operator's HTTP endpoints for probes and Prometheus."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ SILENCE = 90.0  # seconds after which a watch counts as dead
 
 
 class Health(RequestHandler):
-    """200 while every watch was heard within SILENCE. When the event loop is stuck, nobody answers."""
+    """Liveness: 200 if every watch has been heard within SILENCE seconds; otherwise 503."""
 
     def initialize(self, informers: dict[str, Informer[Any]]) -> None:
-        """See RequestHandler."""
+        """Take the informers by their names."""
         self._informers = informers
 
     def get(self) -> None:
-        """503 names the watches that are silent."""
+        """Answer; a 503 names the silent watches."""
         silent = [name for name, informer in self._informers.items() if informer.silent_for > SILENCE]
         if silent:
             self.set_status(503)
-            self.finish(f"nothing was heard for {SILENCE:g} s of {', '.join(silent)}\n")
+            self.finish(f"no watch event for {SILENCE:g} s: {', '.join(silent)}\n")
         else:
             self.finish("ok\n")
 
 
 class Ready(RequestHandler):
-    """200 once everything has been listed, in leader and standby alike."""
+    """Readiness: 200 once all objects have been listed, in the leader and in standbys; before that 503."""
 
     def initialize(self, ready: Callable[[], bool]) -> None:
-        """See RequestHandler."""
+        """Take the function that says whether all objects have been listed."""
         self._ready = ready
 
     def get(self) -> None:
-        """503 before that."""
+        """Answer 200 or 503."""
         if self._ready():
             self.finish("ok\n")
         else:
@@ -47,16 +47,16 @@ class Ready(RequestHandler):
 
 
 class Metrics(RequestHandler):
-    """For Prometheus."""
+    """The metrics of this process, for Prometheus."""
 
     def get(self) -> None:
-        """Everything in the default registry."""
+        """Answer with all metrics of the default registry."""
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
         self.finish(generate_latest())
 
 
 def application(informers: dict[str, Informer[Any]], ready: Callable[[], bool]) -> Application:
-    """`/healthz`, `/readyz` and `/metrics`."""
+    """Make the application that serves `/healthz`, `/readyz` and `/metrics`."""
     return Application(
         [
             ("/healthz", Health, {"informers": informers}),

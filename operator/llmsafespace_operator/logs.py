@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line."""
+"""Logging as JSON, one object per line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import msgspec
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger, message, and the traceback of an exception."""
+    """Formats time, level, logger, message, and the traceback of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See Formatter."""
+        """Return the record as one line of JSON."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
@@ -26,7 +26,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """All logs go to standard error; libraries log what is wrong only."""
+    """Log to standard error: our packages at `level`, libraries only from warning on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

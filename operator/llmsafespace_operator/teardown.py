@@ -1,7 +1,7 @@
-"""Ends every sandbox and pool of an installation: the last thing before its operator goes.
+"""Ends every sandbox and pool of an installation, before its operator is uninstalled.
 
-Sandboxes and WarmPools have finalizers of the operator. Whatever were left of them without one could not be
-deleted any more, nor could its namespace.
+Sandboxes and WarmPools have finalizers that only the operator removes. Without an operator, objects that are
+left could not be deleted, and neither could their namespaces.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ POLICIES = f"{names.COMPONENT}={COMPONENT}"
 
 
 class Leftovers(Exception):
-    """Some objects are still there; the message names them and says what to do."""
+    """Some objects still exist; the message names them and says what to do."""
 
 
 async def teardown(client: KubeClient, settings: Settings, limit: float = LIMIT) -> None:
-    """Delete all that the operator serves, return when it is gone, and leave no policy of a profile behind.
+    """Delete all objects that the operator serves, wait until they are gone, then delete profiles' policies.
 
-    The operator has to run meanwhile. Raises Leftovers after `limit` seconds, and KubeError when the API
-    server refuses.
+    The operator must be running. Raises Leftovers after `limit` seconds, and KubeError if the API server
+    refuses.
     """
     left: list[str] = []
     try:
@@ -51,7 +51,7 @@ async def teardown(client: KubeClient, settings: Settings, limit: float = LIMIT)
 
 
 async def _found(client: KubeClient, settings: Settings) -> list[str]:
-    """What one round found, or why it could not look now."""
+    """Return the objects that one round found, or the error of the API server."""
     try:
         return await _round(client, settings)
     except (Unavailable, TooManyRequests) as error:
@@ -59,7 +59,7 @@ async def _found(client: KubeClient, settings: Settings) -> list[str]:
 
 
 async def _round(client: KubeClient, settings: Settings) -> list[str]:
-    """Delete whatever is not being deleted yet; names what was found."""
+    """Delete all objects that are not being deleted yet; return the names of those that were found."""
     found = []
     for kind, namespace in _places(settings):
         items, _ = await client.list(kind, namespace)
@@ -72,7 +72,7 @@ async def _round(client: KubeClient, settings: Settings) -> list[str]:
 
 
 def _places(settings: Settings) -> Iterator[tuple[Kind[Any], str]]:
-    # Pools first, lest they refill.
+    # Pools first: otherwise they would create new warm pods.
     for namespace in settings.pool_namespaces:
         yield WARMPOOL, namespace
     for namespace in settings.sandbox_namespaces:
@@ -91,7 +91,7 @@ async def _run(path: Path) -> None:
 
 
 def main() -> int:
-    """The exit status: 0, or 1 and one line on stderr."""
+    """Run the command. Returns the exit status: 0, or 1 after one line on stderr."""
     parser = argparse.ArgumentParser(prog="llmsafespace_operator.teardown", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the operator's settings")
     try:

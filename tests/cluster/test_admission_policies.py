@@ -353,8 +353,11 @@ def _object(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 ASSIGNED = [
     (a_sandbox(user="alice"), "spec.user is for those who may `assign` sandboxes"),
-    (a_sandbox(name="sb-0123456789abcdef0123"), "names like sb-0123456789abcdef0123 are the gateway's"),
-    (a_sandbox(warmPod=WARM_POD_CLAIMED), "spec.warmPod is the gateway's"),
+    (
+        a_sandbox(name="sb-0123456789abcdef0123"),
+        "names like sb-0123456789abcdef0123 are reserved for the gateway",
+    ),
+    (a_sandbox(warmPod=WARM_POD_CLAIMED), "spec.warmPod is set by the gateway only"),
 ]
 
 

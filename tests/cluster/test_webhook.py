@@ -215,7 +215,7 @@ async def test_a_runtime_in_use_cannot_be_deleted(
 ) -> None:
     made = await _make(client, WARMPOOL, "user", installed.namespace, runtime=f"{LANGUAGE}:1.2")
     assert made == ""
-    with pytest.raises(Invalid, match=f"WarmPools run it: .*{installed.namespace}/user"):
+    with pytest.raises(Invalid, match=f"WarmPools use it: .*{installed.namespace}/user"):
         await client.delete(RUNTIME, runtime)
     await client.delete(WARMPOOL, "user", installed.namespace)
     assert await client.delete(RUNTIME, runtime)

@@ -120,7 +120,7 @@ def test_a_runtime_class_that_is_not_there_is_warned_of() -> None:
 
 def test_a_pool_that_no_plain_request_fits_is_warned_of() -> None:
     [warning] = served(WarmPoolSpec("python", resources=PoolResources(cpu="250m")), an_environment()).warnings
-    assert "resources.cpu is 250m, less than the 500m" in warning
+    assert "resources.cpu is 250m, less than a sandbox's default of 500m" in warning
     assert served(SandboxSpec("python", resources=Resources(cpu="250m")), an_environment()) == Verdict()
 
 
@@ -135,15 +135,15 @@ def test_scaling_a_pool_asks_for_nothing_new() -> None:
 def test_a_runtime_in_use_stays() -> None:
     environments = [an_environment("3.11"), an_environment("3.12")]
     pools = [a_pool("fast", "python:3.11"), a_pool("slow", "python:3.12")]
-    assert "WarmPools run it: pools/fast;" in can_be_removed("python-3.11", environments, pools).refusal
-    assert "WarmPools run it: pools/slow;" in can_be_removed("python-3.12", environments, pools).refusal
+    assert "WarmPools use it: pools/fast;" in can_be_removed("python-3.11", environments, pools).refusal
+    assert "WarmPools use it: pools/slow;" in can_be_removed("python-3.12", environments, pools).refusal
 
 
 def test_a_runtime_that_is_out_of_order_is_still_in_use() -> None:
     environments = [an_environment("3.11"), an_environment("3.12", available=False)]
     pools = [a_pool("slow", "python:3.12")]
     for name in ("python-3.11", "python-3.12"):  # the one serves until the other can
-        assert "WarmPools run it: pools/slow;" in can_be_removed(name, environments, pools).refusal
+        assert "WarmPools use it: pools/slow;" in can_be_removed(name, environments, pools).refusal
 
 
 def test_a_runtime_goes_when_its_pools_do_or_run_another() -> None:

@@ -152,8 +152,8 @@ def test_who_has_a_node_holds_nobody_back_and_gets_no_second_round(clock: Clock)
     waiting.on_over = lambda: over.append(True)
     waiting.add(("n", "x"))
     waiting.served(("n", "x"))
-    waiting.rest(("n", "x"))
-    waiting.rest(("n", "never"))
+    waiting.scheduled(("n", "x"))
+    waiting.scheduled(("n", "never"))
     assert over == [True]
     clock.now += PAUSE
     waiting.add(("n", "x"))  # the scheduler says something else, and then the same again

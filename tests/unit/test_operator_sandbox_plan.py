@@ -172,7 +172,7 @@ class World:
                 self.warm_pods.pop(one.metadata.name, None)
             case plans.DeletePod(pod=pod):
                 self.pods.pop(pod.metadata.name, None)
-            case plans.Forget():
+            case plans.DeleteSandbox():
                 self.delete()
         self.collect()
 

@@ -84,7 +84,10 @@ def test_key_is_read_without_its_line_end_and_never_shown(tmp_path: Path) -> Non
     ("arguments", "words"),
     [
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
-        (["--config", "/nowhere.yaml", "--egress-proxy", ":3128"], "':3128' is no address with a port"),
+        (
+            ["--config", "/nowhere.yaml", "--egress-proxy", ":3128"],
+            "must be an address with a port, such as 10.96.0.7:3128, got ':3128'",
+        ),
         ([], "--config"),
     ],
 )

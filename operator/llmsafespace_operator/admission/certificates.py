@@ -1,4 +1,4 @@
-"""The certificate that the webhook serves, and the authority that signed it: made, read, found due."""
+"""The webhook's certificate and the authority that signs it: creation, and when to renew them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = timedelta(days=90)
 
-_RENEWED_AFTER = 2 / 3  # of its life
-_SKEW = timedelta(minutes=5)  # by which the API server's clock may be behind
+_RENEWED_AFTER = 2 / 3  # of its lifetime
+_SKEW = timedelta(minutes=5)  # the API server's clock may be this much behind ours
 _PEM = serialization.Encoding.PEM
 
 
 class Certificates(msgspec.Struct, frozen=True):
-    """PEM: the key and certificate that are served, and every authority that is to be trusted."""
+    """The key and certificate that the webhook serves, and all authorities to trust (PEM)."""
 
     key: bytes
     certificate: bytes
@@ -34,10 +34,10 @@ def make(
     lifetime: timedelta = LIFETIME,
     trusted: bytes = b"",
 ) -> Certificates:
-    """A certificate for these names and addresses, by an authority that signs nothing else.
+    """Make a certificate for these host names and addresses, with a new authority that signs nothing else.
 
-    `trusted` are the authorities so far; those that have not expired stay, until every replica serves the
-    new certificate.
+    `trusted` has the authorities so far. Those that have not expired stay trusted, because other replicas may
+    still serve a certificate of theirs.
     """
     start, end = now - _SKEW, now + lifetime
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -70,7 +70,7 @@ def make(
 
 
 def is_due(certificates: Certificates, hosts: Sequence[str], now: datetime) -> bool:
-    """True when another is needed: two thirds of its life have passed, it is for other hosts, or unusable."""
+    """Whether a new certificate is needed: two thirds of its lifetime are over, or it is wrong."""
     try:
         certificate = x509.load_pem_x509_certificate(certificates.certificate)
         key = serialization.load_pem_private_key(certificates.key, password=None)
@@ -89,7 +89,7 @@ def is_due(certificates: Certificates, hosts: Sequence[str], now: datetime) -> b
 def _signed(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except Exception:  # whatever cryptography finds wrong with it
+    except Exception:  # cryptography raises several types for a bad signature
         return False
     return True
 

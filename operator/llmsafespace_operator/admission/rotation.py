@@ -1,4 +1,10 @@
-"""One certificate for all replicas, agreed on through a Secret and renewed in time."""
+"""Keeps one certificate for all replicas of the webhook, and renews it in time.
+
+The replicas share the certificate through a Secret. Each one reads it every minute. The first that finds it
+due writes a new one; the Secret's resource version lets only one succeed. A replica first publishes the new
+authority in the webhook's configuration, and serves the certificate one round later, when the API server
+trusts it.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +26,9 @@ _KEY, _CERTIFICATE, _AUTHORITIES = "tls.key", "tls.crt", "ca.crt"
 
 
 class Rotation:
-    """Keeps the Secret's certificate in `context`, and its authority in the webhook's configuration.
+    """Loads the Secret's certificate into `context` and writes its authority to the webhook's configuration.
 
-    Secret and configuration exist, empty at first, and have the same name. A certificate is served one round
-    after its authority was published, so that the API server knows it by then.
+    Secret and configuration have the same name. The chart creates both, empty.
     """
 
     def __init__(
@@ -38,7 +43,7 @@ class Rotation:
     ) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self.ready = asyncio.Event()  # there is a certificate to serve
+        self.ready = asyncio.Event()  # set once `context` has a certificate
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -49,12 +54,12 @@ class Rotation:
         self._published: Certificates | None = None
 
     async def run(self) -> None:
-        """Look every `period` seconds, for ever; what fails is tried again then."""
+        """Check the certificate every `period` seconds until cancelled. Errors are logged and retried."""
         while True:
             try:
                 await self._round()
             except (KubeError, OSError) as error:
-                _log.warning("the webhook's certificate could not be looked after: %s", error)
+                _log.warning("the webhook's certificate could not be checked: %s", error)
             await asyncio.sleep(self._period)
 
     async def _round(self) -> None:
@@ -68,7 +73,7 @@ class Rotation:
         self._published = certificates
 
     async def _agreed(self) -> Certificates:
-        """What the Secret holds; whoever finds it due puts another in, the first to do so wins."""
+        """Return the Secret's certificate; if it is due, replace it first. The first replica wins."""
         while True:
             secret = await self._client.get(SECRET, self._name, self._namespace)
             found = Certificates(
@@ -106,7 +111,7 @@ class Rotation:
 
 
 def _load(context: ssl.SSLContext, certificates: Certificates) -> None:
-    """From now on new connections get this certificate. Python reads keys only from files."""
+    """Use the certificate for new connections. Python reads keys only from files."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "both.pem")
         file.touch(0o600)

@@ -1,4 +1,4 @@
-"""Rules across objects, which neither a schema nor a policy can say: pure decisions."""
+"""Admission rules that depend on other objects, which a schema or policy cannot check: pure decisions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from llmsafespace_kube.resources.types import (
     WarmPoolSpec,
 )
 
-_NAMED = 5  # pools, in one message
+_NAMED = 5  # maximum number of pools that a message names
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`refusal` says why not and what to do; empty, it is allowed. `warnings` are told to whoever asked."""
+    """The decision about a request. It is allowed if `refusal` is empty.
+
+    `refusal` says why not and what to do. The API server shows `warnings` to the client.
+    """
 
     refusal: str = ""
     warnings: tuple[str, ...] = ()
@@ -38,10 +41,10 @@ def can_be_served(
     profile: Callable[[str, str], SandboxProfile | None],
     system_namespace: str,
 ) -> Verdict:
-    """Whether a sandbox, or those of a pool, can be as the spec wants them.
+    """Whether the runtime, the resources and the profile of a Sandbox or WarmPool exist and fit together.
 
-    `profile` answers name and namespace. A runtime that is there but not available yet is a warning only,
-    as it may have been made a moment ago; so is a runtime class that is not installed yet.
+    `profile` takes name and namespace. A runtime that exists and is not available gives only a warning,
+    because it may have been created a moment ago; the same holds for a missing RuntimeClass.
     """
     warnings: list[str] = []
     found, warning = _served(spec.runtime, environments)
@@ -58,14 +61,17 @@ def can_be_served(
 
 
 def wants_the_same(new: WarmPoolSpec, old: WarmPoolSpec) -> bool:
-    """True for a change that has nothing to do with runtimes and profiles, as scaling: one may be gone."""
+    """Whether a change leaves runtime, resources and profile as they are.
+
+    Such a change (scaling, for example) is allowed even if the runtime does not exist any more.
+    """
     return (new.runtime, new.resources, new.profile_ref) == (old.runtime, old.resources, old.profile_ref)
 
 
 def can_be_removed(
     name: str, environments: Sequence[RuntimeEnvironment], pools: Iterable[WarmPool]
 ) -> Verdict:
-    """Whether the RuntimeEnvironment of this name may go: not while a WarmPool runs it."""
+    """Whether the RuntimeEnvironment of this name may be deleted: not while a WarmPool uses it."""
     users = sorted(
         f"{pool.metadata.namespace}/{pool.metadata.name}"
         for pool in pools
@@ -75,11 +81,11 @@ def can_be_removed(
         return Verdict()
     more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
     named = ", ".join(users[:_NAMED])
-    return Verdict(f"WarmPools run it: {named}{more}; delete them or give them another runtime first")
+    return Verdict(f"WarmPools use it: {named}{more}; delete them or give them another runtime first")
 
 
 def _served(runtime: str, environments: Sequence[RuntimeEnvironment]) -> tuple[RuntimeEnvironment | str, str]:
-    """What serves and a warning about it; text instead of the environment when nothing does."""
+    """Return the environment that serves and a warning, or text (why none serves) and ""."""
     found = resolve(runtime, environments)
     if isinstance(found, Resolved):
         return found.environment, found.warning
@@ -88,7 +94,7 @@ def _served(runtime: str, environments: Sequence[RuntimeEnvironment]) -> tuple[R
 
 
 def _runs(runtime: str, environments: Sequence[RuntimeEnvironment]) -> set[str]:
-    """The environments that serve it, now and when all are available again."""
+    """Return the names of the environments that serve `runtime` now, or would if all were available."""
     all_available = [_made_available(each) for each in environments]
     found = [resolve(runtime, each) for each in (environments, all_available)]
     return {each.environment.metadata.name for each in found if isinstance(each, Resolved)}

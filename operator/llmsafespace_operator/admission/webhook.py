@@ -1,4 +1,11 @@
-"""The webhook: what the API server asks (AdmissionReview v1) about objects that depend on others."""
+"""The validating webhook: answers the API server's AdmissionReview (v1) for rules across objects.
+
+Schemas and CEL rules in the CRDs check one object, and ValidatingAdmissionPolicies check who changes what.
+The webhook checks only what depends on other objects: whether a Sandbox's or WarmPool's runtime and profile
+exist, and whether a RuntimeEnvironment is still used. It reads those objects from the API server for each
+request; a cache could refuse a Sandbox whose runtime has just been created. The webhook is a convenience that
+reports errors early: the operator handles the same errors in conditions when the webhook is not there.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +43,7 @@ from llmsafespace_operator.admission.rules import (
 _log = logging.getLogger(__name__)
 
 PATH = "/validate"
-_LARGEST = 4 * 1024 * 1024  # bytes: two objects of the size that the API server takes
+_LARGEST = 4 * 1024 * 1024  # bytes: two objects of the maximum size that the API server accepts
 _NOTHING = msgspec.Raw(b"null")
 
 
@@ -45,7 +52,7 @@ class _Kind(msgspec.Struct):
 
 
 class Request(msgspec.Struct, rename="camel"):
-    """What somebody wants to do with an object."""
+    """The request of an AdmissionReview: an operation on an object."""
 
     uid: str
     kind: _Kind
@@ -61,7 +68,7 @@ class _Review(msgspec.Struct):
 
 
 class Judge:
-    """Answers requests from what the API server has now: a cache would refuse what has just been made."""
+    """Decides about requests, from the present objects in the API server."""
 
     def __init__(
         self,
@@ -76,7 +83,7 @@ class Judge:
         self._sandbox_namespaces = sandbox_namespaces
 
     async def verdict(self, request: Request) -> Verdict:
-        """Raises KubeError, and msgspec.ValidationError for what is no such object."""
+        """Return the decision. Raises KubeError, and msgspec.ValidationError if the object is malformed."""
         match request.kind.kind, request.operation:
             case "Sandbox", "CREATE":
                 sandbox = msgspec.json.decode(request.object, type=Sandbox)
@@ -111,7 +118,7 @@ class Judge:
         return [pool for pools, _ in lists for pool in pools]
 
     async def _profile(self, spec: SandboxSpec | WarmPoolSpec, namespace: str) -> SandboxProfile | None:
-        """None, too, where the operator may not look: it could not use that profile either."""
+        """Return the profile; None if it does not exist or the operator may not read its namespace."""
         name: str = spec.security_level
         where = self._system_namespace
         if spec.profile_ref is not None:
@@ -130,9 +137,9 @@ class _Handler(RequestHandler):
             request = msgspec.json.decode(self.request.body, type=_Review).request
             verdict = await self._judge.verdict(request)
         except msgspec.MsgspecError as error:
-            raise HTTPError(400, "no AdmissionReview: %s", error) from None
+            raise HTTPError(400, "not a valid AdmissionReview: %s", error) from None
         except KubeError as error:
-            raise HTTPError(500, "nothing could be looked up: %s", error) from None
+            raise HTTPError(500, "the objects could not be read: %s", error) from None
         self.set_header("Content-Type", "application/json")
         self.finish(msgspec.json.encode(_answer(request.uid, verdict)))
 
@@ -147,7 +154,7 @@ def _answer(uid: str, verdict: Verdict) -> dict[str, Any]:
 
 
 class Webhook:
-    """The HTTPS server of `judge`; it opens its port once there is a certificate to serve."""
+    """The HTTPS server of `judge`. It opens its port when the first certificate is ready."""
 
     def __init__(self, judge: Judge, rotation: Rotation, *, port: int, address: str = "") -> None:
         application = Application([(PATH, _Handler, {"judge": judge})])
@@ -160,7 +167,7 @@ class Webhook:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Starts at once; that the operator works does not depend on its webhook."""
+        """Start in the background. The operator does not wait for its webhook."""
         self._tasks = [asyncio.create_task(self._rotation.run()), asyncio.create_task(self._listen())]
 
     async def _listen(self) -> None:
@@ -171,7 +178,7 @@ class Webhook:
             _log.error("the webhook cannot listen on port %d: %s", self._port, error)
 
     async def stop(self) -> None:
-        """Ends every task and connection."""
+        """End all tasks and connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -180,7 +187,7 @@ class Webhook:
 
 
 def webhook(client: KubeClient, settings: Settings) -> Webhook:
-    """The webhook of an installation: its Service has the name of its configuration."""
+    """Make the webhook of an installation. Its Service has the name of the webhook configuration."""
     name, namespace = settings.webhook_config, settings.system_namespace
     return Webhook(
         Judge(client, namespace, settings.pool_namespaces, settings.sandbox_namespaces),

@@ -1,4 +1,4 @@
-"""The network policies of a profile: what its sandboxes reach past the egress proxy."""
+"""The NetworkPolicy of a profile: the addresses that its sandboxes reach without the egress proxy."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _PREFIX = "sandboxprofile-"
 
 
 def policy_name(profile: Key) -> str:
-    """Of the policies of a profile; no namespace has a dot in its name."""
+    """Return the name of a profile's policies. It is unique: a namespace's name has no dot."""
     return f"{_PREFIX}{profile[0]}.{profile[1]}"
 
 
 def profile_of(policy: str) -> Key:
-    """Whose policies have this name."""
+    """Return the key of the profile whose policies have this name."""
     namespace, _, name = policy.removeprefix(_PREFIX).partition(".")
     return namespace, name
 
 
 def cidr_rules(profile: SandboxProfile) -> list[NetworkRule]:
-    """Rules with a cidr; those with a domain are the egress proxy's."""
+    """Return the rules with a cidr. The egress proxy handles rules with a domain."""
     rules = (rule for policy in profile.spec.network_policies for rule in policy.rules)
     return [rule for rule in rules if rule.cidr is not None]
 
 
 def bad_cidr(profile: SandboxProfile) -> str | None:
-    """A cidr that is none."""
+    """Return a message about the first invalid cidr, or None."""
     for rule in cidr_rules(profile):
         try:
             ipaddress.ip_network(rule.cidr or "")
@@ -42,14 +42,14 @@ def bad_cidr(profile: SandboxProfile) -> str | None:
 
 
 def namespaces(profile: SandboxProfile, settings: Settings) -> set[str]:
-    """Where a profile's rules hold: the system's everywhere, another one's in its own namespace only."""
+    """Return the namespaces in which a profile applies: all for a system profile, otherwise its own."""
     everywhere = {*settings.pool_namespaces, *settings.sandbox_namespaces}
     own = profile.metadata.namespace
     return everywhere if own == settings.system_namespace else everywhere & {own}
 
 
 def policy(profile: SandboxProfile) -> dict[str, Any]:
-    """Its network policy, the same in each namespace; that everything else is shut is another's matter."""
+    """Return the profile's NetworkPolicy, the same in each namespace. The chart's policy denies the rest."""
     meta = profile.metadata
     return {
         "metadata": {"labels": {names.COMPONENT: COMPONENT, names.PROFILE: meta.name}},

@@ -1,4 +1,4 @@
-"""Keeps SandboxProfiles true: whether what they name is there, and their network policies."""
+"""Reconciles SandboxProfiles: their Ready condition and their NetworkPolicies."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ from llmsafespace_operator.environments import policies
 
 _RUNTIME_CLASS = Kind("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", AnyObject, namespaced=False)
 _SWEEP: Key = ("", "")
-_LOOK_AGAIN = 60.0  # seconds: runtime classes are not watched
+_RECHECK = 60.0  # seconds; RuntimeClasses are not watched
 _LEVELS = {"standard", "high", "custom"}
 
 
 class ProfileReconciler:
-    """Reconciles the profiles that change, once `follow` was called."""
+    """Reconciles profiles. Call `follow` once, before the informers start."""
 
     def __init__(self, client: KubeClient, profiles: Informer[SandboxProfile], settings: Settings) -> None:
         self._client = client
         self._profiles = profiles
         self._settings = settings
-        self._policies: dict[Key, dict[str, Any] | None] = {}  # as written last; None: there from before
+        self._policies: dict[
+            Key, dict[str, Any] | None
+        ] = {}  # as last written; None: exists, content unknown
         self.controller = Controller("profile", self.reconcile, workers=2)
 
     def follow(self) -> None:
-        """Reconcile what changes. Before the informers start."""
+        """Register for changes. Call it before the informers start."""
         self._profiles.on_change(self._changed)
 
     def sweep(self) -> None:
-        """Look for policies of profiles that were deleted, or changed, while another process led or none."""
+        """Check the existing policies: profiles may have changed while this process was not the leader."""
         self.controller.enqueue(_SWEEP)
 
     async def _sweep(self) -> None:
@@ -53,28 +55,29 @@ class ProfileReconciler:
                 self.controller.enqueue(policies.profile_of(policy.metadata.name))
 
     async def reconcile(self, key: Key) -> float | None:
-        """One round; returns when to look again."""
+        """Reconcile one profile; return the seconds until the next check. Raises KubeError."""
         if key == _SWEEP:
             await self._sweep()
             return None
         profile = self._profiles.get(key[1], key[0])
-        wrong = await self._wrong(profile) if profile is not None else None
+        fault = await self._fault(profile) if profile is not None else None
         wanted: set[str] = set()
-        if profile is not None and wrong is None and policies.cidr_rules(profile):
+        if profile is not None and fault is None and policies.cidr_rules(profile):
             wanted = policies.namespaces(profile, self._settings)
         for namespace in self._everywhere():
             await self._keep(key, profile if namespace in wanted else None, namespace)
         if profile is None:
             return None
-        await self._write(profile, wrong)
-        return _LOOK_AGAIN if profile.spec.runtime_class_name else None
+        await self._write(profile, fault)
+        return _RECHECK if profile.spec.runtime_class_name else None
 
-    async def _wrong(self, profile: SandboxProfile) -> tuple[str, str] | None:
-        """Why the profile cannot be used as it is: a word and a sentence."""
-        if self._is_namesake(profile):
+    async def _fault(self, profile: SandboxProfile) -> tuple[str, str] | None:
+        """Return why the profile cannot be used: a condition's reason and message. None: it can."""
+        if self._is_ambiguous(profile):
             return (
                 "NameTaken",
-                "network policies could not tell it from another profile; give it another name",
+                "another profile or security level has this name, and network policies select pods by it; "
+                "give the profile another name",
             )
         bad = policies.bad_cidr(profile)
         if bad is not None:
@@ -84,8 +87,8 @@ class ProfileReconciler:
             return names.NO_RUNTIME_CLASS, f"there is no RuntimeClass {runtime_class} in the cluster"
         return None
 
-    def _is_namesake(self, profile: SandboxProfile) -> bool:
-        """Whether pods of others have the same label: those of a system profile, or of a security level."""
+    def _is_ambiguous(self, profile: SandboxProfile) -> bool:
+        """Whether pods of a system profile or of a security level have the same profile label."""
         meta = profile.metadata
         if meta.namespace == self._settings.system_namespace or not policies.cidr_rules(profile):
             return False
@@ -101,7 +104,7 @@ class ProfileReconciler:
         return True
 
     async def _keep(self, key: Key, profile: SandboxProfile | None, namespace: str) -> None:
-        """Its policy in a namespace, or none."""
+        """Apply the profile's policy in a namespace; if `profile` is None, delete it."""
         name = policies.policy_name(key)
         where = (namespace, name)
         if profile is None:
@@ -115,9 +118,9 @@ class ProfileReconciler:
             await self._client.apply(NETWORK_POLICY, name, body, namespace, manager=names.GROUP)
             self._policies[where] = body
 
-    async def _write(self, profile: SandboxProfile, wrong: tuple[str, str] | None) -> None:
-        reason, message = wrong or ("Valid", "")
-        ready = condition("Ready", wrong is None, reason, message, now=datetime.now(UTC))
+    async def _write(self, profile: SandboxProfile, fault: tuple[str, str] | None) -> None:
+        reason, message = fault or ("Valid", "")
+        ready = condition("Ready", fault is None, reason, message, now=datetime.now(UTC))
         conditions = merged(profile.status.conditions, ready)
         if conditions == profile.status.conditions:
             return

@@ -1,4 +1,4 @@
-"""Keeps RuntimeEnvironments true, and with them the list of images that admission lets sandboxes run."""
+"""Reconciles RuntimeEnvironments, and writes the list of images that admission allows in sandboxes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llmsafespace_operator.environments.verdict import MEMORY, UNUSABLE, Verdict
 
 log = logging.getLogger(__name__)
 
-_PUT_RIGHT = 5.0  # seconds
-_IMAGES: Key = ("", "")  # the list as a whole, in its own queue
+_CORRECTION = 5.0  # seconds
+_IMAGES: Key = ("", "")  # the only key of the images controller: the list as a whole
 
 
 class RuntimeReconciler:
-    """Judges runtimes by their words and their pods, once `follow` was called."""
+    """Decides which runtimes are available, by their specs and pods. Call `follow` once."""
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class RuntimeReconciler:
         self.images_controller = Controller("images", self.write_images, workers=1)
 
     def follow(self) -> None:
-        """Reconcile what changes. Before the informers start."""
+        """Register for changes. Call it before the informers start."""
         self._runtimes.on_change(self._runtime_changed)
         self._pods.on_change(self._pod_changed)
 
     def rewrite(self) -> None:
-        """Write the list of images, as it may have changed while another process led or none."""
+        """Write the list of images: it may have changed while this process was not the leader."""
         self.images_controller.enqueue(_IMAGES)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Write the verdict, when it is another than before; returns when it may be another again."""
+        """Write the verdict if it has changed; return the seconds until the next check. Raises KubeError."""
         environment = self._runtimes.get(key[1])
         if environment is None:
             return None
@@ -75,28 +75,28 @@ class RuntimeReconciler:
         if before.available == verdict.available and before.conditions == conditions:
             return
         status = RuntimeEnvironmentStatus(verdict.available, now, conditions)
-        # False is the default, which would be left out.
+        # `available: False` is the default and would be left out.
         body = {"status": {**msgspec.to_builtins(status), "available": verdict.available}}
         self._runtimes.observe(await self._client.patch(RUNTIME, name, body, subresource="status"))
         if not verdict.available:
             log.warning("the runtime %s is not available: %s", name, verdict.message)
 
     async def write_images(self, _: Key) -> None:
-        """Write the ConfigMap that the admission policy reads."""
+        """Write the ConfigMap that the admission policy reads. Raises KubeError."""
         body = {"data": {"images": "\n".join(allowed(self._runtimes.items()))}}
         name, namespace = self._settings.images_config_map, self._settings.system_namespace
         await self._client.apply(CONFIG_MAP, name, body, namespace, manager=names.GROUP)
 
     def _runtime_changed(self, old: RuntimeEnvironment | None, new: RuntimeEnvironment | None) -> None:
-        """A status that somebody else wrote is put right, but not in a race with another installation."""
+        """Correct a status that someone else wrote, but slowly: it may be another installation's operator."""
         same = old is not None and new is not None and old.spec == new.spec
         if not same:
             self.images_controller.enqueue(_IMAGES)
         if new is not None:
-            self.controller.enqueue(key_of(new), after=_PUT_RIGHT if same else 0.0)
+            self.controller.enqueue(key_of(new), after=_CORRECTION if same else 0.0)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
-        """Only trouble that comes or goes is news, and of an image in trouble that it works."""
+        """Reconcile the image's runtimes if its trouble changes, or if it works and is not available yet."""
         before = evidence(old) if old is not None else None
         now = evidence(new) if new is not None else None
         either = now or before

@@ -1,4 +1,4 @@
-"""Whether a runtime can be had: pure decisions about its image and its pods."""
+"""Whether a runtime is available: pure decisions from its spec and the pods that run its image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _IMAGE = re.compile(
     re.ASCII,
 )
 UNUSABLE = "ImageUnusable"
-MEMORY = 60.0  # seconds that this verdict outlives the pods that it is based on
+MEMORY = 60.0  # seconds for which this verdict stays after the pods that it is based on are gone
 _LANGUAGE = re.compile(r"[a-z][a-z+_-]*", re.ASCII)
-# What the kubelet calls it when an image is not to be had, and when what is in it does not start.
+# The kubelet's reasons for an image that cannot be pulled, and for a container that does not start.
 _NO_IMAGE = {
     "ErrImagePull",
     "ImagePullBackOff",
@@ -36,7 +36,7 @@ _NO_START = {"CreateContainerError", "RunContainerError", "StartError", "Contain
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether a runtime is available: a CamelCase word, and a sentence for people."""
+    """Whether a runtime is available; `reason` is one CamelCase word, `message` is for people."""
 
     available: bool
     reason: str
@@ -44,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """What a pod says about its image: `trouble` in words, or that it works, or nothing yet."""
+    """What a pod shows about its image: that it works, its trouble as text, or nothing yet."""
 
     image: str
     works: bool = False
@@ -52,15 +52,15 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 def judge(environment: RuntimeEnvironment, pods: Iterable[Pod], now: datetime) -> Verdict:
-    """Available unless its own words forbid it, or its pods cannot use the image and none can.
+    """Decide whether a runtime is available.
 
-    When those pods are gone, that stands for a while: a pool would make new ones at once, of this runtime
-    and of the one that takes its place in turn.
+    It is not if its spec is invalid, or if pods cannot use its image and no pod can. That verdict stays for a
+    minute after those pods are gone: otherwise a pool would create new pods of it at once, again and again.
     """
     spec = environment.spec
-    wrong = _wrong(spec.language, spec.image)
-    if wrong is not None:
-        return wrong
+    invalid = _invalid(spec.language, spec.image)
+    if invalid is not None:
+        return invalid
     seen = [one for one in map(evidence, pods) if one.image == spec.image]
     if any(one.works for one in seen):
         return Verdict(True, "Valid")
@@ -72,7 +72,7 @@ def judge(environment: RuntimeEnvironment, pods: Iterable[Pod], now: datetime) -
 
 
 def _remembered(environment: RuntimeEnvironment, now: datetime) -> str:
-    """Why this image could not be used less than MEMORY ago; empty when it could."""
+    """Return why this image could not be used less than MEMORY seconds ago; "" if it could."""
     for one in environment.status.conditions:
         same = one.reason == UNUSABLE and one.observed_generation == environment.metadata.generation
         since = one.last_transition_time
@@ -82,10 +82,10 @@ def _remembered(environment: RuntimeEnvironment, now: datetime) -> str:
 
 
 def evidence(pod: Pod) -> Evidence:
-    """What the pod says about its image.
+    """Return what the pod shows about its image.
 
-    That nothing starts in it counts in pools only: a Sandbox can ask for what no image starts with, and
-    must not take the runtime from others by that.
+    A container that does not start counts only in pools: a Sandbox may have asked for settings with which no
+    image starts, and must not make the runtime unavailable for others.
     """
     image = next((container.image for container in pod.spec.containers), "")
     words = _NO_IMAGE | _NO_START if names.POOL in pod.metadata.labels else _NO_IMAGE
@@ -94,19 +94,19 @@ def evidence(pod: Pod) -> Evidence:
 
 
 def allowed(environments: Iterable[RuntimeEnvironment]) -> list[str]:
-    """The images that sandboxes' pods may run."""
+    """Return the images that sandboxes' pods may run: those of all runtimes with a valid spec."""
     specs = (environment.spec for environment in environments)
-    return sorted({spec.image for spec in specs if _wrong(spec.language, spec.image) is None})
+    return sorted({spec.image for spec in specs if _invalid(spec.language, spec.image) is None})
 
 
-def _wrong(language: str, image: str) -> Verdict | None:
+def _invalid(language: str, image: str) -> Verdict | None:
     if not _LANGUAGE.fullmatch(language.lower()):
-        return Verdict(False, "InvalidLanguage", f"{language!r} is no language that a Sandbox can name")
+        return Verdict(False, "InvalidLanguage", f"{language!r} is not a valid language name")
     match = _IMAGE.fullmatch(image)
     if match is None:
-        return Verdict(False, "InvalidImage", f"{image!r} is no image reference")
+        return Verdict(False, "InvalidImage", f"{image!r} is not a valid image reference")
     if match["digest"] is None and match["tag"] in (None, "latest"):
-        words = f"the image {image} changes under its name: write a digest, or a tag other than latest"
+        words = f"the image {image} is not pinned: write a digest, or a tag other than latest"
         return Verdict(False, "ImageNotPinned", words)
     return None
 

@@ -1,4 +1,4 @@
-"""A sandbox's Pod and Secret, from one recipe: the same for warm and cold ones."""
+"""Builds a sandbox's Pod and Secret from a recipe. Warm pods and cold starts use the same code."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ CONTAINER = "sandbox"
 CONFIG_FOLDER = "/etc/llmsafespace"
 CONFIG_FILE = "agent.json"
 
-_START_LIMIT = 120  # seconds from the container's start to a parked kernel
-_EGRESS_PORT = 3128  # on the sandbox's loopback
-# The watchdog ends what uses most a little before the kernel would end the agent with it.
+_START_LIMIT = 120  # maximum seconds from the container's start until a kernel is parked
+_EGRESS_PORT = 3128  # on the sandbox's loopback interface
+# At this share of the limit the watchdog kills the largest process, before the OOM killer ends the agent.
 _OWN_MEMORY = 0.95
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """All that makes a sandbox's pod what it is.
+    """All properties of a sandbox's pod.
 
-    `owner` (a WarmPod or a Sandbox, as `kind` says) gives the pod name, namespace and end. `deadline`:
-    seconds after which Kubernetes ends it whatever its agent does; None until it is claimed.
+    `owner` is a WarmPod or a Sandbox, as `kind` says. The pod has its name and namespace, and is deleted with
+    it. `deadline` is the number of seconds after which Kubernetes ends the pod; None until it is claimed.
     """
 
     kind: Kind[Any]
@@ -65,12 +65,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def profile_label(profile: SandboxProfile | None, security_level: str) -> str:
-    """The value of the label `names.PROFILE`, by which network policies choose pods."""
+    """Return the value of the label `names.PROFILE`, by which network policies select pods."""
     return profile.metadata.name if profile is not None else security_level
 
 
 def secret(recipe: Recipe, token: str, settings: Settings) -> dict[str, Any]:
-    """The Secret that tells the agent what it is, its token included."""
+    """Return the Secret with the agent's configuration, its token included."""
     return {
         "metadata": {**_metadata(recipe), "name": names.agent_secret(recipe.owner.uid)},
         "type": "Opaque",
@@ -79,14 +79,14 @@ def secret(recipe: Recipe, token: str, settings: Settings) -> dict[str, Any]:
 
 
 def pod(recipe: Recipe, settings: Settings) -> dict[str, Any]:
-    """The Pod, which holds nothing secret."""
+    """Return the Pod. It contains no secret."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 1,  # the agent, as process 1, ignores SIGTERM
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "dnsPolicy": "None",
-        "dnsConfig": {"nameservers": ["127.0.0.1"]},  # where nobody answers
+        "dnsConfig": {"nameservers": ["127.0.0.1"]},  # no DNS server listens there
         "securityContext": _pod_security(recipe),
         "containers": [_container(recipe, settings)],
         "volumes": _volumes(recipe),
@@ -140,7 +140,7 @@ def _agent(recipe: Recipe, token: str, settings: Settings) -> AgentConfig:
         listen=Listen(port=names.AGENT_PORT),
         ready_port=names.READY_PORT,
         canaries=list(settings.canaries),
-        kernels=[],  # the image says which it has
+        kernels=[],  # those of the image
         parked=settings.agent.parked,
         preload_packages=recipe.preload_packages,
         preload_scripts=[Script(one.name, one.content) for one in recipe.preload_scripts],
@@ -157,7 +157,7 @@ def _agent(recipe: Recipe, token: str, settings: Settings) -> AgentConfig:
 
 
 def _pip(indexes: Sequence[str]) -> dict[str, str]:
-    """What makes pip ask these; one that is plain HTTP is trusted, as whoever runs this cluster chose it."""
+    """Return pip's environment for these indexes. An http:// index is trusted: an administrator chose it."""
     if not indexes:
         return {}
     first, *others = indexes
@@ -182,7 +182,7 @@ def _pod_security(recipe: Recipe) -> dict[str, Any]:
 
 
 def _seccomp(recipe: Recipe) -> dict[str, str]:
-    """The profile's, which an administrator wrote, before the sandbox's."""
+    """Return the seccomp profile: the SandboxProfile's (an administrator wrote it) before the sandbox's."""
     own = recipe.profile.spec.seccomp_profile if recipe.profile is not None else ""
     if own and own != "RuntimeDefault":
         chosen = SeccompProfile("Localhost", own)
@@ -203,7 +203,7 @@ def _container(recipe: Recipe, settings: Settings) -> dict[str, Any]:
         "name": CONTAINER,
         "image": recipe.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "args": ["--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],  # of the agent, every image's entry point
+        "args": ["--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],  # the image's entry point is the agent
         "ports": [{"name": "agent", "containerPort": names.AGENT_PORT}],
         "resources": {"limits": resources, "requests": dict(resources)},
         "securityContext": {
@@ -213,7 +213,7 @@ def _container(recipe: Recipe, settings: Settings) -> dict[str, Any]:
             "runAsNonRoot": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # why it did not start
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # shows why the agent did not start
         "startupProbe": {
             "tcpSocket": {"port": names.READY_PORT},
             "periodSeconds": 1,

@@ -1,4 +1,4 @@
-"""What a pod's status says about its sandbox: ready, in trouble, or how it ended."""
+"""Reads a pod's status: whether its sandbox is ready, what keeps it from starting, or how it ended."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MESSAGES = {
     "expired": "the sandbox reached its idle timeout or its maximum lifetime",
     "oom": "the sandbox used more memory than it may",
 }
-_LONGEST = 500  # characters of what a sandbox may have written itself
-# Waiting for these is no trouble.
+_LONGEST = 500  # characters of text that the sandbox itself may have written
+# Reasons of a waiting container that are normal during a start.
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
-_NO_ROOM = re.compile(r"Insufficient (cpu|memory|ephemeral-storage)\b|Too many pods")  # the scheduler's words
+_NO_ROOM = re.compile(r"Insufficient (cpu|memory|ephemeral-storage)\b|Too many pods")  # from the scheduler
 
 
 class End(msgspec.Struct, frozen=True):
-    """How a sandbox ended: terminated, expired, oom, lost or failed; and more in words.
+    """How a sandbox ended. `end` is terminated, expired, oom, lost or failed; `message` is for people.
 
-    `reason` is the CamelCase word for its condition.
+    `reason` is the reason of its condition, one CamelCase word.
     """
 
     end: str
@@ -34,7 +34,7 @@ class End(msgspec.Struct, frozen=True):
 
 
 def is_ready(pod: Pod) -> bool:
-    """True when a kernel is parked in it, its network is shut and nobody is deleting it."""
+    """Whether a kernel is parked in the pod, its network is closed, and it is not being deleted."""
     ready = _condition(pod, "Ready")
     return (
         pod.metadata.deletion_timestamp is None
@@ -46,10 +46,10 @@ def is_ready(pod: Pod) -> bool:
 
 
 def end_of(pod: Pod) -> End | None:
-    """How its sandbox ended, None while it may live. One that is being deleted is lost, unless it says more.
+    """Return how the pod's sandbox ended; None while it may still run.
 
-    What the agent says by its exit status comes first: a kernel's OOM kill marks the whole container as
-    OOMKilled, however its agent ended later.
+    The agent's exit status counts first: the OOM kill of one kernel marks the whole container as OOMKilled,
+    however the agent ended later. A pod that is being deleted is lost, unless its status says more.
     """
     terminated = _terminated(pod)
     if terminated is not None and (word := _WORDS.get(terminated.exit_code)) is not None:
@@ -68,7 +68,7 @@ def end_of(pod: Pod) -> End | None:
 
 
 def trouble(pod: Pod) -> str:
-    """What keeps a pod from starting, in words: its image, its place, its container; empty when nothing."""
+    """Return text that says what keeps a pod from starting (image, node, container); "" if nothing does."""
     if pod.status.phase != "Pending":
         return ""
     for container in pod.status.container_statuses:
@@ -82,7 +82,7 @@ def trouble(pod: Pod) -> str:
 
 
 def scheduled_at(pod: Pod) -> datetime | None:
-    """Since when it has a node; None while it has none."""
+    """Return when the pod was assigned to a node; None if it was not."""
     if not pod.spec.node_name:
         return None
     scheduled = _condition(pod, "PodScheduled")
@@ -98,7 +98,10 @@ def is_unschedulable(pod: Pod) -> bool:
 
 
 def lacks_room(pod: Pod) -> bool:
-    """Whether a node would take it if others made room. A taint, a selector or a device is not freed so."""
+    """Whether only CPU, memory, storage or pod count is missing: then deleting other pods can make room.
+
+    A taint, a node selector or a device cannot be freed that way.
+    """
     scheduled = _condition(pod, "PodScheduled")
     return is_unschedulable(pod) and scheduled is not None and _NO_ROOM.search(scheduled.message) is not None
 

@@ -1,4 +1,4 @@
-"""As what a warm pod was made: its pool may have changed since."""
+"""The properties with which a warm pod was created, in an annotation: its pool may have changed since."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from llmsafespace_kube.resources import names
 from llmsafespace_kube.resources.kubernetes import Pod
 from llmsafespace_kube.resources.types import WarmPodStatus
 
-MADE_AS = f"{names.GROUP}/made-as"  # annotation of a warm pod: the part of its WarmPod's status that is known
+MADE_AS = f"{names.GROUP}/made-as"  # annotation of a warm pod: a part of the later WarmPod status, as JSON
 
 
 def made_as(pod: Pod) -> WarmPodStatus:
-    """What was known of a warm pod when it was made; nothing when somebody else made it."""
+    """Return the properties with which a warm pod was created; empty if the operator did not create it."""
     try:
         return msgspec.json.decode(pod.metadata.annotations.get(MADE_AS, "{}"), type=WarmPodStatus)
     except msgspec.MsgspecError:

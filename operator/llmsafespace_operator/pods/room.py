@@ -1,13 +1,13 @@
-"""Room for those who wait: warm pods that nobody has claimed give way to sandboxes that no node takes.
+"""Makes room on nodes: deletes unclaimed warm pods so that the pod of a waiting sandbox can be scheduled.
 
-The scheduler's preemption cannot do this. A pod keeps the priority that it was made with, so a warm pod that
-was claimed would be preempted as readily as one that waits, and what somebody uses must not end. Priorities
-only order the queue (a cold start before a warm pod), and the operator deletes WarmPods under the same
-precondition as everywhere: in the state in which nobody had claimed them.
+The scheduler's preemption cannot do this. A pod keeps the priority with which it was created, so preemption
+would end a claimed warm pod, which somebody uses, as readily as an unclaimed one. Priorities therefore only
+order the scheduler's queue: cold starts before warm pods. The operator deletes WarmPods with their resource
+version as a precondition, so that a WarmPod claimed in the meantime stays.
 
-What never fits must cost others little: a sandbox gets one round of deletions, and holds pools back for HOLD.
-A pool may be at making a warm pod just then, which would take the room: while pools are held back, those that
-are younger than the sandbox go, too.
+A sandbox that never fits must not empty the pools. Each waiting sandbox gets one round of deletions, and for
+HOLD seconds pools create no warm pods. A pool may have created a warm pod just before: while pools are held
+back, warm pods that are younger than the sandbox are deleted as well.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from llmsafespace_kube.resources.kubernetes import Pod
 from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.types import PoolResources, Resources, WarmPod
 
-PAUSE = 4.0  # seconds between looks for what may give way to a sandbox, until something has
-HOLD = 15.0  # seconds in which one sandbox keeps pools from taking the room that is made for it
+PAUSE = 4.0  # seconds between two tries to find warm pods to delete for a sandbox
+HOLD = 15.0  # seconds for which a waiting sandbox keeps pools from creating warm pods
 
-_LEAST_SHARE = 0.5  # of what is wanted; the rest may be free already. Less is not worth emptying a pool for
+# Delete warm pods only if they free at least this share of the request; the node may have the rest free.
+_LEAST_SHARE = 0.5
 
 
 class Spare(msgspec.Struct, frozen=True):
-    """A warm pod that nobody has claimed: where it runs (empty: nowhere yet), and what it holds there."""
+    """An unclaimed warm pod, its node ("" if it has none yet) and the resources that it holds there."""
 
     warm_pod: WarmPod
     node: str
@@ -38,31 +39,31 @@ class Spare(msgspec.Struct, frozen=True):
 
 
 class _Wait(msgspec.Struct):
-    """A sandbox that waits. Times are monotonic: until when it holds pools back, when it last had a turn."""
+    """A waiting sandbox. Times are monotonic."""
 
-    until: float
-    turn: float = float("-inf")
+    until: float  # pools create no warm pods before
+    turn: float = float("-inf")  # the last try to make room
     served: bool = False  # warm pods were deleted for it
 
 
 class Waiting:
-    """The sandboxes for whose pods no node has room. For a while they keep pools from making warm pods."""
+    """The sandboxes whose pods fit on no node. For a while they keep pools from creating warm pods."""
 
     def __init__(self) -> None:
-        self.on_over: Callable[[], None] = lambda: None  # called when nobody holds pools back any more
+        self.on_over: Callable[[], None] = lambda: None  # called when pools may create warm pods again
         self._waits: dict[Key, _Wait] = {}
 
     def held(self) -> float:
-        """Seconds for which pools make no warm pods, if nobody else comes; 0: they may."""
+        """Return the seconds for which pools must not create warm pods; 0: they may."""
         now = time.monotonic()
         return max((wait.until - now for wait in self._waits.values() if wait.until > now), default=0.0)
 
     def add(self, key: Key) -> None:
-        """It waits. Its time runs from the first call until `discard`, however often it is interrupted."""
+        """The sandbox waits for room. HOLD counts from the first call; only `discard` resets it."""
         self._waits.setdefault(key, _Wait(time.monotonic() + HOLD))
 
-    def rest(self, key: Key) -> None:
-        """It starts, and waits for room no more."""
+    def scheduled(self, key: Key) -> None:
+        """The sandbox's pod has a node: pools need not be held back for it. Its one round stays used."""
         wait = self._waits.get(key)
         if wait is not None:
             held = self.held()
@@ -70,18 +71,21 @@ class Waiting:
             self._tell(held)
 
     def discard(self, key: Key) -> None:
-        """It runs, has ended, or never waited."""
+        """Forget the sandbox: it runs, has ended, or never waited."""
         if key in self._waits:
             held = self.held()
             del self._waits[key]
             self._tell(held)
 
     def clear(self) -> None:
-        """Nobody is known to wait: another process led meanwhile."""
+        """Forget all sandboxes, when this process becomes the leader."""
         self._waits.clear()
 
     def take_turn(self, key: Key) -> bool:
-        """Whether warm pods may be deleted for it now: none were so far, and it has not just been tried."""
+        """Whether warm pods may be deleted for the sandbox now. Counts as a try.
+
+        Not if it has had its round, or if the last try was less than PAUSE seconds ago.
+        """
         now = time.monotonic()
         wait = self._waits.get(key)
         if wait is None or wait.served or now - wait.turn < PAUSE:
@@ -90,13 +94,13 @@ class Waiting:
         return True
 
     def served(self, key: Key) -> None:
-        """A warm pod was deleted for it: after this round it gets no other."""
+        """A warm pod was deleted for the sandbox: it gets no further round."""
         wait = self._waits.get(key)
         if wait is not None:
             wait.served = True
 
     def has_room_made(self, key: Key) -> bool:
-        """Whether it has had its round, and still holds pools back."""
+        """Whether the sandbox has had its round and pools are still held back for it."""
         wait = self._waits.get(key)
         return wait is not None and wait.served and wait.until > time.monotonic()
 
@@ -106,10 +110,10 @@ class Waiting:
 
 
 def nodes_for(wanted: Pod, placed: Iterable[Pod]) -> set[str]:
-    """Nodes that could take the pod if they had room, as far as the pods that they took show it.
+    """Return nodes that could run the pod if they had room, concluded from the pods that they run.
 
-    Each of these has one that selects no less and tolerates no more than `wanted`. What a RuntimeClass
-    selects and tolerates is in the pods that were made with it.
+    Each has a pod whose node selector contains that of `wanted`, and whose tolerations `wanted` has as well.
+    The scheduling fields of a RuntimeClass are in the pods that use it.
     """
     return {
         pod.spec.node_name
@@ -121,10 +125,10 @@ def nodes_for(wanted: Pod, placed: Iterable[Pod]) -> set[str]:
 
 
 def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
-    """The fewest warm pods of one node that hold what is wanted, otherwise the most that come near it.
+    """Choose the warm pods to delete: the fewest on one node that free what is wanted, or most of it.
 
-    No placed pod is chosen unless one node's pods hold at least half: they would go for nothing. Pending ones
-    always go, as one of them could take the room that is made.
+    If no node's pods free at least half, none that has a node is chosen: deleting it would not help. Pods
+    without a node are always chosen, because one of them could take the room.
     """
     by_node: dict[str, list[Spare]] = {}
     queued: list[WarmPod] = []
@@ -144,7 +148,7 @@ def giving_way(wanted: Resources, spares: Iterable[Spare]) -> list[WarmPod]:
 
 
 def made_since(born: datetime | None, spares: Iterable[Spare]) -> list[WarmPod]:
-    """The warm pods that were created at `born`, a sandbox's creation time, or later."""
+    """Return the warm pods that were created at `born` (a sandbox's creation time) or later."""
     if born is None:
         return []
     found = (spare.warm_pod for spare in spares)
@@ -161,7 +165,7 @@ def _enough(wanted: Resources, spares: Sequence[Spare]) -> list[Spare]:
 
 
 def _share(wanted: Resources, spares: Sequence[Spare]) -> float:
-    """How much of what is wanted they hold, of what they hold least of; 1 at most."""
+    """Return the share of the request that they hold, for the scarcest resource; at most 1."""
     return min(
         1.0,
         *(

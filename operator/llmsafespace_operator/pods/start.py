@@ -1,4 +1,4 @@
-"""Starts a sandbox's pod: its Secret, then itself."""
+"""Starts a sandbox's pod: creates its Secret, then the Pod."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llmsafespace_operator.pods import build
 
 
 class NameTaken(Exception):
-    """A pod of the same name belongs to somebody else, perhaps to an earlier owner of this name."""
+    """A pod of this name belongs to another object, perhaps to an earlier one of the same name."""
 
 
 async def start(client: KubeClient, recipe: build.Recipe, token: str, settings: Settings) -> Pod:
-    """Create what is not there yet; safe to repeat after an answer was lost. Raises KubeError, NameTaken.
+    """Create Secret and Pod if they do not exist; return the Pod. It is safe to repeat a call.
 
-    The Secret's name is its owner's uid, so one that is there is of an earlier attempt. If somebody else
-    made it, its token is wrong, and nobody will bind this pod.
+    The Secret's name contains its owner's uid, so an existing one is of an earlier try. If someone else
+    created it, its token is wrong and nobody can bind the pod. Raises KubeError and NameTaken.
     """
     name, namespace = recipe.owner.name, recipe.owner.namespace
     with contextlib.suppress(AlreadyExists):
@@ -35,5 +35,5 @@ async def start(client: KubeClient, recipe: build.Recipe, token: str, settings: 
 
 
 def owned(pod: Pod, uid: str) -> bool:
-    """Whether the pod was made for the object with this uid."""
+    """Whether the pod belongs to the object with this uid."""
     return any(owner.uid == uid for owner in pod.metadata.owner_references)

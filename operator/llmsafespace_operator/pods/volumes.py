@@ -1,4 +1,4 @@
-"""The folders of a sandbox that can be written: empty at its start, limited in size, gone at its end."""
+"""The writable folders of a sandbox: empty at its start, limited in size, deleted at its end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import msgspec
 from llmsafespace_kube.resources.types import Filesystem, SandboxProfile
 
 _OWN = ("/workspace", "/tmp", "/home/sandbox")  # noqa: S108
-# Both lie in memory and count into the sandbox's; shared memory is as large as Docker makes it.
+# Both are in memory and count as the sandbox's memory. Shared memory has Docker's default size.
 _RUN = ("/run/llmsafespace", "16Mi")  # the agent's sockets
 _SHARED_MEMORY = ("/dev/shm", "64Mi")  # noqa: S108
-_JOURNAL = "/run/llmsafespace/journal"  # what of it does not fit into the agent's memory
+_JOURNAL = "/run/llmsafespace/journal"  # the part of the journal that does not fit into the agent's memory
 
 
 class Folder(msgspec.Struct, frozen=True, kw_only=True):
-    """An emptyDir: a name in the pod, where it is mounted, its limit."""
+    """An emptyDir: its name in the pod, its mount path and its size limit."""
 
     name: str
     path: str
@@ -26,21 +26,21 @@ class Folder(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
     def volume(self) -> dict[str, Any]:
-        """As in a pod's `volumes`."""
+        """Return the entry of a pod's `volumes`."""
         empty = {"sizeLimit": self.limit}
         return {"name": self.name, "emptyDir": {"medium": "Memory", **empty} if self.memory else empty}
 
     def mount(self) -> dict[str, Any]:
-        """As in a container's `volumeMounts`."""
+        """Return the entry of a container's `volumeMounts`."""
         mount = {"name": self.name, "mountPath": self.path}
         return {**mount, "readOnly": True} if self.read_only else mount
 
 
 def folders(filesystem: Filesystem, profile: SandboxProfile | None, storage: str) -> list[Folder]:
-    """What is mounted: what every sandbox needs, then what it and its profile ask for.
+    """Return the folders to mount: those of every sandbox, then those of its spec and of its profile.
 
-    Each on disk may fill `storage`, and so may all together: the pod's limit of ephemeral storage counts
-    them all.
+    Each folder on disk may grow to `storage`. The pod's limit of ephemeral storage counts all of them
+    together.
     """
     config = profile.spec.filesystem_config if profile is not None else None
     writable = [*_OWN, *filesystem.writable_paths, *(config.writable_paths if config else ())]

@@ -1,4 +1,4 @@
-"""Does what was planned: every method is one action, safe to repeat when its answer was lost."""
+"""Carries out the actions of a plan. Each method is one action, safe to repeat if its answer was lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Blocked(Exception):
-    """The sandbox cannot go on for now."""
+    """The sandbox cannot start now; `obstacle` says why. It is tried again."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class Blocked(Exception):
 
 
 class Refused(Exception):
-    """The sandbox cannot start, ever."""
+    """The sandbox can never start; `end` says why."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -50,9 +50,9 @@ class Refused(Exception):
 
 
 class Actions:
-    """Applies actions to the API server and to agents; raises SettingsError when a key cannot be read.
+    """Applies actions to the API server and to agents, and puts the API server's answers into the caches.
 
-    What the API server answers goes into the caches.
+    The constructor raises SettingsError if a key cannot be read.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Actions:
         self._egress_key = read_key(settings.egress_key_file) if settings.egress_key_file else None
 
     async def apply(self, seen: plan.Observed, action: plan.Action) -> None:
-        """Raises KubeError, Blocked or Refused."""
+        """Carry out one action. Raises KubeError, Blocked or Refused."""
         match action:
             case plan.AddFinalizer():
                 await self._set_finalizers(seen.sandbox, present=True)
@@ -100,7 +100,7 @@ class Actions:
             case plan.DeletePod(pod=pod):
                 meta = pod.metadata
                 await self._client.delete(POD, meta.name, meta.namespace, uid=meta.uid)
-            case plan.Forget():
+            case plan.DeleteSandbox():
                 meta = seen.sandbox.metadata
                 await self._client.delete(SANDBOX, meta.name, meta.namespace, uid=meta.uid)
 
@@ -135,7 +135,7 @@ class Actions:
             pod = await start(self._client, recipe, token, self._settings)
         except NameTaken as error:
             raise Blocked("NameTaken", str(error)) from error
-        except (Forbidden, Invalid) as error:  # admission, a quota, a runtime class that is not there
+        except (Forbidden, Invalid) as error:  # admission, a quota, a missing RuntimeClass
             raise Blocked("PodRefused", error.message) from error
         self._caches.pods.observe(pod)
 
@@ -153,7 +153,7 @@ class Actions:
             raise Refused(f"its agent was not bound: {error}") from error
 
     async def _give_way(self, seen: plan.Observed) -> None:
-        """Delete warm pods once; afterwards those that pools were about to make, and that take the room."""
+        """Delete warm pods once; afterwards only those that are younger than the sandbox (see room.py)."""
         sandbox, key = seen.sandbox, key_of(seen.sandbox)
         if seen.pod is None:
             return
@@ -170,9 +170,9 @@ class Actions:
                 log.info("the warm pod %s/%s %s", one.metadata.namespace, one.metadata.name, words)
 
     async def _delete_unclaimed(self, one: WarmPod) -> bool:
-        """One that is claimed meanwhile stays: its resource version is another then.
+        """Delete a WarmPod, unless it has been claimed in the meantime; return whether it was deleted.
 
-        It is another as well when the pool has just written its status: so it is looked at once more.
+        A claim changes the resource version, but so does a status: after a conflict it is read once more.
         """
         meta = one.metadata
         for _ in range(2):
@@ -191,13 +191,13 @@ class Actions:
         return False
 
     def _spares(self, wanted: Pod) -> Iterator[Spare]:
-        """Warm pods that nobody has claimed, on nodes that could take this pod or on none yet."""
+        """Yield the unclaimed warm pods on nodes that could run `wanted`, and those without a node."""
         nodes = nodes_for(wanted, self._caches.pods.items())
         for one in self._caches.warm_pods.items():
             if one.spec.claim is not None or one.metadata.deletion_timestamp is not None:
                 continue
             pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
-            if pod is None:  # it is about to be made
+            if pod is None:  # not created yet
                 yield Spare(one, "", PoolResources())
                 continue
             resources = made_as(pod).resources
@@ -209,7 +209,7 @@ class Actions:
     async def _assign(self, warm_pod: WarmPod) -> None:
         claim, meta = warm_pod.spec.claim, warm_pod.metadata
         if claim is None:
-            raise ValueError("only a claimed WarmPod is assigned")
+            raise ValueError(f"the WarmPod {meta.name} has no claim, so it cannot be assigned")
         assigned = {"phase": "Assigned", "assignedTo": claim.sandbox, "assignedAt": claim.time}
         body = {"metadata": {"uid": meta.uid}, "status": msgspec.to_builtins(assigned)}
         self._caches.warm_pods.observe(
@@ -226,7 +226,7 @@ class Actions:
         self._caches.pods.observe(await self._client.patch(POD, meta.name, body, meta.namespace))
 
     async def _write(self, sandbox: Sandbox, wanted: SandboxStatus) -> None:
-        """Only on the state that it was decided from: that makes a start warm or cold, never both."""
+        """Write the status if the Sandbox is unchanged since the plan: it starts warm or cold, never both."""
         meta = sandbox.metadata
         body = {"metadata": {"resourceVersion": meta.resource_version}, "status": msgspec.to_builtins(wanted)}
         self._caches.sandboxes.observe(
@@ -239,7 +239,7 @@ class Actions:
         wanted = [*others, names.SANDBOX_FINALIZER] if present else others
         body = {"metadata": {"resourceVersion": meta.resource_version, "finalizers": wanted}}
         changed = await self._client.patch(SANDBOX, meta.name, body, meta.namespace)
-        if present:  # otherwise it may be gone by now
+        if present:  # without the finalizer the object may be deleted already
             self._caches.sandboxes.observe(changed)
 
     def _wanted(self, sandbox: Sandbox) -> Wanted:
@@ -250,7 +250,7 @@ class Actions:
 
 
 def _origin(seen: plan.Observed) -> tuple[str, datetime]:
-    """Whose uid the agent's token was made from, and a time that stays."""
+    """Return the uid from which the agent's token was derived, and a time that never changes."""
     if seen.warm_pod is not None and seen.warm_pod.spec.claim is not None:
         return seen.warm_pod.metadata.uid, seen.warm_pod.spec.claim.time
     born = seen.pod.metadata.creation_timestamp if seen.pod is not None else None

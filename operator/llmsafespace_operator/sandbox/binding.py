@@ -1,4 +1,4 @@
-"""How the operator binds a Sandbox that no gateway made: as a gateway would, with nothing but defaults."""
+"""The bind request for a Sandbox that no gateway created: the same as a gateway's, with default values."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from llmsafespace_protocol.requests import BindRequest
 def bind_request(
     egress_key: bytes | None, sandbox: Sandbox, profile: SandboxProfile | None, address: str, born: float
 ) -> BindRequest:
-    """The same for every attempt, so that a bind whose answer was lost may be sent again.
+    """Return the bind request. It is the same for every try, so that it can be repeated after a lost answer.
 
-    `born` (seconds since the epoch) is a time that stays: of the claim, or of the pod. Without a key nothing
-    gets out. Raises ValueError when the egress rules are too many.
+    `born` (seconds since the epoch) is the time of the claim or the pod's creation, which never changes.
+    Without `egress_key` the sandbox reaches no network. Raises ValueError if there are too many egress rules.
     """
     meta = sandbox.metadata
     public = names.sandbox_id(meta.name, meta.uid)

@@ -1,4 +1,8 @@
-"""What there is of a Sandbox, from the caches; before anything is called gone, the API server is asked."""
+"""Reads the state of a Sandbox and its objects from the caches, for the plan.
+
+A cache can be behind. Before the operator concludes that a pod or WarmPod is gone, it reads it from the API
+server.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +36,12 @@ from llmsafespace_operator.sandbox.status import Obstacle
 
 T = TypeVar("T", bound=Sandbox | WarmPod | Pod)
 
-_SLOW = 5.0  # seconds on a node, after which one asks what is the matter
-CLAIM_INDEX = "sandbox"  # of WarmPods: the public id of the sandbox that claimed it
+_SLOW = 5.0  # seconds on a node after which the pod's events are read
+CLAIM_INDEX = "sandbox"  # index of WarmPods by the public id of the sandbox that claimed them
 
 
 class Caches(msgspec.Struct, frozen=True, kw_only=True):
-    """The informers that Sandboxes are reconciled from."""
+    """The informers that the Sandbox reconciler uses."""
 
     sandboxes: Informer[Sandbox]
     warm_pods: Informer[WarmPod]
@@ -48,9 +52,9 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What a Sandbox asks for, found; `warning`: how it differs from what it asks for.
+    """The objects that a Sandbox refers to. `warning` says how the runtime differs from the requested one.
 
-    `pool` is the one that it names, of which a cold start has what that preloads.
+    `pool` is the WarmPool that the Sandbox names; a cold start preloads the same packages and scripts.
     """
 
     environment: RuntimeEnvironment
@@ -60,7 +64,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Observer:
-    """Reads what belongs to a Sandbox."""
+    """Reads the objects that belong to a Sandbox. Create it before the informers start: it adds an index."""
 
     def __init__(self, client: KubeClient, caches: Caches, catalogue: Catalogue, settings: Settings) -> None:
         self._client = client
@@ -70,7 +74,7 @@ class Observer:
         caches.warm_pods.index(CLAIM_INDEX, _claim_ids)
 
     async def observe(self, sandbox: Sandbox) -> Observed:
-        """All that the plan is made from. Raises KubeError."""
+        """Return the state that the plan needs. Raises KubeError."""
         warm_pod, surplus = chosen(sandbox, self._claimed(sandbox))
         if warm_pod is None and not sandbox.status.end:
             warm_pod = await self._named(sandbox)
@@ -92,10 +96,10 @@ class Observer:
         )
 
     def wanted(self, sandbox: Sandbox) -> Wanted | Obstacle:
-        """What a Sandbox would be started with, or why it cannot."""
+        """Return the objects with which the Sandbox would start, or why it cannot start."""
         spec = sandbox.spec
         if spec.storage.persistent:
-            return Obstacle("StorageUnavailable", "persistent storage is not served; leave it out")
+            return Obstacle("StorageUnavailable", "persistent storage is not supported yet: leave it out")
         resolved = self._catalogue.runtime(spec.runtime)
         if isinstance(resolved, str):
             return Obstacle("RuntimeUnavailable", resolved)
@@ -123,9 +127,9 @@ class Observer:
         ]
 
     async def _named(self, sandbox: Sandbox) -> WarmPod | None:
-        """The WarmPod that the Sandbox names, asked for, as the cache has not seen that claim.
+        """Read the WarmPod that the Sandbox names from the API server: the cache does not show its claim.
 
-        There is none in a namespace that is not served any more: nobody may ask there.
+        Returns None for a namespace that is no longer served, in which the operator has no rights.
         """
         reference = reference_of(sandbox)
         if reference is None or reference.namespace not in self._settings.pool_namespaces:
@@ -134,7 +138,7 @@ class Observer:
         return found if found is not None and is_claimed_for(found, sandbox) else None
 
     async def _pod(self, sandbox: Sandbox, warm_pod: WarmPod | None) -> Pod | None:
-        """The pod of either has its owner's name."""
+        """Return the pod. It has the name of its owner, the WarmPod or the Sandbox."""
         owner = warm_pod.metadata if warm_pod is not None else sandbox.metadata
         found = self._caches.pods.get(owner.name, owner.namespace)
         known = warm_pod is not None or sandbox.status.pod_name != ""
@@ -143,7 +147,7 @@ class Observer:
         return found if found is not None and owned(found, owner.uid) else None
 
     async def _complaint(self, pod: Pod) -> str:
-        """What the kubelet says in events only: volumes, networks, runtime handlers that do not work."""
+        """Return the last warning event of a slow pod: errors of volumes and networks are only in events."""
         since = scheduled_at(pod)
         if pod.status.phase != "Pending" or trouble(pod) or since is None:
             return ""
@@ -171,25 +175,26 @@ class Observer:
 
 
 def chosen(sandbox: Sandbox, claimed: Iterable[WarmPod]) -> tuple[WarmPod | None, tuple[WarmPod, ...]]:
-    """Of the WarmPods claimed for a Sandbox the one that it has, and the others.
+    """Return the WarmPod that a Sandbox uses, and the other WarmPods that are claimed for it.
 
-    An operator may claim a second one after it lost the answer to its first claim. What the Sandbox names
-    counts; it names none when its start was decided to be cold. Before that the oldest claim counts.
+    There can be several: an operator that lost the answer to its claim may have claimed another one. The
+    WarmPod that the Sandbox names is used. It names none if its start is cold. Before that is decided, the
+    oldest claim counts.
     """
-    some = sorted(claimed, key=_claimed_at)
+    by_age = sorted(claimed, key=_claimed_at)
     reference = reference_of(sandbox)
     if reference is not None:
-        named = [one for one in some if _name(one) == reference]
+        named = [one for one in by_age if _name(one) == reference]
     elif names.made_by_gateway(sandbox.metadata.name) or sandbox.status.start_kind == "cold":
         named = []
     else:
-        named = some[:1]
-    kept = named[0] if named else None
-    return kept, tuple(one for one in some if one is not kept)
+        named = by_age[:1]
+    used = named[0] if named else None
+    return used, tuple(one for one in by_age if one is not used)
 
 
 def reference_of(sandbox: Sandbox) -> NamedObject | None:
-    """The WarmPod that a Sandbox names: a gateway's in its spec, the operator's in its status."""
+    """Return the WarmPod that a Sandbox names: in the spec (created by a gateway) or in the status."""
     if not names.made_by_gateway(sandbox.metadata.name):
         return sandbox.status.warm_pod_ref
     named = sandbox.spec.warm_pod
@@ -197,7 +202,7 @@ def reference_of(sandbox: Sandbox) -> NamedObject | None:
 
 
 def is_claimed_for(warm_pod: WarmPod, sandbox: Sandbox) -> bool:
-    """Whether this very Sandbox has the WarmPod: only the WarmPod's own word counts."""
+    """Whether the WarmPod's claim names this Sandbox, by name and uid. Only `spec.claim` decides."""
     claim, meta = warm_pod.spec.claim, sandbox.metadata
     return (
         claim is not None

@@ -1,6 +1,10 @@
-"""What to do next about a Sandbox: a pure function of what is there.
+"""Plans the next actions for a Sandbox: a pure function of the observed state.
 
-However far an operator came before it was killed, the same function goes on from what it left behind.
+One reconcile is: observe (observe.py), plan (here), apply (apply.py). The plan keeps no memory of its own. An
+operator that was killed at any point leaves objects in the API server; the next one plans from those. The
+life of a Sandbox: add the finalizer; claim a warm pod, or record a cold start and create a pod; bind it (a
+gateway binds the sandboxes that it created); Running; then an end, which is final; delete pod and WarmPod;
+and after the retention time delete the Sandbox.
 """
 
 from __future__ import annotations
@@ -18,17 +22,17 @@ from llmsafespace_operator.pods.ends import End, end_of, is_ready, lacks_room, s
 from llmsafespace_operator.pods.room import PAUSE
 from llmsafespace_operator.sandbox import status
 
-_SLACK = 60  # seconds after which Kubernetes ends what its agent should have ended
-LOOK_AGAIN = 10.0  # seconds between looks at a pod that starts, of which the kubelet may have complained
-LATE = 10.0  # seconds after which the operator does; code may slow its agent down, or stop it
+_SLACK = 60  # seconds after the lifetime's end at which Kubernetes ends the pod, if its agent has not
+RECHECK = 10.0  # seconds between two checks of a starting pod, whose kubelet may have reported an error
+LATE = 10.0  # seconds after the lifetime's end at which the operator ends it: code can stop the agent
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
-    """A Sandbox and what belongs to it.
+    """The observed state of a Sandbox and of the objects that belong to it.
 
-    `warm_pod` is claimed for it, and so is what is `surplus`, by an operator that never heard the answer to
-    its claim. `obstacle` says why it cannot be started as things stand, `turn` whether a cold start may
-    begin now. What is not here is not in the API server either, as it was asked where a cache may lag.
+    `warm_pod` is claimed for it; `surplus` has further claimed WarmPods, from claims whose answer was lost.
+    `obstacle` says why it cannot start now, `turn` whether a cold start may begin now. An object that is
+    missing here is missing in the API server as well.
     """
 
     sandbox: Sandbox
@@ -37,49 +41,49 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     warm_pod: WarmPod | None = None
     surplus: tuple[WarmPod, ...] = ()
     pod: Pod | None = None
-    runtime: str = ""  # that serves
-    warning: str = ""  # how that differs from the one asked for
+    runtime: str = ""  # the runtime in use, such as python:3.11
+    warning: str = ""  # how it differs from the requested one
     obstacle: status.Obstacle | None = None
     turn: bool = True
-    complaint: str = ""  # of the kubelet about a pod that does not start
+    complaint: str = ""  # the kubelet's last warning about a pod that does not start
 
 
 class AddFinalizer(msgspec.Struct, frozen=True):
-    """So that its warm pod is deleted with it."""
+    """Add the finalizer, so that the operator can delete the warm pod when the Sandbox is deleted."""
 
 
 class RemoveFinalizer(msgspec.Struct, frozen=True):
-    """Let the Sandbox go."""
+    """Remove the finalizer, so that Kubernetes deletes the Sandbox."""
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Take a warm pod, or note why the start is cold."""
+    """Claim a warm pod, or record why the start is cold."""
 
 
 class StartPod(msgspec.Struct, frozen=True):
-    """Make Secret and Pod of a cold start. `deadline`: seconds after which Kubernetes ends the pod."""
+    """Create Secret and Pod of a cold start. `deadline`: seconds after which Kubernetes ends the pod."""
 
     deadline: int
 
 
 class Bind(msgspec.Struct, frozen=True):
-    """Make the agent at `address` this sandbox's."""
+    """Bind the agent at `address` to this sandbox."""
 
     address: str
 
 
 class GiveWay(msgspec.Struct, frozen=True):
-    """Delete warm pods that nobody has claimed, so that a node has room for this sandbox's pod."""
+    """Delete unclaimed warm pods, so that a node has room for this sandbox's pod."""
 
 
 class Assign(msgspec.Struct, frozen=True):
-    """Say in the WarmPod's status what its claim says."""
+    """Copy the claim into the WarmPod's status."""
 
     warm_pod: WarmPod
 
 
 class LimitPod(msgspec.Struct, frozen=True):
-    """Let Kubernetes end the pod when its agent does not, and label it with the sandbox's id."""
+    """Set the pod's deadline, in case that its agent does not end it, and label it with the sandbox's id."""
 
     pod: Pod
     deadline: int
@@ -92,19 +96,19 @@ class Write(msgspec.Struct, frozen=True):
 
 
 class DeleteWarmPod(msgspec.Struct, frozen=True):
-    """Delete a WarmPod, and by that its pod."""
+    """Delete a WarmPod, and with it its pod."""
 
     warm_pod: WarmPod
 
 
 class DeletePod(msgspec.Struct, frozen=True):
-    """Delete a cold sandbox's pod."""
+    """Delete the pod of a cold start."""
 
     pod: Pod
 
 
-class Forget(msgspec.Struct, frozen=True):
-    """Delete the Sandbox itself."""
+class DeleteSandbox(msgspec.Struct, frozen=True):
+    """Delete the ended Sandbox object."""
 
 
 Action = (
@@ -119,14 +123,14 @@ Action = (
     | Write
     | DeleteWarmPod
     | DeletePod
-    | Forget
+    | DeleteSandbox
 )
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Actions in stages: those of a stage at the same time, a stage only when the one before succeeded.
+    """Actions in stages. The actions of a stage run concurrently; a stage runs if the one before succeeded.
 
-    `again`: look again after so many seconds, even if nothing is heard.
+    `again`: seconds after which to reconcile again, even if nothing changes. None: only after a change.
     """
 
     stages: tuple[tuple[Action, ...], ...] = ()
@@ -134,7 +138,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan(seen: Observed) -> Plan:
-    """What to do next."""
+    """Return the next actions for a Sandbox."""
     sandbox = seen.sandbox
     if sandbox.metadata.deletion_timestamp is not None:
         return _deleted(seen)
@@ -157,13 +161,13 @@ def plan(seen: Observed) -> Plan:
 
 
 def finished(seen: Observed, end: End) -> Plan:
-    """The sandbox has ended: first say so, then delete what shows it."""
+    """Plan the end of a sandbox: write the end first, then delete pod and WarmPods, its evidence."""
     ended = status.ended(seen.sandbox.status, end, seen.now)
     return Plan(((Write(ended),), _releases(seen)), seen.settings.sandbox_retention)
 
 
 def blocked(seen: Observed, obstacle: status.Obstacle) -> Plan:
-    """It cannot go on, which its status tells; after a while it has failed."""
+    """Plan for a sandbox that cannot start now: write the obstacle; after the time limit, it has failed."""
     limit = _limit(seen, obstacle)
     left = limit - (seen.now - _waits_since(seen, obstacle)).total_seconds()
     if left <= 0:
@@ -176,19 +180,19 @@ def blocked(seen: Observed, obstacle: status.Obstacle) -> Plan:
 
 
 def is_starting(seen: Observed) -> bool:
-    """Whether a cold start is under way."""
+    """Whether the sandbox is a cold start whose pod exists and that is not running yet."""
     sandbox = seen.sandbox
     living = not sandbox.status.end and sandbox.metadata.deletion_timestamp is None
     return living and sandbox.status.phase != "Running" and _own_pod(seen) is not None
 
 
 def deadline(max_lifetime: int, lived: float) -> int:
-    """`activeDeadlineSeconds` of a pod that has `lived` and may be a sandbox for `max_lifetime` more."""
+    """Return `activeDeadlineSeconds` of a pod that has lived `lived` s and may live `max_lifetime` s more."""
     return int(lived) + max_lifetime + _SLACK
 
 
 def _deleted(seen: Observed) -> Plan:
-    """A cold start's pod goes with its owner."""
+    """Plan the deletion of a Sandbox. Kubernetes deletes a cold start's pod with its owner."""
     if names.SANDBOX_FINALIZER not in seen.sandbox.metadata.finalizers:
         return Plan()
     return Plan((_warm_releases(seen), (RemoveFinalizer(),)))
@@ -198,18 +202,18 @@ def _ended(seen: Observed) -> Plan:
     since = seen.sandbox.status.end_time or seen.now
     left = seen.settings.sandbox_retention - (seen.now - since).total_seconds()
     if left <= 0:
-        return Plan((_releases(seen), (Forget(),)))
+        return Plan((_releases(seen), (DeleteSandbox(),)))
     return Plan((_releases(seen),), left)
 
 
 def _end(seen: Observed) -> End | None:
-    """How the sandbox has ended since somebody looked last, None while it lives or starts."""
+    """Return how the sandbox has ended, if that is not in its status yet; None while it starts or runs."""
     if seen.pod is not None:
         end = end_of(seen.pod)
         if end is not None:
             return end
         if _is_another(seen.pod, seen.sandbox):
-            return End("lost", "its pod was deleted, and made anew by an operator that did not know")
+            return End("lost", "its pod was deleted, and an operator with an old cache created it again")
     elif seen.warm_pod is not None or seen.sandbox.status.pod_name:
         return End("lost", "its pod was deleted")
     if _was_warm(seen.sandbox) and seen.warm_pod is None:
@@ -218,7 +222,7 @@ def _end(seen: Observed) -> End | None:
 
 
 def _is_another(pod: Pod, sandbox: Sandbox) -> bool:
-    """Whether it is not the pod that the sandbox came to run in."""
+    """Whether this is not the pod in which the sandbox was running."""
     known = sandbox.status.pod_ip
     return bool(known and pod.status.pod_ip) and pod.status.pod_ip != known
 
@@ -229,7 +233,10 @@ def _was_warm(sandbox: Sandbox) -> bool:
 
 
 def _run(seen: Observed) -> Plan:
-    """A gateway binds what it made, at the same time; the others run once they are bound here."""
+    """Plan for a sandbox that has a pod: wait until it is ready, bind it, and watch its lifetime.
+
+    A gateway binds the sandboxes that it created; the operator binds the others before they are Running.
+    """
     mirrors = _mirrors(seen)
     if seen.sandbox.status.phase == "Running":
         left = _lifetime_left(seen)
@@ -239,25 +246,25 @@ def _run(seen: Observed) -> Plan:
     own = _own_pod(seen)
     if own is not None and not is_ready(own):
         return _wait_for(seen, own)
-    place = status.Place.of(seen.warm_pod, own)
-    running = status.running(seen.sandbox, place, seen.runtime, seen.warning, seen.settings, seen.now)
+    location = status.Location.of(seen.warm_pod, own)
+    running = status.running(seen.sandbox, location, seen.runtime, seen.warning, seen.settings, seen.now)
     if names.made_by_gateway(seen.sandbox.metadata.name):
         return Plan(((*mirrors, Write(running)),))
-    return Plan(((*mirrors, Bind(place.address)), (Write(running),)))
+    return Plan(((*mirrors, Bind(location.address)), (Write(running),)))
 
 
 def _lifetime_left(seen: Observed) -> float | None:
-    """Seconds of its life, None when nobody knows when it began."""
+    """Return the seconds until the end of its lifetime; None if its start is not recorded."""
     ends = grants.ends_at(seen.sandbox)
     return None if ends is None else (ends - seen.now).total_seconds()
 
 
 def _wait_for(seen: Observed, own: Pod) -> Plan:
-    """Its pod is not ready: the scheduler or the kubelet may say why."""
+    """Plan for a pod that is not ready: the obstacle is what the scheduler or the kubelet reports."""
     if own.spec.node_name:
         words = trouble(own) or seen.complaint or status.STARTING
         found = blocked(seen, status.Obstacle("PodNotReady", words))
-        return Plan(found.stages, min(found.again or 0.0, LOOK_AGAIN))
+        return Plan(found.stages, min(found.again or 0.0, RECHECK))
     words = trouble(own) or status.UNSEEN
     found = blocked(seen, status.Obstacle(names.UNSCHEDULABLE, words))
     first, *others = found.stages
@@ -268,7 +275,7 @@ def _wait_for(seen: Observed, own: Pod) -> Plan:
 
 
 def _mirrors(seen: Observed) -> tuple[Action, ...]:
-    """What of a start is told elsewhere than in the Sandbox."""
+    """Return the actions that record the start in the WarmPod and in the Pod."""
     found: list[Action] = []
     if seen.warm_pod is not None and seen.warm_pod.status.phase != "Assigned":
         found.append(Assign(seen.warm_pod))
@@ -282,7 +289,7 @@ def _mirrors(seen: Observed) -> tuple[Action, ...]:
 def _start(seen: Observed) -> Plan:
     if not seen.turn:
         limit = seen.settings.max_cold_starts
-        words = f"waits for its turn: {limit} sandboxes are being started, which is the limit"
+        words = f"waits for its turn: {limit} cold starts are running, which is the limit"
         turn = status.Obstacle("ColdStartLimit", words)
         return blocked(seen, status.refusal(seen.sandbox.status) or turn)
     lifetime = deadline(seen.sandbox.spec.max_lifetime, seen.settings.start_timeout)
@@ -292,18 +299,18 @@ def _start(seen: Observed) -> Plan:
 
 
 def _own_pod(seen: Observed) -> Pod | None:
-    """The pod of a cold start."""
+    """Return the pod of a cold start; None for a warm start."""
     return seen.pod if seen.warm_pod is None else None
 
 
 def _limit(seen: Observed, obstacle: status.Obstacle) -> float:
-    """Seconds that it may wait: for room not as long as for what is under way."""
+    """Return the seconds that it may wait: less for a node than for a pod that is starting."""
     crowded = obstacle.reason in (names.UNSCHEDULABLE, "PodRefused")
     return seen.settings.schedule_timeout if crowded else seen.settings.start_timeout
 
 
 def _waits_since(seen: Observed, obstacle: status.Obstacle) -> datetime:
-    """Since when it waits for what it waits for, so far as anybody was there to see."""
+    """Return since when it waits for this obstacle, as far as it is recorded."""
     own = _own_pod(seen)
     if own is None:
         return status.waits_since(seen.sandbox.status, obstacle) or seen.now

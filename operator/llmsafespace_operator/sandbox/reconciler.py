@@ -1,4 +1,4 @@
-"""Keeps every Sandbox true: looks, plans, applies, and looks again."""
+"""Reconciles Sandboxes: observe, plan, apply. See plan.py for the life of a Sandbox."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from llmsafespace_operator.sandbox.plan import (
 from llmsafespace_operator.sandbox.status import news
 from llmsafespace_operator.sandbox.turns import Turns
 
-STARTS = Counter("llmsafespace_sandbox_starts", "Sandboxes that came to run, warm or cold.", ["kind"])
-ENDS = Counter("llmsafespace_sandbox_ends", "Sandboxes that ended, by how.", ["end"])
+STARTS = Counter("llmsafespace_sandbox_starts", "Started sandboxes, by kind of start (warm, cold).", ["kind"])
+ENDS = Counter("llmsafespace_sandbox_ends", "Ended sandboxes, by end.", ["end"])
 
-_WORKERS = 32  # some of which wait for an agent that is slow to bind
-_AGAIN = 3.0  # seconds between attempts at what may pass
+_WORKERS = 32  # many, because some wait for agents that are slow to bind
+_RETRY = 3.0  # seconds between two tries while a sandbox is blocked
 
 
 class SandboxReconciler:
-    """Its controller reconciles what the caches report, once `follow` was called."""
+    """Reconciles Sandboxes by its `controller`. Call `follow` once, and `begin` before leading."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class SandboxReconciler:
         self._events = events
         self._turns = turns
         self._waiting = waiting
-        self._released: set[str] = set()  # uids that the cache still shows, and that are gone
+        self._released: set[str] = set()  # uids of deleted Sandboxes that the cache may still show
         self.controller = Controller("sandbox", self.reconcile, workers=_WORKERS)
 
     def follow(self) -> None:
-        """Reconcile what changes. Before the caches start."""
+        """Register for changes. Call it before the informers start."""
         self._caches.sandboxes.on_change(self._sandbox_changed)
         self._caches.warm_pods.on_change(self._warm_pod_changed)
         self._caches.pods.on_change(self._pod_changed)
@@ -78,12 +78,12 @@ class SandboxReconciler:
         self._caches.warm_pools.on_change(self._pool_changed)
 
     def begin(self) -> None:
-        """This process leads from now on: what it remembers of an earlier time is over, or is found again."""
+        """Forget turns and waiting sandboxes of an earlier time as leader; reconciling finds them again."""
         self._turns.clear()
         self._waiting.clear()
 
     async def reconcile(self, key: Key) -> float | None:
-        """One round; returns when to look again. Raises KubeError, after which it is tried again."""
+        """Reconcile one Sandbox; return the seconds until the next check. Raises KubeError."""
         namespace, name = key
         sandbox = self._caches.sandboxes.get(name, namespace)
         if sandbox is None or sandbox.metadata.uid in self._released:
@@ -95,16 +95,16 @@ class SandboxReconciler:
         if any(isinstance(action, GiveWay) for stage in found.stages for action in stage):
             self._waiting.add(key)
         elif is_starting(seen):
-            self._waiting.rest(key)
+            self._waiting.scheduled(key)
         else:
             self._waiting.discard(key)
         try:
             await self._carry_out(seen, found)
         except Blocked as stop:
             if seen.pod is None:
-                self._leave(key)  # nothing starts: others may
+                self._leave(key)  # no pod is starting, so that another cold start may begin
             await self._carry_out(seen, blocked(seen, stop.obstacle))
-            return _AGAIN
+            return _RETRY
         except Refused as stop:
             await self._carry_out(seen, finished(seen, stop.end))
         return found.again
@@ -121,13 +121,13 @@ class SandboxReconciler:
     async def _apply(self, seen: Observed, action: Action) -> None:
         await self._actions.apply(seen, action)
         if isinstance(action, Write):
-            self._tell(seen.sandbox, action.status)
+            self._emit(seen.sandbox, action.status)
         elif isinstance(action, RemoveFinalizer) and len(seen.sandbox.metadata.finalizers) == 1:
             meta = seen.sandbox.metadata
             if self._caches.sandboxes.get(meta.name, meta.namespace) is not None:
                 self._released.add(meta.uid)
 
-    def _tell(self, sandbox: Sandbox, now: SandboxStatus) -> None:
+    def _emit(self, sandbox: Sandbox, now: SandboxStatus) -> None:
         before = sandbox.status
         if now.end and not before.end:
             ENDS.labels(now.end).inc()
@@ -135,7 +135,7 @@ class SandboxReconciler:
             self._events.emit(SANDBOX, sandbox.metadata, kind, "Ended", f"{now.end}: {now.message}")
         elif now.phase == "Running" and before.phase != "Running":
             STARTS.labels(now.start_kind).inc()
-            if not names.made_by_gateway(sandbox.metadata.name):  # who asks a gateway does not read events
+            if not names.made_by_gateway(sandbox.metadata.name):  # a gateway's users do not read events
                 how = f"{now.start_kind} start in pod {now.pod_namespace}/{now.pod_name}"
                 self._events.emit(SANDBOX, sandbox.metadata, "Normal", "Started", how)
         else:
@@ -144,7 +144,7 @@ class SandboxReconciler:
                 self._events.emit(SANDBOX, sandbox.metadata, "Warning", obstacle.reason, obstacle.message)
 
     def _in_turn(self, key: Key, seen: Observed, found: Plan) -> Plan:
-        """The plan, or to wait when it would begin one cold start too many."""
+        """Return the plan, or a plan to wait if it would start more cold starts than allowed."""
         if any(isinstance(action, StartPod) for stage in found.stages for action in stage):
             if not self._turns.take(key):
                 return plan(msgspec.structs.replace(seen, turn=False))
@@ -190,7 +190,7 @@ class SandboxReconciler:
         return found
 
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
-        """Its status changes all the time, and is nobody's obstacle."""
+        # A pool's status changes often and never blocks a Sandbox.
         if old is None or new is None or old.spec != new.spec:
             self._environment_changed(old, new)
 
@@ -199,7 +199,7 @@ class SandboxReconciler:
         old: RuntimeEnvironment | SandboxProfile | WarmPool | None,
         new: RuntimeEnvironment | SandboxProfile | WarmPool | None,
     ) -> None:
-        """What could not start may be able to now."""
+        # A Sandbox that could not start may be able to now.
         if new is not None:
             for sandbox in self._caches.sandboxes.items():
                 if sandbox.status.phase == "Pending":

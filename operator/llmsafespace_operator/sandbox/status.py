@@ -1,4 +1,4 @@
-"""What a Sandbox's status says at each step of its life."""
+"""The status of a Sandbox at each step of its life: pure functions."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ UNSEEN = "the scheduler has not looked at its pod yet"
 USUAL = {STARTING, UNSEEN}
 NOT_ASKED = "no warm pool was asked for"
 
-_LONGEST = 1024  # characters of a message, of which a sandbox may have written some
-_ORDERLY = {"terminated", "expired"}
-_REFUSALS = {"PodRefused", "NameTaken"}  # of a pod, after which its sandbox has to wait for its turn again
+_LONGEST = 1024  # maximum characters of a message; a sandbox may have written a part of it
+_ORDERLY = {"terminated", "expired"}  # ends with the phase Terminated; all others are Failed
+_REFUSALS = {"PodRefused", "NameTaken"}  # the pod was refused, and the sandbox waits for its turn again
 
 
 class Obstacle(msgspec.Struct, frozen=True):
-    """Why a Sandbox is not ready: a CamelCase word, and a sentence for people."""
+    """Why a Sandbox is not ready; `reason` is one CamelCase word, `message` is for people."""
 
     reason: str
     message: str
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a sandbox runs; `warm_pod` is the one that it was claimed from."""
+class Location(msgspec.Struct, frozen=True):
+    """The pod in which a sandbox runs; `warm_pod` is set for a warm start."""
 
     pod: str
     namespace: str
@@ -42,8 +42,8 @@ class Place(msgspec.Struct, frozen=True):
     warm_pod: NamedObject | None = None
 
     @classmethod
-    def of(cls, warm_pod: WarmPod | None, own_pod: Pod | None) -> Place:
-        """One of the two is given."""
+    def of(cls, warm_pod: WarmPod | None, own_pod: Pod | None) -> Location:
+        """Return the location of a warm start (`warm_pod`) or of a cold start (`own_pod`)."""
         if warm_pod is not None:
             now, meta = warm_pod.status, warm_pod.metadata
             reference = NamedObject(meta.name, meta.namespace)
@@ -55,7 +55,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def cold(sandbox: Sandbox, reason: str, now: datetime) -> SandboxStatus:
-    """No warm pod was to be had. Once written this is not gone back on."""
+    """Return the status that records a cold start. This decision is never changed."""
     return msgspec.structs.replace(
         sandbox.status,
         sandbox_id=_id(sandbox),
@@ -68,9 +68,9 @@ def cold(sandbox: Sandbox, reason: str, now: datetime) -> SandboxStatus:
 def waiting(
     sandbox: Sandbox, runtime: str, obstacle: Obstacle, now: datetime, *, own_pod: bool
 ) -> SandboxStatus:
-    """It is not ready yet, and why; `own_pod`: its start is cold and the pod has been made.
+    """Return the status of a sandbox that is not ready; `own_pod`: a cold start whose pod was created.
 
-    While there is no pod, the condition's time is that of its reason: each obstacle may take its own.
+    Without a pod, a new reason resets the condition's transition time: each obstacle has its own time limit.
     """
     found = sandbox.status
     if own_pod and not found.start_kind:
@@ -89,15 +89,18 @@ def waiting(
 
 
 def running(
-    sandbox: Sandbox, place: Place, runtime: str, warning: str, settings: Settings, now: datetime
+    sandbox: Sandbox, location: Location, runtime: str, warning: str, settings: Settings, now: datetime
 ) -> SandboxStatus:
-    """It can be used, at `endpoint`; `warning` says what differs from what was asked for."""
+    """Return the status of a running sandbox; `warning`: how the runtime differs from the requested one."""
     public = _id(sandbox)
     found = sandbox.status
-    if place.warm_pod is not None:
+    if location.warm_pod is not None:
         warm = condition(WARM, True, "Claimed", now=now)
         found = msgspec.structs.replace(
-            found, start_kind="warm", warm_pod_ref=place.warm_pod, conditions=merged(found.conditions, warm)
+            found,
+            start_kind="warm",
+            warm_pod_ref=location.warm_pod,
+            conditions=merged(found.conditions, warm),
         )
     ready = condition(READY, True, "Running", warning, now=now)
     return msgspec.structs.replace(
@@ -105,10 +108,10 @@ def running(
         phase="Running",
         sandbox_id=public,
         runtime=runtime,
-        pod_name=place.pod,
-        pod_namespace=place.namespace,
-        pod_ip=place.address,
-        node_name=place.node,
+        pod_name=location.pod,
+        pod_namespace=location.namespace,
+        pod_ip=location.address,
+        node_name=location.node,
         start_time=now,
         endpoint=f"{settings.gateway_url.rstrip('/')}/api/v1/sandboxes/{public}",
         conditions=merged(found.conditions, ready),
@@ -116,7 +119,7 @@ def running(
 
 
 def ended(found: SandboxStatus, end: End, now: datetime) -> SandboxStatus:
-    """It has ended, for good."""
+    """Return the status of an ended sandbox. It is final."""
     return msgspec.structs.replace(
         found,
         phase="Terminated" if end.end in _ORDERLY else "Failed",
@@ -128,28 +131,28 @@ def ended(found: SandboxStatus, end: End, now: datetime) -> SandboxStatus:
 
 
 def news(before: SandboxStatus, now: SandboxStatus) -> Condition | None:
-    """What keeps a sandbox from starting, when its status did not say so before; waiting alone is no news."""
-    was, is_ = _ready(before), _ready(now)
-    if is_ is None or is_.status == "True" or is_.message in USUAL:
+    """Return the Ready condition if it reports a new obstacle, for an event. A normal start is none."""
+    old, new = _ready(before), _ready(now)
+    if new is None or new.status == "True" or new.message in USUAL:
         return None
-    same = was is not None and (was.reason, was.message) == (is_.reason, is_.message)
-    return None if same else is_
+    same = old is not None and (old.reason, old.message) == (new.reason, new.message)
+    return None if same else new
 
 
 def not_ready_since(found: SandboxStatus) -> datetime | None:
-    """When its condition began to say that it is not ready, None when it does not say so."""
+    """Return since when the Ready condition is False; None if it is not."""
     ready = _ready(found)
     return ready.last_transition_time if ready is not None and ready.status == "False" else None
 
 
 def waits_since(found: SandboxStatus, obstacle: Obstacle) -> datetime | None:
-    """When its condition began to tell of this obstacle, None when it does not."""
+    """Return since when the Ready condition has this obstacle's reason; None if it has another."""
     ready = _ready(found)
     return not_ready_since(found) if ready is not None and ready.reason == obstacle.reason else None
 
 
 def refusal(found: SandboxStatus) -> Obstacle | None:
-    """What its condition says of a pod that was refused. To wait for a turn does not make it untrue."""
+    """Return the recorded refusal of the sandbox's pod, if any. It stays while waiting for a turn."""
     ready = _ready(found)
     refused = ready is not None and ready.status == "False" and ready.reason in _REFUSALS
     return Obstacle(ready.reason, ready.message) if ready is not None and refused else None

@@ -1,4 +1,4 @@
-"""Whose cold start may be under way: so many at a time, the others in the order in which they came."""
+"""Limits the number of cold starts at the same time. The others wait in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Turns:
         self._waiting: dict[Key, None] = {}
 
     def take(self, key: Key) -> bool:
-        """True: its start may be under way until it leaves. False: it waits."""
+        """Return True if the key may start now and has a turn until `leave`; False if it waits."""
         if key not in self._taken and not self._room():
             self._waiting[key] = None
             return False
@@ -24,18 +24,18 @@ class Turns:
         return True
 
     def hold(self, key: Key) -> None:
-        """Its start is under way already, within the limit or not."""
+        """Give the key a turn, even beyond the limit: its start is running already."""
         self._waiting.pop(key, None)
         self._taken.add(key)
 
     def leave(self, key: Key) -> list[Key]:
-        """It needs no turn, or none any more. Returns those that may take one now."""
+        """The key needs no turn (any more). Returns the waiting keys that may start now."""
         self._waiting.pop(key, None)
         self._taken.discard(key)
         return list(islice(self._waiting, self._room()))
 
     def clear(self) -> None:
-        """Nobody is known to have one, or to wait: another process led meanwhile."""
+        """Forget all keys, when this process becomes the leader."""
         self._taken.clear()
         self._waiting.clear()
 

@@ -1,7 +1,7 @@
-"""Tells the maker of a Sandbox or WarmPool in a namespace that nobody serves, who would wait for ever.
+"""Reports Sandboxes and WarmPools in namespaces that no operator serves: they would wait forever.
 
-Operators look at the namespaces of their settings only. What lies elsewhere may be another installation's, so
-only what nobody has taken up after some seconds is spoken of.
+An operator reconciles only the namespaces of its settings. An object elsewhere may belong to another
+installation's operator. It is therefore reported only if no operator has touched it after some seconds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from llmsafespace_kube.resources.settings import Settings
 from llmsafespace_kube.resources.types import Sandbox, WarmPool
 
 REASON = "NamespaceNotServed"
-PATIENCE = 5.0  # seconds for another installation's operator
+PATIENCE = 5.0  # seconds to wait for another installation's operator
 
 
 T = TypeVar("T", Sandbox, WarmPool)
 
 
 class Unserved(Generic[T]):
-    """Follows a kind in all namespaces but those that are served. Its controller works while this leads."""
+    """Watches a kind in all namespaces that are not served. Its controller runs in the leader."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Unserved(Generic[T]):
         self.controller = Controller(f"unserved-{kind.plural}", self.reconcile, workers=1)
 
     def follow(self) -> None:
-        """Reconcile what is new. Before the informer starts."""
+        """Register for changes. Call it before the informer starts."""
         self.objects.on_change(self._changed)
 
     async def reconcile(self, key: Key) -> float | None:
-        """One look; returns when to look again. Raises KubeError."""
+        """Report one object if it is untouched; return the seconds until the next check. Raises KubeError."""
         found = self.objects.get(key[1], key[0])
         if found is None or not is_untouched(found):
             return None
@@ -82,14 +82,14 @@ class Unserved(Generic[T]):
 
 
 def is_untouched(found: Sandbox | WarmPool) -> bool:
-    """Whether no operator has had it in hand."""
+    """Whether no operator has worked on the object: it has neither conditions nor finalizers."""
     return not found.status.conditions and not found.metadata.finalizers
 
 
 def watchers(
     client: KubeClient, events: Events, settings: Settings
 ) -> list[Unserved[Sandbox] | Unserved[WarmPool]]:
-    """One for each kind that people make; none when the settings do not want them."""
+    """Make a watcher for Sandboxes and one for WarmPools; none if the settings disable them."""
     if not settings.watch_unserved:
         return []
     return [
@@ -99,5 +99,5 @@ def watchers(
 
 
 async def follow_all(some: Iterable[Unserved[Sandbox] | Unserved[WarmPool]]) -> None:
-    """Start their informers, however long that takes: nothing else waits for them."""
+    """Start the watchers' informers. Nothing else waits for them."""
     await asyncio.gather(*(each.objects.start() for each in some))

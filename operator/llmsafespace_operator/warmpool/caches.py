@@ -1,4 +1,4 @@
-"""The informers that pools and their WarmPods are reconciled from."""
+"""The informers that the reconcilers of WarmPools and WarmPods use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POOL_INDEX = "pool"
 
 
 class Caches(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the cluster. Made before the informers start, as it adds an index."""
+    """The informers. Create it before they start, because it adds an index."""
 
     warm_pools: Informer[WarmPool]
     warm_pods: Informer[WarmPod]
@@ -34,16 +34,16 @@ class Caches(msgspec.Struct, frozen=True, kw_only=True):
         self.warm_pods.index(_POOL_INDEX, lambda warm_pod: ["/".join(pool_of(warm_pod))])
 
     def pool(self, warm_pod: WarmPod) -> WarmPool | None:
-        """The pool of a WarmPod, if there is one."""
+        """Return the pool of a WarmPod, or None if it does not exist."""
         namespace, name = pool_of(warm_pod)
         return self.warm_pools.get(name, namespace)
 
     def members(self, pool: Key) -> list[WarmPod]:
-        """The WarmPods of a pool that nobody is deleting."""
+        """Return the WarmPods of a pool that are not being deleted."""
         found = self.warm_pods.by_index(_POOL_INDEX, "/".join(pool))
         return [one for one in found if one.metadata.deletion_timestamp is None]
 
 
 def pool_of(warm_pod: WarmPod) -> Key:
-    """The pool that it belongs to: always one of its own namespace, whatever it says."""
+    """Return the pool of a WarmPod. It is always in the WarmPod's namespace, whatever `poolRef` says."""
     return warm_pod.metadata.namespace, warm_pod.spec.pool_ref.name

@@ -1,4 +1,4 @@
-"""How many WarmPods a pool has, by what they are good for."""
+"""Counts the WarmPods of a pool by their state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmsafespace_kube.resources.types import WarmPod
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """Living WarmPods: ready and unclaimed, claimed, on their way."""
+    """Numbers of WarmPods: ready and unclaimed, claimed, and not ready yet."""
 
     available: int = 0
     assigned: int = 0
@@ -18,7 +18,7 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 def count(members: Iterable[WarmPod]) -> Counts:
-    """The counts of a pool's living WarmPods."""
+    """Count a pool's WarmPods. `members` must not have any that is being deleted."""
     available = assigned = pending = 0
     for one in members:
         if one.spec.claim is not None:

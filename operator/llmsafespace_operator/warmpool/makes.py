@@ -1,4 +1,8 @@
-"""What a pool's pods are made of, and how it is known afterwards: the pool may have changed since."""
+"""The make of a pool's pods: runtime, profile and revision, recorded in each pod that is created from it.
+
+A pool can change after a pod was created. The revision, a hash of everything that shapes a pod, shows which
+pods are outdated.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from llmsafespace_operator.pods.made_as import MADE_AS, made_as
 
 
 class Make(msgspec.Struct, frozen=True):
-    """A pool's runtime and profile as found now; pods of equal revisions are alike."""
+    """A pool's present runtime and profile. Pods with equal revisions are alike."""
 
     environment: RuntimeEnvironment
     profile: SandboxProfile | None
@@ -31,7 +35,7 @@ class Make(msgspec.Struct, frozen=True):
 
 
 def make_of(pool: WarmPool, catalogue: Catalogue) -> Make | str:
-    """What the pool's next pod is made of, or in words why none can be."""
+    """Return the make of the pool's next pod; or text: why none can be created."""
     spec = pool.spec
     resolved = catalogue.runtime(spec.runtime)
     if isinstance(resolved, str):
@@ -45,7 +49,7 @@ def make_of(pool: WarmPool, catalogue: Catalogue) -> Make | str:
 
 
 def recipe(warm_pod: WarmPod, pool: WarmPool, make: Make) -> Recipe:
-    """How the pod of a WarmPod is built."""
+    """Return the recipe for the pod of a WarmPod."""
     spec = pool.spec
     return Recipe(
         kind=WARMPOD,
@@ -62,7 +66,7 @@ def recipe(warm_pod: WarmPod, pool: WarmPool, make: Make) -> Recipe:
 
 
 def ready(pod: Pod) -> WarmPodStatus:
-    """The status of a WarmPod whose pod is ready."""
+    """Return the status of a WarmPod whose pod is ready."""
     return msgspec.structs.replace(
         made_as(pod),
         phase="Ready",

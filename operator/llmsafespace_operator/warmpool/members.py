@@ -1,4 +1,4 @@
-"""Creates and deletes the WarmPods of pools, and knows what of that the cache does not show yet."""
+"""Creates and deletes the WarmPods of pools, and tracks the writes that the cache does not show yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmsafespace_operator.warmpool.records import Record
 
 
 class Members:
-    """Writes for one pool at a time; while the cache is behind what was written, `settled` is false."""
+    """Writes WarmPods, for one pool at a time. `settled` is False while the cache is behind those writes."""
 
     def __init__(self, client: KubeClient, warm_pods: Informer[WarmPod]) -> None:
         self._client = client
@@ -30,15 +30,15 @@ class Members:
         warm_pods.on_change(self._changed)
 
     def settled(self, pool: Key) -> bool:
-        """Whether the cache shows all that was written, so that it may be counted."""
+        """Whether the cache shows all writes for the pool, so that its WarmPods can be counted."""
         return self._expectations.satisfied(pool)
 
     def forget(self, pool: Key) -> None:
-        """The pool is no more."""
+        """The pool has been deleted."""
         self._expectations.forget(pool)
 
     async def create(self, pool: WarmPool, count: int, record: Record) -> None:
-        """Create so many at once; what the API server refuses is a failed start. Raises Unavailable."""
+        """Create `count` WarmPods concurrently. A refusal counts as a failed start. Raises Unavailable."""
         results = await asyncio.gather(
             *(self._create(pool, record) for _ in range(count)), return_exceptions=True
         )
@@ -51,9 +51,9 @@ class Members:
                 raise failure
 
     async def delete(self, pool: Key, doomed: Iterable[str]) -> bool:
-        """Delete those that are still as the cache shows them; false when one is not, perhaps by a claim.
+        """Delete the WarmPods of these names if they are unchanged; return False if one has changed.
 
-        Raises KubeError.
+        It may have been claimed. Raises KubeError.
         """
         found = [self._warm_pods.get(name, pool[0]) for name in doomed]
         results = await asyncio.gather(
@@ -85,13 +85,13 @@ class Members:
             if not isinstance(error, Unavailable) or isinstance(error, Unreachable):
                 self._expectations.observed_created(key, name)
                 record.gone(name)
-            raise  # otherwise it may be there all the same: wait until it is seen
+            raise  # after another Unavailable it may exist: wait until the informer shows it
         self._warm_pods.observe(made)
 
     async def _made(self, name: str, namespace: str, body: dict[str, Any]) -> WarmPod:
-        """Tried again when it is not known whether it was made: of one name there is but one.
+        """Create a WarmPod; if the result is unknown, try again: the name makes it idempotent.
 
-        Raises Unreachable when it was not, Unavailable when nobody knows.
+        Raises Unreachable if it was certainly not created, Unavailable if that is unknown.
         """
         try:
             return await self._client.create(WARMPOD, body, namespace)
@@ -107,7 +107,7 @@ class Members:
             raise doubt from None
 
     async def _delete(self, pool: Key, warm_pod: WarmPod) -> None:
-        """Only in the state in which nobody had claimed it; the API server compares."""
+        """Delete a WarmPod in the state in which it was unclaimed; the API server compares the version."""
         meta = warm_pod.metadata
         self._expectations.expect_deleted(pool, [meta.name])
         try:

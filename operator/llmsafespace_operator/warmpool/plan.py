@@ -1,7 +1,9 @@
-"""What a warm pool should do next: a pure function of what is there.
+"""Plans the next deletions and creations of a warm pool: a pure function of the observed state.
 
-As in the local backend, minSize and maxSize count what nobody has claimed, ready and on its way alike: a
-claimed pod is its sandbox's, and its place in the pool is refilled.
+As in the local backend, minSize and maxSize count the unclaimed WarmPods, ready or not. A claimed pod belongs
+to its sandbox and is replaced in the pool. With autoscaling, the pool also grows with the rate of claims; it
+shrinks only after scaleDownDelay, for which the plan remembers past requests. Outdated WarmPods are replaced
+a few at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ import msgspec
 
 from llmsafespace_kube.resources.types import WarmPoolSpec
 
-BURST = 25  # creations in one round
-_MAX_BACKOFF = 300.0  # seconds between attempts while starts fail
+BURST = 25  # maximum number of creations in one round
+_MAX_BACKOFF = 300.0  # maximum seconds between two tries while starts fail
 
 
 class Unclaimed(msgspec.Struct, frozen=True):
-    """A WarmPod that nobody has and nobody is deleting.
+    """An unclaimed WarmPod that is not being deleted.
 
-    `current` False: its pod is not made as the pool wants it now. `ours` False: somebody made it by hand.
+    `current` is False if the pool has changed since its pod was created. `ours` is False if someone created
+    it by hand.
     """
 
     name: str
@@ -31,17 +34,17 @@ class Unclaimed(msgspec.Struct, frozen=True):
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """How many the pool wanted at some time."""
+    """The size that the load required at some time."""
 
     time: float
     size: int
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool as it is.
+    """The observed state of a pool.
 
-    `rate`: claims per second; `lead`: seconds from a WarmPod's creation until it is ready. `wishes` are those
-    of the last plan. Nothing is created before `retry_at`, nor at all unless `may_create`.
+    `rate`: claims per second. `lead`: seconds from a WarmPod's creation until it is ready. `wishes` are those
+    of the last plan. No WarmPod is created before `retry_at`, and none while `may_create` is False.
     """
 
     spec: WarmPoolSpec
@@ -50,16 +53,16 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 0.0
     lead: float = 0.0
     now: float = 0.0
-    wishes: Sequence[Wish] | None = None  # None: this is the first look
+    wishes: Sequence[Wish] | None = None  # None: this is the first plan
     retry_at: float = 0.0
     may_create: bool = True
 
 
 class Actions(msgspec.Struct, frozen=True, kw_only=True):
-    """Delete these, then create so many.
+    """What to do: first delete the WarmPods of these names, then create `create` new ones.
 
-    Look again at `look_at` at the latest (None: when something happens). `desired` is the size that the pool
-    is kept at, `limited` whether it would be more without maxSize.
+    Plan again at `look_at` at the latest (None: only after a change). `desired` is the desired number of
+    unclaimed WarmPods; `limited` is True if it would be larger without maxSize.
     """
 
     desired: int
@@ -71,11 +74,11 @@ class Actions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def wanted(spec: WarmPoolSpec, claimed: int, rate: float, lead: float) -> int:
-    """How many unclaimed WarmPods would do now, maxSize aside.
+    """Return how many unclaimed WarmPods the load requires now, without regard to maxSize.
 
-    With autoscaling enough for the claims that come while a replacement starts (and three times their
-    deviation, for they come at random), and so many that those claimed are at most targetUtilization
-    percent of all.
+    With autoscaling there are enough for the claims that arrive while a replacement starts, plus three
+    standard deviations, because claims arrive at random; and at most targetUtilization percent of all are
+    claimed.
     """
     if not spec.auto_scaling.enabled:
         return spec.min_size
@@ -86,7 +89,7 @@ def wanted(spec: WarmPoolSpec, claimed: int, rate: float, lead: float) -> int:
 
 
 def plan(observed: Observed) -> Actions:
-    """Never over maxSize; not below what is wanted; what is too old or of an old make is replaced."""
+    """Return the next deletions and creations. The pool never exceeds maxSize."""
     spec, now = observed.spec, observed.now
     wishes = _wishes(observed)
     wish = wishes[0].size
@@ -116,14 +119,14 @@ def plan(observed: Observed) -> Actions:
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many attempts in a row that failed."""
+    """Return the seconds to wait after this number of failures in a row."""
     return min(_MAX_BACKOFF, 2.0 ** min(failures, 30)) if failures else 0.0
 
 
 def _wishes(observed: Observed) -> tuple[Wish, ...]:
-    """What was wanted within scaleDownDelay, the largest first; later and smaller ones follow it.
+    """Return the required sizes of the last scaleDownDelay seconds: the largest first, then later ones.
 
-    At the first look nothing is known of the past, so what is there counts as wanted.
+    At the first plan the past is unknown, and the present number of WarmPods counts as required.
     """
     spec, now = observed.spec, observed.now
     size = wanted(spec, observed.claimed, observed.rate, observed.lead)
@@ -137,21 +140,21 @@ def _wishes(observed: Observed) -> tuple[Wish, ...]:
 
 
 def _outdated(one: Unclaimed, spec: WarmPoolSpec) -> bool:
-    """Too old, or of an old make in a pool that does not wait until those are claimed."""
+    """Whether a ready WarmPod is over its ttl, or outdated in a pool with the strategy Recreate."""
     if not one.ready:
         return False
     return bool(spec.ttl and one.age >= spec.ttl) or (not one.current and spec.update_strategy == "Recreate")
 
 
 def _surplus(spec: WarmPoolSpec, desired: int, kept: Sequence[Unclaimed]) -> int:
-    """How many are too many: what was made by hand takes another's place once it is ready, not before."""
-    on_their_way = sum(not one.ready and not one.ours for one in kept)
+    """Return how many are too many. A WarmPod made by hand replaces another one only once it is ready."""
+    pending_by_hand = sum(not one.ready and not one.ours for one in kept)
     over = len(kept) - spec.max_size if spec.max_size else 0
-    return max(len(kept) - on_their_way - desired, over)
+    return max(len(kept) - pending_by_hand - desired, over)
 
 
 def _missing(desired: int, present: Sequence[Unclaimed], kept: Sequence[Unclaimed]) -> int:
-    """How many to create; those that only replace others come a few at a time."""
+    """Return how many to create. Replacements of outdated WarmPods are created a few at a time."""
     absent = max(0, desired - len(present))
     replacements = max(0, desired - len(kept)) - absent
     pending = sum(not one.ready for one in kept)
@@ -159,9 +162,9 @@ def _missing(desired: int, present: Sequence[Unclaimed], kept: Sequence[Unclaime
 
 
 def _too_many(desired: int, present: Sequence[Unclaimed], missing: int, room: float) -> int:
-    """How many outdated ones may go now: those whose replacement is ready, and what room it takes.
+    """Return how many outdated WarmPods to delete now: as many as have a replacement that is ready.
 
-    Where maxSize leaves no room for a replacement beside the old one, a few go before theirs is ready.
+    If maxSize leaves no room for a replacement beside the old one, a few are deleted before that.
     """
     replaced = sum(one.ready for one in present) - desired
     return int(max(replaced, missing - room, -room))
@@ -172,7 +175,7 @@ def _few(desired: int) -> int:
 
 
 def _dispensable(some: Sequence[Unclaimed], count: int) -> list[Unclaimed]:
-    """Those that are missed least: not yet ready, then oldest; what somebody made by hand last."""
+    """Return the `count` least useful ones: first not ready, then the oldest; those made by hand last."""
     return sorted(some, key=lambda one: (not one.ours, one.ready, -one.age))[: max(0, count)]
 
 

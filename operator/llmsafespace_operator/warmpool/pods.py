@@ -1,4 +1,8 @@
-"""Keeps every WarmPod true: it has a pod, says when that is ready, and goes when it is of no use."""
+"""Reconciles WarmPods: creates the pod, sets the status when it is ready, and deletes WarmPods that failed.
+
+steps.py decides the next step of an unclaimed WarmPod. A claimed WarmPod belongs to its Sandbox's reconciler,
+unless that Sandbox does not exist.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +34,13 @@ from llmsafespace_protocol.proof import ProofError
 
 _log = logging.getLogger(__name__)
 
-_AGAIN = 2.0  # seconds between attempts at what may pass
+_RETRY = 2.0  # seconds between two tries while a step is blocked
 
 
 class WarmPodReconciler:
-    """Its controller reconciles what the caches report, once `follow` was called.
+    """Reconciles WarmPods by its `controller`, and records starts and failures in `records`.
 
-    It tells `records` how starts go.
+    Call `follow` once.
     """
 
     def __init__(
@@ -57,14 +61,14 @@ class WarmPodReconciler:
         self.controller = Controller("warmpod", self.reconcile, workers=16)
 
     def follow(self) -> None:
-        """Reconcile what changes. Before the caches start."""
+        """Register for changes. Call it before the informers start."""
         self._caches.warm_pods.on_change(self._warm_pod_changed)
         self._caches.pods.on_change(self._pod_changed)
         self._caches.warm_pools.on_change(self._pool_changed)
         self._caches.sandboxes.on_change(self._sandbox_changed)
 
     async def reconcile(self, key: Key) -> float | None:
-        """One round; returns when to look again. Raises KubeError, after which it is tried again."""
+        """Reconcile one WarmPod; return the seconds until the next check. Raises KubeError."""
         namespace, name = key
         warm_pod = self._caches.warm_pods.get(name, namespace)
         if warm_pod is None or warm_pod.metadata.deletion_timestamp is not None:
@@ -94,22 +98,22 @@ class WarmPodReconciler:
     async def _make(self, warm_pod: WarmPod, pool: WarmPool | None) -> float | None:
         make = makes.make_of(pool, self._caches.catalogue) if pool is not None else "there is no such pool"
         if pool is None or isinstance(make, str):
-            return _AGAIN  # the pool says the same in its status
+            return _RETRY  # the pool's status shows the reason
         recipe = makes.recipe(warm_pod, pool, make)
         token = tokens.agent_token(self._key, warm_pod.metadata.uid)
         try:
             pod = await start(self._client, recipe, token, self._settings)
         except NameTaken as error:
             self._note(warm_pod, str(error))
-            return _AGAIN
-        except (Forbidden, Invalid, NotFound) as error:  # a quota, a policy, an absent runtime class
+            return _RETRY
+        except (Forbidden, Invalid, NotFound) as error:  # a quota, a policy, a missing RuntimeClass
             self._note(warm_pod, error.message)
             raise
         self._caches.pods.observe(pod)
         return None
 
     async def _announce(self, warm_pod: WarmPod, pod: Pod) -> None:
-        """Only on the state that was seen: one that was announced, and claimed since, must not be again."""
+        """Set the status Ready if the WarmPod is unchanged: a claimed one must not become Ready."""
         meta = warm_pod.metadata
         status = msgspec.to_builtins(makes.ready(pod))
         body = {"metadata": {"resourceVersion": meta.resource_version}, "status": status}
@@ -123,7 +127,7 @@ class WarmPodReconciler:
         await self._ask_for_problems(pod, (namespace, name), meta.uid)
 
     async def _ask_for_problems(self, pod: Pod, pool: Key, owner: str) -> None:
-        """Once for each make of a pool that preloads anything; if a pod is silent, the next one is asked."""
+        """Read preload problems from the agent, once for each make of a pool."""
         record, found = self._records.of(pool), self._caches.warm_pools.get(pool[1], pool[0])
         asks = found is not None and (found.spec.preload_packages or found.spec.preload_scripts)
         if not asks or record.problems is not None or made_as(pod).revision != record.revision:
@@ -131,17 +135,17 @@ class WarmPodReconciler:
         try:
             problems = await problems_of(pod.status.pod_ip, tokens.agent_token(self._key, owner))
         except (ProofError, OSError) as error:
-            _log.info("the agent of %s does not tell of its preloading: %s", pod.metadata.name, error)
+            _log.info("cannot read preload problems from the agent of %s: %s", pod.metadata.name, error)
         else:
             self._records.note_problems(pool, problems)
 
     async def _remove(self, warm_pod: WarmPod, pool: WarmPool | None, message: str, *, failed: bool) -> None:
-        """Delete it in the state in which nobody had claimed it."""
+        """Delete the WarmPod in the state in which it was unclaimed; raises Conflict if it has changed."""
         meta = warm_pod.metadata
-        there = await self._client.delete(
+        deleted = await self._client.delete(
             WARMPOD, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version
         )
-        if not there:
+        if not deleted:
             return
         reason = "StartFailed" if failed else "WarmPodLost"
         if failed and pool is not None:
@@ -154,10 +158,10 @@ class WarmPodReconciler:
             self._events.emit(WARMPOD, meta, "Warning", reason, message)
 
     async def _claimed(self, warm_pod: WarmPod, claim: WarmPodClaim) -> float | None:
-        """It is its Sandbox's business, unless there is none: then somebody ended between claim and POST."""
+        """Delete a claimed WarmPod without a Sandbox: its gateway ended between claim and creation."""
         self._note(warm_pod, "")
         where = claim.sandbox
-        if _is_claimants(self._caches.sandboxes.get(where.name, where.namespace), claim):
+        if _is_claimant(self._caches.sandboxes.get(where.name, where.namespace), claim):
             return None
         grace = self._settings.claim_grace
         left = min(grace, grace - (datetime.now(UTC) - claim.time).total_seconds())
@@ -167,16 +171,16 @@ class WarmPodReconciler:
             sandbox = await self._client.get(SANDBOX, where.name, where.namespace)
         except NotFound:
             sandbox = None
-        if _is_claimants(sandbox, claim):
-            return _AGAIN
+        if _is_claimant(sandbox, claim):
+            return _RETRY
         meta = warm_pod.metadata
         await self._client.delete(WARMPOD, meta.name, meta.namespace, uid=meta.uid)
-        message = f"claimed for the Sandbox {where.namespace}/{where.name}, which is not there"
+        message = f"claimed for the Sandbox {where.namespace}/{where.name}, which does not exist"
         self._events.emit(WARMPOD, meta, "Warning", "Orphaned", message)
         return None
 
     async def _pod(self, warm_pod: WarmPod) -> Pod | None:
-        """Its own pod; asked for before one that was ready is called gone, or not ready any more."""
+        """Return the WarmPod's pod. If it was ready and the cache disagrees, read it from the API server."""
         meta = warm_pod.metadata
         pod = self._caches.pods.get(meta.name, meta.namespace)
         if warm_pod.status.phase == "Ready" and (pod is None or not is_ready(pod)):
@@ -187,7 +191,7 @@ class WarmPodReconciler:
         return pod if pod is not None and owned(pod, meta.uid) else None
 
     def _note(self, warm_pod: WarmPod, trouble_: str) -> None:
-        """What keeps it from starting, "" for nothing. One that is gone meanwhile is in no trouble."""
+        """Record what keeps the WarmPod from starting ("": nothing), unless it has been deleted."""
         meta = warm_pod.metadata
         if not trouble_ or self._caches.warm_pods.get(meta.name, meta.namespace) is not None:
             self._records.note(pool_of(warm_pod), meta.name, trouble_)
@@ -199,7 +203,7 @@ class WarmPodReconciler:
             self._records.gone(pool_of(old), old.metadata.name)
 
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
-        """What nobody has claimed when a pool goes, goes with it."""
+        # The unclaimed WarmPods of a deleted pool must be deleted.
         if old is not None and new is None:
             for member in self._caches.members(key_of(old)):
                 self.controller.enqueue(key_of(member))
@@ -212,15 +216,15 @@ class WarmPodReconciler:
                     self.controller.enqueue((changed.metadata.namespace, owner.name))
 
     def _sandbox_changed(self, old: Sandbox | None, new: Sandbox | None) -> None:
-        """One that is gone may have left its WarmPod behind."""
+        # A deleted Sandbox may have left its WarmPod.
         if old is not None and new is None:
             reference = old.spec.warm_pod or old.status.warm_pod_ref
             if reference is not None:
                 self.controller.enqueue((reference.namespace, reference.name))
 
 
-def _is_claimants(sandbox: Sandbox | None, claim: WarmPodClaim) -> bool:
-    """Whether it is the Sandbox that claimed, and no later one of the same name."""
+def _is_claimant(sandbox: Sandbox | None, claim: WarmPodClaim) -> bool:
+    """Whether this Sandbox made the claim, and not another one that had the same name."""
     if sandbox is None:
         return False
     return names.sandbox_id(sandbox.metadata.name, sandbox.metadata.uid) == claim.claim_id

@@ -1,4 +1,4 @@
-"""Keeps every WarmPool at its size and its status true. The pods of WarmPods are in pods.py."""
+"""Reconciles WarmPools: the number of WarmPods (plan.py) and the status. pods.py creates their pods."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from llmsafespace_operator.warmpool.records import Record, Records
 from llmsafespace_operator.warmpool.status import Known, body, status, urgent
 from llmsafespace_operator.warmpool.steps import age
 
-_SETTLE = 0.1  # seconds in which changes gather, and in which a refill leaves the processor to the claim
-_PERIOD = 1.0  # seconds between looks at a pool under load, or whose writes are not seen yet
-_REPORT = 5.0  # seconds between writes of a status that changes all the time
+_SETTLE = 0.1  # seconds after a change; collects changes, and leaves the CPU to a claim before the refill
+_PERIOD = 1.0  # seconds between two rounds for a pool under load, or with writes that the cache does not show
+_REPORT = 5.0  # minimum seconds between two writes of a status
 
-
-_TOLD = {names.UNSCHEDULABLE, "RuntimeUnavailable", "SmallerThanDefault", "PreloadFailed"}
+# Condition reasons that are also emitted as events, because somebody must act.
+_EVENT_REASONS = {names.UNSCHEDULABLE, "RuntimeUnavailable", "SmallerThanDefault", "PreloadFailed"}
 
 
 class WarmPoolReconciler:
-    """Its controller reconciles what the caches report, once `follow` was called."""
+    """Reconciles WarmPools by its `controller`. Call `follow` once."""
 
     def __init__(
         self, client: KubeClient, caches: Caches, events: Events, records: Records, waiting: Waiting
@@ -53,7 +53,7 @@ class WarmPoolReconciler:
         self.controller = Controller("warmpool", self.reconcile)
 
     def follow(self) -> None:
-        """Reconcile what changes. Before the caches start."""
+        """Register for changes. Call it before the informers start."""
         self._records.on_news = self._soon
         self._waiting.on_over = self._all_soon
         self._caches.warm_pools.on_change(self._pool_changed)
@@ -62,7 +62,7 @@ class WarmPoolReconciler:
         self._caches.profiles.on_change(self._environment_changed)
 
     async def reconcile(self, key: Key) -> float | None:
-        """One round; returns when to look again. Raises KubeError, after which it is tried again."""
+        """Reconcile one WarmPool; return the seconds until the next check. Raises KubeError."""
         namespace, name = key
         pool = self._caches.warm_pools.get(name, namespace)
         if pool is None:
@@ -90,7 +90,7 @@ class WarmPoolReconciler:
             message = f"from {record.desired} to {actions.desired} unclaimed warm pods"
             self._events.emit(WARMPOOL, pool.metadata, "Normal", "Scaled", message)
         record.wishes, record.desired = actions.wishes, actions.desired
-        # Deletions come first, so that maxSize always holds; if one fails, the next look counts anew.
+        # Deletions come first: the pool never exceeds maxSize. If one fails, the next round counts again.
         if await self._members.delete(key_of(pool), actions.delete):
             await self._members.create(pool, actions.create, record)
         known = Known(
@@ -107,7 +107,7 @@ class WarmPoolReconciler:
         return _again(record, actions, report_in, held)
 
     def _crowded(self, pool: Key) -> str:
-        """Why no node takes one of the pool's pods, in the scheduler's words; empty when none waits."""
+        """Return the scheduler's message if one of the pool's pods fits on no node; otherwise ""."""
         for one in self._caches.members(pool):
             pod = self._caches.pods.get(one.metadata.name, one.metadata.namespace)
             if pod is not None and one.spec.claim is None and is_unschedulable(pod):
@@ -145,7 +145,7 @@ class WarmPoolReconciler:
         )
 
     async def _dissolve(self, pool: WarmPool) -> float | None:
-        """The pool is being deleted: so is what nobody has claimed. What is claimed lives on."""
+        """Delete the unclaimed WarmPods of a pool that is being deleted. Claimed ones stay."""
         if names.WARMPOOL_FINALIZER not in pool.metadata.finalizers:
             return None
         members = self._caches.members(key_of(pool))
@@ -167,7 +167,7 @@ class WarmPoolReconciler:
         return changed
 
     async def _report(self, pool: WarmPool, record: Record, known: Known) -> float | None:
-        """Write the status where it has changed; returns in how many seconds, if not now."""
+        """Write the status if it has changed, or return the seconds until it may be written."""
         metrics.report(key_of(pool), known.counts, known.desired, record.rate())
         wanted = status(pool, known, record.scaled, datetime.now(UTC))
         if wanted == pool.status:
@@ -175,7 +175,7 @@ class WarmPoolReconciler:
         wait = record.reported_at + _REPORT - time.monotonic()
         if wait > 0 and not urgent(pool.status, wanted):
             return wait
-        self._tell(pool, wanted)
+        self._emit(pool, wanted)
         meta = pool.metadata
         patch = {"metadata": {"uid": meta.uid}, "status": body(wanted)}
         self._caches.warm_pools.observe(
@@ -184,11 +184,11 @@ class WarmPoolReconciler:
         record.reported_at, record.scaled = time.monotonic(), False
         return None
 
-    def _tell(self, pool: WarmPool, wanted: WarmPoolStatus) -> None:
-        """What somebody has to do something about, once it is new."""
+    def _emit(self, pool: WarmPool, wanted: WarmPoolStatus) -> None:
+        """Emit an event for each condition whose new reason requires somebody to act."""
         before = {one.type: one.reason for one in pool.status.conditions}
         for one in wanted.conditions:
-            if one.reason in _TOLD and before.get(one.type) != one.reason:
+            if one.reason in _EVENT_REASONS and before.get(one.type) != one.reason:
                 self._events.emit(WARMPOOL, pool.metadata, "Warning", one.reason, one.message)
 
     def _soon(self, pool: Key) -> None:
@@ -219,7 +219,7 @@ class WarmPoolReconciler:
 
 
 def _again(record: Record, actions: Actions, report_in: float | None, held: float) -> float | None:
-    """Seconds until something has to be looked at that nothing else will wake it for."""
+    """Return the seconds until the next check that no change would trigger; None if there is none."""
     now = time.monotonic()
     delays = [] if report_in is None else [report_in]
     if held:

@@ -1,4 +1,4 @@
-"""What went wrong when a warm pod preloaded its packages and ran its scripts: only its agent knows."""
+"""Reads from a warm pod's agent what went wrong when it preloaded packages and ran scripts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llmsafespace_protocol.frames import FrameKind
 from llmsafespace_protocol.requests import Answer, Opened, OpenRpc, Request, Status
 
 _LIMIT = 5.0  # seconds
-_MOST = 8
-_LONGEST = 200  # characters of each
+_MAX_PROBLEMS = 8
+_LONGEST = 200  # maximum characters of each problem
 
 
 async def problems_of(address: str, token: str) -> list[str]:
-    """The problems that an agent tells of. Raises ProofError, or OSError when it does not answer."""
+    """Return the agent's problems. Raises ProofError, and OSError if it does not answer correctly."""
     async with asyncio.timeout(_LIMIT):
         stream = await agents.dial(address, AGENT_PORT, token, OpenRpc())
         try:
@@ -27,10 +27,10 @@ async def problems_of(address: str, token: str) -> list[str]:
             _, answered = await stream.next_frame()
             answer = msgspec.json.decode(answered, type=Answer)
             if refusal is not None or answer.error is not None:
-                raise OSError("the agent does not say how it stands")
-            told = msgspec.json.decode(answer.result, type=Status).problems
+                raise OSError("the agent refused the status request")
+            problems = msgspec.json.decode(answer.result, type=Status).problems
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise OSError("the agent's answer cannot be read") from error
         finally:
             stream.close()
-    return [problem[:_LONGEST] for problem in told[:_MOST]]
+    return [problem[:_LONGEST] for problem in problems[:_MAX_PROBLEMS]]

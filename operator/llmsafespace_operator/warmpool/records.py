@@ -1,4 +1,4 @@
-"""What the operator remembers of its pools between looks, and loses without harm when it ends."""
+"""What the operator remembers about pools between two rounds. Losing it at a restart does no harm."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llmsafespace_operator.warmpool import metrics
 from llmsafespace_operator.warmpool.plan import Wish, backoff
 
 _WINDOW = 10.0  # seconds over which claims are counted
-_FIRST_LEAD = 5.0  # seconds, until one was measured
-_WEIGHT = 0.2  # of the newest lead time in their average
+_FIRST_LEAD = 5.0  # seconds; the lead time before one has been measured
+_WEIGHT = 0.2  # weight of the newest lead time in the moving average
 
 
 class Record:
-    """One pool's: its load, how long starts take, what goes wrong. Times are monotonic."""
+    """The record of one pool: its load, the duration of starts, and failures. Times are monotonic."""
 
     def __init__(self) -> None:
         self.lead = _FIRST_LEAD
@@ -26,7 +26,7 @@ class Record:
         self.retry_at = 0.0
         self.reported_at = float("-inf")
         self.scaled = False  # since the last report
-        self.problems: list[str] | None = None  # of what is to be preloaded; None: not asked for yet
+        self.problems: list[str] | None = None  # of preloading; None: not read from an agent yet
         self._arrivals: deque[float] = deque()
         self._measured = False
         self._born: dict[str, float] = {}
@@ -37,10 +37,10 @@ class Record:
     def claimed(self) -> None:
         """A pod was claimed now."""
         self._arrivals.append(time.monotonic())
-        self._forget_old()  # in a process that does not lead, nobody asks for the rate
+        self._forget_old()  # also here: in a standby nobody calls `rate`
 
     def rate(self) -> float:
-        """Claims per second."""
+        """Return the claims per second over the last 10 seconds."""
         self._forget_old()
         return len(self._arrivals) / _WINDOW
 
@@ -54,7 +54,7 @@ class Record:
         self._born[name] = time.monotonic()
 
     def ready(self, name: str) -> float | None:
-        """A WarmPod is ready: how long it took, None when nobody here saw it begin."""
+        """A WarmPod is ready. Returns how many seconds it took; None if this process did not create it."""
         self._failures, self._failure, self.retry_at = 0, "", 0.0
         self._troubles.pop(name, None)
         born = self._born.pop(name, None)
@@ -66,67 +66,67 @@ class Record:
         return took
 
     def failed(self, message: str) -> None:
-        """A start failed. Those that were under way at once count as one."""
+        """A start failed. Failures before `retry_at` count as one with the first."""
         self._failure = message
         if time.monotonic() >= self.retry_at:
             self._failures += 1
             self.retry_at = time.monotonic() + backoff(self._failures)
 
     def changed(self, revision: str) -> None:
-        """The pool is made differently now: earlier failures and problems say nothing any more."""
+        """The pool has a new revision: earlier failures and problems no longer count."""
         self.revision = revision
         self.problems = None
         self._failures, self._failure, self.retry_at = 0, "", 0.0
 
     def troubled(self, name: str, message: str) -> bool:
-        """What keeps a WarmPod from starting ("" for nothing); True when that is news."""
+        """Record what keeps a WarmPod from starting ("": nothing); return whether that has changed."""
         before = self._troubles.pop(name, "")
         if message:
             self._troubles[name] = message
         return before != message
 
     def gone(self, name: str) -> None:
-        """A WarmPod is no more."""
+        """A WarmPod has been deleted."""
         self._born.pop(name, None)
         self._troubles.pop(name, None)
 
     def trouble(self) -> str:
-        """What goes wrong now, in words, or went wrong last, while nothing has come right since."""
+        """Return what keeps a WarmPod from starting now, or the last failure if no start succeeded since."""
         return next(iter(self._troubles.values()), self._failure)
 
 
 class Records:
-    """The records of all pools. `on_news` is called with a pool of which something else is to be told."""
+    """The records of all pools. `on_news` is called with the key of a pool whose status may change."""
 
     def __init__(self) -> None:
         self.on_news: Callable[[Key], None] | None = None
         self._records: dict[Key, Record] = {}
 
     def of(self, pool: Key) -> Record:
-        """The record of a pool, made when there is none yet."""
+        """Return the record of a pool; create it if it does not exist."""
         return self._records.setdefault(pool, Record())
 
     def note(self, pool: Key, name: str, trouble: str) -> None:
-        """What keeps a WarmPod of the pool from starting, "" for nothing."""
+        """Record what keeps a WarmPod of the pool from starting ("": nothing)."""
         if (trouble or pool in self._records) and self.of(pool).troubled(name, trouble):
-            self._tell(pool)
+            self._notify(pool)
 
     def note_problems(self, pool: Key, problems: list[str]) -> None:
-        """What of the pool's packages and scripts could not be preloaded."""
+        """Record which of the pool's packages and scripts could not be preloaded."""
         self.of(pool).problems = problems
         if problems:
-            self._tell(pool)
+            self._notify(pool)
 
     def gone(self, pool: Key, name: str) -> None:
-        """A WarmPod of the pool is no more."""
+        """A WarmPod of the pool has been deleted."""
         if pool in self._records:
             self._records[pool].gone(name)
 
     def forget(self, pool: Key) -> None:
-        """The pool is no more."""
+        """The pool has been deleted."""
         self._records.pop(pool, None)
         metrics.forget(pool)
 
-    def _tell(self, pool: Key) -> None:
+    def _notify(self, pool: Key) -> None:
         if self.on_news is not None:
             self.on_news(pool)

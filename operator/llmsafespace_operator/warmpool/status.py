@@ -1,4 +1,4 @@
-"""What a WarmPool's status says: a pure function of its WarmPods and of what is known of its starts."""
+"""The status of a WarmPool: a pure function of its WarmPods and of what is known about their starts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from llmsafespace_operator.warmpool.counts import Counts
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a pool. `unavailable`: why no pod can be made; `trouble`: why starts fail.
+    """What is known about a pool.
 
-    `crowded`: why no node takes its pods; `yielding`: it makes none, as sandboxes wait for room.
+    `unavailable`: why no pod can be created. `trouble`: why starts fail. `crowded`: why no node takes its
+    pods. `yielding`: it creates no pods, because sandboxes wait for room. `problems`: of preloading.
     """
 
     counts: Counts
@@ -33,7 +34,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def status(pool: WarmPool, known: Known, scaled: bool, now: datetime) -> WarmPoolStatus:
-    """The status to be written; `scaled`: the size that the pool is kept at has just changed."""
+    """Return the status of a pool; `scaled`: its desired size has just changed."""
     counts, old = known.counts, pool.status
     generation = pool.metadata.generation
     conditions = [verdict(known, now, generation), filled(known, now, generation)]
@@ -55,7 +56,7 @@ def status(pool: WarmPool, known: Known, scaled: bool, now: datetime) -> WarmPoo
 
 
 def verdict(known: Known, now: datetime, generation: int) -> Condition:
-    """The condition Ready: whether a claim can be served now. Why the pool is not full says `Filled`."""
+    """Return the condition Ready: whether a claim can be served now."""
     counts = known.counts
     serves = not known.unavailable and (counts.available > 0 or known.desired == 0)
     if not serves:
@@ -70,44 +71,44 @@ def verdict(known: Known, now: datetime, generation: int) -> Condition:
 
 
 def filled(known: Known, now: datetime, generation: int) -> Condition:
-    """The condition Filled: whether as many are ready as the pool is kept at, and what keeps the others."""
+    """Return the condition Filled: whether the desired number of pods is ready, and if not, why."""
     full = not known.unavailable and known.counts.available >= known.desired
     reason, message = ("Filled", "") if full else _lack(known)
     return condition("Filled", full, reason, message, now=now, generation=generation)
 
 
 def serves_defaults(given: PoolResources, now: datetime, generation: int) -> Condition:
-    """The condition ServesDefaults: whether a request that names no resources fits its pods."""
+    """Return the condition ServesDefaults: whether a request with default resources fits the pool's pods."""
     message = smaller_than_default(given)
     reason = "SmallerThanDefault" if message else "LargeEnough"
     return condition("ServesDefaults", not message, reason, message, now=now, generation=generation)
 
 
 def preloaded(known: Known, now: datetime, generation: int) -> Condition:
-    """The condition Preloaded: whether all packages and scripts were, in the pod that was asked."""
+    """Return the condition Preloaded: whether one examined pod preloaded all packages and scripts."""
     message = "; ".join(known.problems)
     reason = "PreloadFailed" if message else "Preloaded"
     return condition("Preloaded", not message, reason, message, now=now, generation=generation)
 
 
 def _lack(known: Known) -> tuple[str, str]:
-    """Why there are not as many as wanted: a word and a sentence."""
+    """Return why fewer pods are ready than desired: a condition's reason and message."""
     if known.unavailable:
         return "RuntimeUnavailable", known.unavailable
     if known.yielding:
         return (
             "SandboxesWait",
-            "no node takes the pod of a sandbox that somebody waits for: no pods are made now",
+            "the pool creates no warm pods now, because no node has room for a waiting sandbox's pod",
         )
     if known.crowded:
-        return UNSCHEDULABLE, f"no more pods are made: {known.crowded}"
+        return UNSCHEDULABLE, f"the pool creates no more warm pods: {known.crowded}"
     if known.trouble:
         return "StartFailed", known.trouble
     return "Filling", f"{known.counts.available} of {known.desired} warm pods are ready"
 
 
 def urgent(old: WarmPoolStatus, new: WarmPoolStatus) -> bool:
-    """Whether a change must not wait: the pool serves again, or serves no longer and is not just empty."""
+    """Whether the status must be written at once: Ready has changed, and the pool is not just filling."""
     before, after = _ready(old), _ready(new)
     if before is None or after is None:
         return True
@@ -115,7 +116,7 @@ def urgent(old: WarmPoolStatus, new: WarmPoolStatus) -> bool:
 
 
 def body(wanted: WarmPoolStatus) -> dict[str, Any]:
-    """For a merge patch, in which what is left out would stay as it was: zeros are said."""
+    """Return the status for a merge patch, with zeros: a missing field would keep its old value."""
     counts = dict.fromkeys(("availablePods", "assignedPods", "pendingPods", "replicas"), 0)
     return {**counts, **msgspec.to_builtins(wanted)}
 

@@ -1,4 +1,4 @@
-"""What a WarmPod needs next: a pure function of it and its pod."""
+"""Decides the next step of a WarmPod: a pure function of the WarmPod, its pod and its pool."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from llmsafespace_kube.resources.kubernetes import Pod
 from llmsafespace_kube.resources.types import WarmPod, WarmPool
 from llmsafespace_operator.pods.ends import end_of, is_ready, trouble
 
-START_LIMIT = 180.0  # seconds from a WarmPod's creation until its pod must be ready
+START_LIMIT = 180.0  # maximum seconds from a WarmPod's creation until its pod is ready
 
 
 class Make(msgspec.Struct, frozen=True):
-    """Create its Secret and Pod."""
+    """Create the Secret and the Pod."""
 
 
 class Announce(msgspec.Struct, frozen=True):
-    """Its pod is ready: say so, and it may be claimed."""
+    """The pod is ready: set the status Ready, so that it can be claimed."""
 
 
 class Remove(msgspec.Struct, frozen=True):
-    """It is of no use any more. `failed`: it never was, and its pool should know."""
+    """Delete the WarmPod. `failed`: it never became ready, which counts as a failed start of its pool."""
 
     message: str
     failed: bool = False
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Nothing for so many seconds (None: until something happens)."""
+    """Do nothing for `seconds` (None: until something changes)."""
 
     seconds: float | None = None
 
@@ -38,7 +38,7 @@ Step = Make | Announce | Remove | Wait
 
 
 def next_step(warm_pod: WarmPod, pod: Pod | None, pool: WarmPool | None, now: datetime) -> Step:
-    """The next step of a WarmPod that nobody has claimed; `pod` is its own or None."""
+    """Return the next step of an unclaimed WarmPod; `pod` is its own pod, or None if it has none."""
     announced = warm_pod.status.phase == "Ready"
     end = end_of(pod) if pod is not None else None
     if end is not None:
@@ -54,7 +54,7 @@ def next_step(warm_pod: WarmPod, pod: Pod | None, pool: WarmPool | None, now: da
 
 
 def age(warm_pod: WarmPod, now: datetime) -> float:
-    """Seconds since its creation."""
+    """Return the seconds since the WarmPod's creation."""
     born = warm_pod.metadata.creation_timestamp
     return (now - born).total_seconds() if born is not None else 0.0
 
@@ -64,7 +64,7 @@ def _announced(pod: Pod | None, pool: WarmPool | None) -> Step:
         return Remove("its pool is gone")
     if pod is None:
         return Remove("its pod is gone")
-    if not is_ready(pod):  # no probe says so, but the control plane when a node is silent
+    if not is_ready(pod):  # the control plane says so when a node does not report
         return Remove("its pod is not ready any more; its node may be lost")
     return Wait()
 

@@ -81,7 +81,7 @@ WRONG = [
         "namespace both is in namespaces.sandb",
     ),
     ({"gateway": {"ingress": {"enabled": True, "host": "*.example.com"}}}, "say in gateway.url"),
-    ({"namespaces": {"pools": ["system"]}}, "holds the release itself"),
+    ({"namespaces": {"pools": ["system"]}}, "is the release's own"),
     ({"warmPools": {"python": {"namespace": "elsewhere"}}}, "is not one of namespaces.pools"),
     ({"runtimes": {"r": {"image": "r:1"}}}, "missing property 'language'"),
     ({"gateway": {"config": {"rate_limt": 50}}}, "additional properties 'rate_limt' not allowed"),

@@ -66,7 +66,7 @@ def test_a_namespace_goes_out_of_the_values_empty_and_stays_shut(idle: Idle) -> 
     sandbox = {"apiVersion": "llmsafespace.dev/v1", "kind": "Sandbox", "metadata": {"name": "left"}}
     idle.kubectl.apply({**sandbox, "spec": {"runtime": idle.runtime}}, namespace=idle.leaving)
 
-    with pytest.raises(HelmError, match=rf"{idle.leaving} would be served no more.*\(Sandboxes: 1\)"):
+    with pytest.raises(HelmError, match=rf"{idle.leaving} is no longer in the values.*\(Sandboxes: 1\)"):
         idle.serve(idle.sandboxes)
     assert idle.kubectl.items("rolebindings", idle.leaving), "nothing has changed"
 
