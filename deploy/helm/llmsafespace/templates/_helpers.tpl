@@ -1,4 +1,4 @@
-{{/* The release's name in all that it makes. */}}
+{{/* The prefix of the names of all objects of the release. */}}
 {{- define "llmsafespace.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
@@ -7,7 +7,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels of everything; call with (list $ "component"). */}}
+{{/* The labels of all objects; call with (list $ "component"). */}}
 {{- define "llmsafespace.labels" -}}
 {{- $root := index . 0 -}}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
@@ -29,7 +29,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{ printf "%s/llmsafespace-%s:%s" (trimSuffix "/" $image.registry) (index . 1) $image.tag }}
 {{- end -}}
 
-{{/* Every namespace that is served, as a JSON list. */}}
+{{/* All namespaces of sandboxes and pools, as a JSON list. */}}
 {{- define "llmsafespace.namespaces" -}}
 {{- concat (keys .Values.namespaces.sandboxes) .Values.namespaces.pools | uniq | sortAlpha | toJson -}}
 {{- end -}}
@@ -42,7 +42,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- .Values.gateway.adminKey.existingSecret | default (printf "%s-admin-key" (include "llmsafespace.fullname" .)) -}}
 {{- end -}}
 
-{{/* A PriorityClass, or nothing; call with (list $ "warm"). Its value cannot be changed: another has another name. */}}
+{{/* The name of a PriorityClass, or nothing; call with (list $ "warm"). A class is immutable: its name has the value. */}}
 {{- define "llmsafespace.priorityClass" -}}
 {{- $root := index . 0 -}}
 {{- $classes := $root.Values.sandboxes.priorityClasses -}}
@@ -51,7 +51,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 {{- end -}}
 
-{{/* Where people reach the gateway. */}}
+{{/* The public URL of the gateway. */}}
 {{- define "llmsafespace.gatewayUrl" -}}
 {{- $gateway := .Values.gateway -}}
 {{- if $gateway.url -}}
@@ -63,7 +63,7 @@ http://{{ include "llmsafespace.fullname" . }}-gateway.{{ .Release.Namespace }}.
 {{- end -}}
 {{- end -}}
 
-{{/* "true" when the gateway keeps its SQLite on a volume. A rendering that sees no cluster expects a storage class. */}}
+{{/* "true" if the gateway keeps its SQLite on a volume. Without a cluster (helm template), assume a storage class. */}}
 {{- define "llmsafespace.gatewayVolume" -}}
 {{- $persistence := .Values.gateway.persistence -}}
 {{- if not .Values.gateway.database.existingSecret -}}
@@ -83,7 +83,7 @@ http://{{ include "llmsafespace.fullname" . }}-gateway.{{ .Release.Namespace }}.
 {{- end -}}
 {{- end -}}
 
-{{/* What every pod of the release keeps: Pod Security `restricted`, and no token of the API by default. */}}
+{{/* Common to all pods of the release: Pod Security `restricted`, and no service account token by default. */}}
 {{- define "llmsafespace.pod" -}}
 securityContext:
   runAsNonRoot: true
@@ -107,7 +107,7 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* Where the pods of a component run; call with (list $ "component"). */}}
+{{/* Scheduling of a component's pods; call with (list $ "component"). */}}
 {{- define "llmsafespace.placement" -}}
 {{- $values := get (index . 0).Values (index . 1) -}}
 {{- with $values.nodeSelector }}
@@ -140,12 +140,12 @@ topologySpreadConstraints:
 {{- merge (include "llmsafespace.labels" . | fromYaml) $values.podLabels | toYaml -}}
 {{- end -}}
 
-{{/* A restart of the pods whenever a configuration that they read only once has changed. */}}
+{{/* Restarts the pods when a configuration has changed that they read only at start. */}}
 {{- define "llmsafespace.configChecksum" -}}
 checksum/config: {{ include (print .Template.BasePath "/config.yaml") . | sha256sum }}
 {{- end -}}
 
-{{/* Give the Role of a component in a namespace to its account; call with (list $ "component" "namespace"). */}}
+{{/* Bind the Role of a component in a namespace to its account; call with (list $ "component" "namespace"). */}}
 {{- define "llmsafespace.roleBinding" -}}
 {{- $root := index . 0 -}}
 {{- $name := printf "%s-%s" (include "llmsafespace.fullname" $root) (index . 1) -}}
@@ -160,7 +160,7 @@ subjects:
   - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ $root.Release.Namespace | quote }}}
 {{- end -}}
 
-{{/* Likewise of its ClusterRole; call with (list $ "component"). */}}
+{{/* Bind the ClusterRole of a component to its account; call with (list $ "component"). */}}
 {{- define "llmsafespace.clusterRoleBinding" -}}
 {{- $root := index . 0 -}}
 {{- $name := printf "%s-%s" (include "llmsafespace.fullname" $root) (index . 1) -}}
@@ -182,7 +182,7 @@ podSelector:
   matchLabels: {{- include "llmsafespace.selector" . | nindent 4 }}
 {{- end -}}
 
-{{/* The pods of all namespaces but those of sandboxes, as a NetworkPolicy's peers. One that is served no more keeps its label. */}}
+{{/* The pods of all namespaces except those of sandboxes, as NetworkPolicy peers. A namespace keeps its label when it leaves the values. */}}
 {{- define "llmsafespace.trustedNamespaces" -}}
 - namespaceSelector:
     matchExpressions:
