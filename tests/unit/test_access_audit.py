@@ -100,7 +100,8 @@ async def test_an_execution_is_one_entry_of_all_processes(store: Store) -> None:
 
 async def test_what_runs_again_is_another_entry(store: Store) -> None:
     """What plain Jupyter runs each time, and what the agent has forgotten since."""
-    log, counted = AuditLog(store), []
+    log = AuditLog(store)
+    counted: list[str] = []
     _execution(log, "a", counted)
     _execution(log, "a", counted, again=True)
     await log.flush()
@@ -115,7 +116,8 @@ async def test_what_runs_again_is_another_entry(store: Store) -> None:
 
 @pytest.mark.parametrize("late", [False, True], ids=["still waiting", "written"])
 async def test_an_entry_can_be_withdrawn(store: Store, late: bool) -> None:
-    log, counted = AuditLog(store), []
+    log = AuditLog(store)
+    counted: list[str] = []
     row = _execution(log, "a", counted)
     _execution(log, "b", counted)
     if late:

@@ -134,8 +134,8 @@ def test_a_quota_that_is_none_is_refused_at_the_start(store: Store) -> None:
 
 def _pool(min_size: int = 2, **more: Any) -> WarmPoolSpec:
     size = Resources(cpu=1.0, memory=100)
-    wish = {"name": "p", "runtime": "python", "tenant": "acme", "owner": "ada", "resources": size}
-    return WarmPoolSpec(min_size=min_size, **(wish | more))
+    wish: dict[str, Any] = {"name": "p", "runtime": "python", "tenant": "acme", "owner": "ada"}
+    return WarmPoolSpec(min_size=min_size, **(wish | {"resources": size} | more))
 
 
 def _quotas(**limits: Any) -> Quotas:

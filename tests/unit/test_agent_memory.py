@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llmsafespace_agent.inside import memory
+from llmsafespace_agent.inside import memory, processes
 from llmsafespace_agent.inside.counting import Counter
 from llmsafespace_agent.inside.own import OwnProcesses
 from llmsafespace_agent.server import watchdog
@@ -149,12 +149,12 @@ def test_a_process_counts_after_its_main_thread_has_ended(threads: str) -> None:
             time.sleep(0.2)
             pid, ledger = started.pid, memory.Ledger()
             assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            assert memory.processes.anonymous_memory(pid) >= 48 * MIB
+            assert processes.anonymous_memory(pid) >= 48 * MIB
             for _ in range(50):
                 held = ledger.by_process()[pid]
                 assert 80 * MIB <= held < 256 * MIB
                 assert memory.exact_total({pid: held}) >= 80 * MIB
-            assert memory._descriptors(memory.processes.folder(pid)) >= 800 or threads == "changing"
+            assert memory._descriptors(processes.folder(pid)) >= 800 or threads == "changing"
         finally:
             started.kill()
 
@@ -285,7 +285,12 @@ def test_page_tables_are_certain_without_reading_them(monkeypatch: pytest.Monkey
     """An exact count reads them all, and code takes twice its limit meanwhile."""
     killed: list[int] = []
     read: list[int] = []
-    monkeypatch.setattr(memory.processes, "exact_memory", lambda pid: read.append(pid) or 0)
+
+    def counted(pid: int) -> int:
+        read.append(pid)
+        return 0
+
+    monkeypatch.setattr(processes, "exact_memory", counted)
     with subprocess.Popen(
         [sys.executable, "-c", TABLES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as started:

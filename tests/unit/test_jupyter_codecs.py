@@ -97,7 +97,7 @@ def test_v1_passes_through() -> None:
 def test_durable_keeps_the_sequence_number() -> None:
     body = journaled(258)
     assert DurableCodec().to_client(body) == (BINARY, body)
-    assert json.loads(DurableCodec().gap(3, 9)) == {"gap": {"missed": 3, "resume": 9}}
+    assert json.loads(DurableCodec().gap(3, 9) or b"") == {"gap": {"missed": 3, "resume": 9}}
     assert V1Codec().gap(3, 9) is None
 
 

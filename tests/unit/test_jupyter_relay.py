@@ -66,9 +66,9 @@ class Handler(WebSocketHandler):
         self.bench = bench
 
     def open(self, *args: str, **kwargs: str) -> Awaitable[None]:
-        return self._open()
+        return self._relay()
 
-    async def _open(self) -> None:
+    async def _relay(self) -> None:
         bench = self.bench
         ours, theirs = socket.socketpair()
         loop = asyncio.get_running_loop()
@@ -391,7 +391,7 @@ async def test_a_status_that_is_nested_deeply_passes_through(bench: Bench) -> No
             FrameKind.KERNEL, (1).to_bytes(8, "big"), pack("iopub", [header, b"{}", b"{}", content])
         )
         bench.message(2, "iopub", "status", {"execution_state": "busy"})
-        assert content in await client.recv()  # type: ignore[operator]
+        assert content in await client.recv()
         assert read(await client.recv())[1] == "status"
         assert bench.states == ["busy"]
 

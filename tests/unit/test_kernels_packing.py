@@ -78,7 +78,7 @@ ODD = {
     "date": {"x": date(2026, 1, 2)},
     "bytes": {"x": b"\x00\xff"},
     "set": {"x": {1}},
-    "generator": {"x": (i for i in ())},
+    "generator": {"x": iter(())},
     "numpy": {"x": [np.int64(1), np.float32(1.5), np.bool_(True)]},
     "array": {"x": np.arange(3)},
     "enum": {"x": Color.RED},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from pathlib import Path
@@ -16,17 +17,10 @@ LAUNCHER = Path(llmsafespace_agent.__file__).parent / "kernels" / "launcher"
 
 def test_a_flush_waits_for_text_that_a_timer_has_taken_but_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(LAUNCHER))
-    from llmsafespace_kernel.streams import Out
-
+    streams = importlib.import_module("llmsafespace_kernel.streams")
     taken, may_send, sent = threading.Event(), threading.Event(), threading.Event()
 
-    class Slow(Out):
-        def __init__(self) -> None:
-            self._flush_lock = threading.RLock()
-            self._fid = None
-            self._buffers = ["text"]
-
-    def slow_flush(self: Slow) -> None:
+    def slow_flush(self: OutStream) -> None:
         self._buffers = []
         taken.set()
         assert may_send.wait(10)
@@ -34,12 +28,20 @@ def test_a_flush_waits_for_text_that_a_timer_has_taken_but_not_sent(monkeypatch:
 
     monkeypatch.setattr(OutStream, "_flush", slow_flush)
     monkeypatch.setattr(OutStream, "__del__", lambda self: None, raising=False)
-    out = Slow()
+    out = streams.Out.__new__(streams.Out)
+    out._flush_lock = threading.RLock()
+    out._fid = None
+    out._buffers = ["text"]
     timer = threading.Thread(target=out._flush)
     timer.start()
     assert taken.wait(10)
     flushed = threading.Event()
-    cell = threading.Thread(target=lambda: (out.flush(), flushed.set()))
+
+    def flush() -> None:
+        out.flush()
+        flushed.set()
+
+    cell = threading.Thread(target=flush)
     cell.start()
     try:
         assert not flushed.wait(0.2), "flush returned although the text had not been sent"

@@ -169,8 +169,8 @@ def test_a_pod_that_does_not_say_how_it_was_made_serves_nobody(status: dict[str,
     assert not serves(request(), warm_pod("one", **status).status, pool_in_use().pool)
 
 
-CODE = {"preload_packages": ["numpy"]}
-SCRIPT = {"preload_scripts": [PreloadScript("sum", "sum = lambda *_: 1337")]}
+CODE: dict[str, Any] = {"preload_packages": ["numpy"]}
+SCRIPT: dict[str, Any] = {"preload_scripts": [PreloadScript("sum", "sum = lambda *_: 1337")]}
 
 
 @pytest.mark.parametrize("code", [CODE, SCRIPT], ids=["packages", "scripts"])

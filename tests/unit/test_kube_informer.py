@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -251,7 +252,7 @@ def test_an_index_that_there_is_not_is_an_error() -> None:
 # -- bodies ---------------------------------------------------------------------------------------------
 
 
-def warm_pod(name: str, **spec: object) -> dict[str, object]:
+def warm_pod(name: str, **spec: object) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": NAMESPACE, "resourceVersion": "7"}, "spec": spec}
 
 

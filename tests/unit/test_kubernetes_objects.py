@@ -325,7 +325,7 @@ def test_a_refusal_says_what_the_operator_said(
         (600, "2026-01-01T00:00:00", False),  # without a zone
     ],
 )
-def test_only_an_earlier_end_is_written(seconds: float, said: float | str | None, changed: bool) -> None:
+def test_only_an_earlier_end_is_written(seconds: float, said: int | str | None, changed: bool) -> None:
     if isinstance(said, int):
         said = (datetime.now(UTC) + timedelta(seconds=said)).isoformat()
     meta = Metadata(name="sb", annotations={names.ENDS_AT: str(said)} if said else {})

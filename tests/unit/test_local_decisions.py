@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,9 @@ from llmsafespace_gateway.backends.local.pool import (
 GIB = 1024**3
 
 
-def pool(**changes: object) -> WarmPoolSpec:
-    return WarmPoolSpec(**({"name": "p", "runtime": "python:3.11", "min_size": 2} | changes))
+def pool(**changes: Any) -> WarmPoolSpec:
+    wish: dict[str, Any] = {"name": "p", "runtime": "python:3.11", "min_size": 2}
+    return WarmPoolSpec(**(wish | changes))
 
 
 # -- pools -------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ CODE = {"preload_scripts": (("x", "import builtins"),)}
     ],
     ids=["configured", "own", "colleague", "published", "operator", "operator private", "other tenant"],
 )
-def test_whose_code_a_plain_request_gets(code: dict, whose: dict, served: bool) -> None:
+def test_whose_code_a_plain_request_gets(code: dict[str, Any], whose: dict[str, Any], served: bool) -> None:
     """Nobody's but the operator's, and what an admin of its tenant published: not even its owner's own."""
     plain = SandboxSpec(sandbox_id="s", runtime="python:3.11", owner="o", tenant="t")
     reason = misfit(plain, "python:3.11", pool(**code, **whose), "python:3.11")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from llmsafespace_gateway.backends.base import Resources, WarmPoolSpec
-from llmsafespace_gateway.backends.local import pools as local_pools
+from llmsafespace_gateway.backends.local import pool as planning
 from llmsafespace_gateway.backends.local.plans import Recipe
 from llmsafespace_gateway.backends.local.pools import Pools
 from llmsafespace_gateway.backends.local.registry import Entry
@@ -41,7 +41,7 @@ RUNTIME = PreparedRuntime(
 async def test_the_next_start_waits_after_any_failure(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_pools.planning, "backoff", lambda failures: 60.0 * failures)
+    monkeypatch.setattr(planning, "backoff", lambda failures: 60.0 * failures)
     tried = 0
     again = asyncio.Event()
 

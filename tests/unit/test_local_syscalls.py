@@ -40,7 +40,7 @@ def profile() -> set[str]:
 
 def test_the_table_is_what_the_policy_names() -> None:
     """As numbering.py would write it, with the numbers that it has."""
-    tables = [{name: pair[column] for name, pair in TABLE.items() if pair[column]} for column in (0, 1)]
+    tables = [{name: number for name, pair in TABLE.items() if (number := pair[column])} for column in (0, 1)]
     tables[0]["read"] = 0  # the only call whose number is 0
     tables[1]["io_setup"] = 0
     written = Path(syscalls.__file__).read_text(encoding="utf-8")

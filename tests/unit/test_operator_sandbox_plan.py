@@ -35,6 +35,7 @@ from llmsafespace_kube.resources.types import (
     NamedObject,
     Sandbox,
     SandboxSpec,
+    SandboxStatus,
     WarmPod,
     WarmPodClaim,
     WarmPodClaimed,
@@ -347,7 +348,7 @@ def test_whatever_happens_one_pod_serves_and_nothing_is_left(
     world.now += timedelta(days=30)
     world.delete()
     settle(world)
-    assert world.sandbox is None
+    assert world.observe() is None
     assert world.claimed() == []
     assert world.name not in world.pods
 
@@ -441,15 +442,14 @@ def test_what_cannot_start_waits_with_the_reason_and_then_fails() -> None:
     world = kubectl_made()
     world.obstacle = status.Obstacle("RuntimeUnavailable", "there is no runtime cobol")
     waiting = settle(world)
-    assert world.sandbox is not None
-    assert world.sandbox.status.phase == "Pending"
-    assert world.sandbox.status.conditions[0].message == "there is no runtime cobol"
+    assert status_of(world).phase == "Pending"
+    assert status_of(world).conditions[0].message == "there is no runtime cobol"
     assert waiting.again == SETTINGS.start_timeout
     world.now += timedelta(seconds=SETTINGS.start_timeout)
     settle(world)
-    assert world.sandbox.status.phase == "Failed"
-    assert world.sandbox.status.end == "failed"
-    assert "there is no runtime cobol" in world.sandbox.status.message
+    failed = status_of(world)
+    assert (failed.phase, failed.end) == ("Failed", "failed")
+    assert "there is no runtime cobol" in failed.message
 
 
 def test_old_warm_pod_that_is_not_reached_at_once_is_tried_again() -> None:
@@ -483,9 +483,12 @@ def observed(world: World) -> Observed:
     return seen
 
 
+def status_of(world: World) -> SandboxStatus:
+    return observed(world).sandbox.status
+
+
 def end_condition(world: World) -> Condition:
-    assert world.sandbox is not None
-    return next(one for one in world.sandbox.status.conditions if one.type == "Ready")
+    return next(one for one in status_of(world).conditions if one.type == "Ready")
 
 
 @pytest.mark.parametrize("warm", [True, False])
@@ -498,10 +501,10 @@ def test_what_outlives_its_lifetime_is_ended_here(warm: bool) -> None:
     assert found.again == pytest.approx(lifetime + plans.LATE)
     world.now += timedelta(seconds=lifetime + plans.LATE - 1)
     settle(world)
-    assert not world.sandbox.status.end
+    assert not status_of(world).end
     world.now += timedelta(seconds=1)
     settle(world)
-    assert world.sandbox.status.end == "expired"
+    assert status_of(world).end == "expired"
     assert not world.pods
 
 
@@ -651,12 +654,11 @@ def test_a_pod_with_a_node_has_all_of_start_timeout_however_long_it_waited_for_o
     world.pods[OURS] = on_node(world.pods[OURS], world.now)
     world.now += timedelta(seconds=SETTINGS.start_timeout - 1)
     settle(world, helpful=False)
-    assert world.sandbox is not None
-    assert not world.sandbox.status.end
+    assert not status_of(world).end
     world.now += timedelta(seconds=1)
     settle(world, helpful=False)
-    assert world.sandbox.status.end == "failed"
-    assert "within 180 s" in world.sandbox.status.message
+    assert status_of(world).end == "failed"
+    assert "within 180 s" in status_of(world).message
 
 
 def test_time_without_an_operator_fails_nobody() -> None:

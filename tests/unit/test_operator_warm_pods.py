@@ -35,6 +35,7 @@ from llmsafespace_kube.resources.types import (
     WarmPoolSpec,
     WarmPoolStatus,
 )
+from llmsafespace_operator.pods.made_as import MADE_AS, made_as
 from llmsafespace_operator.pods.room import HOLD, Waiting
 from llmsafespace_operator.warmpool import makes
 from llmsafespace_operator.warmpool.caches import Caches
@@ -169,8 +170,8 @@ def test_a_ready_pod_tells_as_what_it_was_made() -> None:
 
 
 def test_an_annotation_that_cannot_be_read_says_nothing() -> None:
-    seen = Pod(Metadata(name="p-1", annotations={makes.MADE_AS: "{"}))
-    assert makes.made_as(seen) == WarmPodStatus()
+    seen = Pod(Metadata(name="p-1", annotations={MADE_AS: "{"}))
+    assert made_as(seen) == WarmPodStatus()
 
 
 # -- the pool's status -----------------------------------------------------------------------------------
@@ -338,10 +339,15 @@ def test_failures_of_one_attempt_count_once_and_one_success_forgives_them() -> N
     assert (record.retry_at, record.trouble()) == (0.0, "")
 
 
-def test_a_changed_pool_starts_with_a_clean_slate() -> None:
+def _troubled() -> Record:
     record = Record()
     record.failed("no image")
     record.problems = ["no numpy"]
+    return record
+
+
+def test_a_changed_pool_starts_with_a_clean_slate() -> None:
+    record = _troubled()
     record.changed("r2")
     assert (record.retry_at, record.trouble(), record.problems) == (0.0, "", None)
 
@@ -359,7 +365,8 @@ def test_claims_make_a_rate_and_starts_a_lead_time() -> None:
 
 
 def test_a_trouble_is_told_when_it_comes_and_when_it_goes() -> None:
-    records, told = Records(), []
+    records = Records()
+    told: list[tuple[str, str]] = []
     records.on_news = told.append
     for trouble in ("no image", "no image", "", ""):
         records.note(("pools", "p"), "p-1", trouble)

@@ -167,7 +167,7 @@ async def test_a_database_that_cannot_be_written(
     """For root no mode of a file is in the way: the connection is opened read-only."""
     connect = sqlite3.connect
     monkeypatch.setattr(
-        readiness.sqlite3, "connect", lambda url, **more: connect(url.replace("mode=rw", "mode=ro"), **more)
+        sqlite3, "connect", lambda url, **more: connect(url.replace("mode=rw", "mode=ro"), **more)
     )
     assert "read-only" in (await ready.problems())["database"]
 

@@ -187,8 +187,8 @@ def test_candidates_are_programs_once_without_shims(tmp_path: Path) -> None:
     (real / "python3").symlink_to("python3.12")
     (shims / "python3.11").write_text("#!/bin/sh\n")
     (shims / "python3.11").chmod(0o755)
-    path = os.pathsep.join(("", "relative", str(shims), str(real), str(tmp_path / "missing")))
-    found = candidates({"PATH": path}, tmp_path, str(real / "python3"))
+    searched = os.pathsep.join(("", "relative", str(shims), str(real), str(tmp_path / "missing")))
+    found = candidates({"PATH": searched}, tmp_path, str(real / "python3"))
     below = [entry for entry in found if entry.startswith(str(tmp_path.resolve()))]
     assert below == [str((real / "python3.12").resolve()), str((versions / "python3.13").resolve())]
 

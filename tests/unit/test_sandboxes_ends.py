@@ -123,7 +123,7 @@ async def test_an_end_that_cannot_be_written_holds_up_no_other(
     refuse = "BEFORE UPDATE ON sandboxes WHEN NEW.id = 'sb-bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
     await run(sqlite_store, f"CREATE TRIGGER refuse {refuse}")
     with monkeypatch.context() as patched:
-        patched.setattr(ends.sandboxes, "end", end)
+        patched.setattr(sandboxes, "end", end)
         wait_all(sqlite_store)
         made._retry()
         await until(lambda: list(sqlite_store.unwritten) == ["sb-bad"])

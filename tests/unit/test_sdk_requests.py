@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_answers_of_others_are_understood() -> None:
     assert refused.retry_after == 15
     busy = errors.error_for(503, {"error": {**crowded, "details": {"reason": "ColdStartLimit"}}})
     assert type(busy) is errors.GatewayUnavailable
-    assert errors.error_for(429, None, "soon").retry_after is None  # type: ignore[attr-defined]
+    assert errors.error_for(429, None, "soon").retry_after is None
 
 
 def test_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def test_every_door_refuses_an_empty_key(monkeypatch: pytest.MonkeyPatch, call: 
 
 
 def test_without_a_gateway_the_message_names_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(errors.SandboxError, match=rf"{settings.URL_VARIABLE} and {settings.KEY_VARIABLE}"):
         llmsafespace.Sandbox()
 

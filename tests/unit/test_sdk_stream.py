@@ -48,6 +48,7 @@ class FakeKernel:
         self.close_code: int | None = None
         self.gap: str | None = None
         self.refuse = False
+        self._asked: dict[str, Any] = {}
         self._more = asyncio.Condition()
 
     def refuse_upgrade(self, connection: ServerConnection, request: Request) -> Response | None:

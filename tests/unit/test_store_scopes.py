@@ -114,7 +114,11 @@ def _argument(parameter: inspect.Parameter, bare: bool) -> Any:
     return {"str": "x", "int": 1, "float": 1.0, "bool": True}[annotation.removesuffix(" | None")]
 
 
-CHANGES = {"kernels": {"path": "y"}, "sandboxes": {"timeout": 1.0}, "sessions": {"path": "y"}}
+CHANGES: dict[str, dict[str, Any]] = {
+    "kernels": {"path": "y"},
+    "sandboxes": {"timeout": 1.0},
+    "sessions": {"path": "y"},
+}
 
 
 def _arguments(name: str, bare: bool) -> dict[str, Any]:
@@ -144,7 +148,7 @@ def unscoped(statement: Any) -> set[str]:
     if isinstance(statement, Select):
         tables = {table.name for table in statement.get_final_froms() for table in _tables(table)}
     else:
-        tables = {statement.table.name}
+        tables = {table.name for table in _tables(statement.table)}
     limited = {
         column.table.name
         for column in _compared(statement)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -327,7 +327,7 @@ class LocalBackend:
         await self._registry.end(entry, end)
         return True
 
-    def watch(self) -> AsyncIterator[Ended]:
+    def watch(self) -> AsyncGenerator[Ended, None]:
         """See SandboxBackend. For one reader: an end counts as heard when the next one is asked for."""
         return self._registry.news()
 

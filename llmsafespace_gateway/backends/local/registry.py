@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from llmsafespace_gateway.backends.base import Ended, Quarantined
@@ -360,7 +360,7 @@ class Registry:
             records.remove(path)
             records.remove(records.reserved(path))
 
-    async def news(self) -> AsyncIterator[Ended]:
+    async def news(self) -> AsyncGenerator[Ended, None]:
         """Every end of a claimed sandbox once, first those that a former process did not hear or held."""
         while True:
             while not self._news:
