@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 sys.path.insert(0, "/opt/llmsafespace/agent")
 if len(sys.argv) > 1:
@@ -16,6 +17,7 @@ if len(sys.argv) > 1:
 from llmsafespace_protocol.frames import FrameKind, FrameStream
 from llmsafespace_protocol.proof import prove_as_agent
 
+Json = dict[str, Any]
 CLOCK = -1
 
 
@@ -40,11 +42,16 @@ async def serve(stream: FrameStream, token: bytes) -> None:
         stream.send(FrameKind.JSON, json.dumps({"id": request["id"], **answer}).encode())
 
 
-def ready(_: dict) -> dict:
+def ready(_: Json) -> Json:
     return {"state": "ready", "startedAt": time.time(), "lastActivity": time.time()}
 
 
-def run(params: dict) -> dict:
+def never_ready(params: Json) -> Json:
+    time.sleep(300)
+    return {}
+
+
+def run(params: Json) -> Json:
     ran = subprocess.run(
         [sys.executable, "-I", "-c", params["code"]],
         capture_output=True,
@@ -55,17 +62,17 @@ def run(params: dict) -> dict:
     return {"status": ran.returncode, "stdout": ran.stdout, "stderr": ran.stderr}
 
 
-def spawn(params: dict) -> dict:
+def spawn(params: Json) -> Json:
     session = params.get("session", True)
     child = subprocess.Popen([sys.executable, "-I", "-c", params["code"]], start_new_session=session)
     return {"pid": child.pid}
 
 
-def leave(params: dict) -> dict:
+def leave(params: Json) -> Json:
     os._exit(params["status"])
 
 
-def deadline(params: dict) -> dict:
+def deadline(params: Json) -> Json:
     """Say by when something has ended here, `seconds` from now (None: nothing runs), as the agent does."""
     seconds = params["seconds"]
     moment = 0 if seconds is None else int((time.monotonic() + seconds) * 1000)
@@ -73,7 +80,7 @@ def deadline(params: dict) -> dict:
     return {}
 
 
-def nonsense(params: dict) -> dict:
+def nonsense(params: Json) -> Json:
     """Write to the clock what no agent would; the last piece again and again."""
     pieces = [bytes.fromhex(piece) for piece in params["pieces"]]
     for piece in pieces:
@@ -87,7 +94,7 @@ def nonsense(params: dict) -> dict:
     return {}
 
 
-def bind(params: dict) -> dict:
+def bind(params: Json) -> Json:
     if params.get("cwd") == "/refuse":
         raise RuntimeError("refused")
     if params.get("cwd") == "/die":
@@ -97,7 +104,7 @@ def bind(params: dict) -> dict:
     return ready(params)
 
 
-def shutdown(params: dict) -> dict:
+def shutdown(params: Json) -> Json:
     return {}
 
 
@@ -118,7 +125,7 @@ async def main() -> None:
     config = json.loads(sys.stdin.buffer.read())
     CLOCK = config["clock"]
     if any(script["name"] == "hang" for script in config.get("preloadScripts", [])):
-        METHODS["ready"] = lambda _: time.sleep(300)
+        METHODS["ready"] = never_ready
     if config.get("env", {}).get("PYTHON_FAIL"):
         sys.exit("it was told to fail")
     listening = socket.socket(fileno=config["listen"]["fd"])
@@ -127,18 +134,12 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     tasks = set()
 
-    def connected() -> FrameStream:
-        stream = FrameStream()
-        made = stream.connection_made
+    class Served(FrameStream):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            tasks.add(asyncio.ensure_future(serve(self, token)))
 
-        def start(transport: asyncio.BaseTransport) -> None:
-            made(transport)
-            tasks.add(asyncio.ensure_future(serve(stream, token)))
-
-        stream.connection_made = start
-        return stream
-
-    server = await loop.create_unix_server(connected, sock=listening)
+    server = await loop.create_unix_server(Served, sock=listening)
     await server.serve_forever()
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from llmsafespace_gateway.backends.base import (
     WarmPoolSpec,
 )
 from llmsafespace_gateway.backends.local import LocalBackend
+from llmsafespace_gateway.backends.local.registry import Entry
 from llmsafespace_gateway.backends.runtimes.prepared import HostView, PreparedRuntime
 from llmsafespace_protocol.frames import FrameKind
 from llmsafespace_protocol.requests import OpenRpc
@@ -114,7 +115,7 @@ def pool(name: str = "warm", **changes: Any) -> WarmPoolSpec:
 
 
 @asynccontextmanager
-async def data_folder():
+async def data_folder() -> AsyncIterator[Path]:
     """A data folder that must hold nothing living in the end."""
     folder = Path(tempfile.mkdtemp(prefix="lsp-"))
     try:
@@ -126,7 +127,7 @@ async def data_folder():
 
 
 @asynccontextmanager
-async def started(folder: Path, **options: Any):
+async def started(folder: Path, **options: Any) -> AsyncIterator[LocalBackend]:
     """A started backend on `folder`; stopped at the end, its claimed sandboxes living on."""
     backend = LocalBackend(folder, options.pop("runtimes", None) or ProbeRuntimes(), **options)
     await backend.start()
@@ -137,7 +138,7 @@ async def started(folder: Path, **options: Any):
 
 
 @asynccontextmanager
-async def fresh(**options: Any):
+async def fresh(**options: Any) -> AsyncIterator[LocalBackend]:
     """A started backend on a folder of its own; every sandbox is destroyed at the end."""
     async with data_folder() as folder, started(folder, **options) as backend:
         try:
@@ -162,7 +163,7 @@ async def run(backend: LocalBackend, sandbox_id: str, code: str) -> str:
     """Run Python code inside; what it printed."""
     ran = await call(backend, sandbox_id, "run", code=code)
     assert ran["status"] == 0, ran["stderr"]
-    return ran["stdout"].strip()
+    return str(ran["stdout"]).strip()
 
 
 async def eventually(check: Callable[[], Any], seconds: float = 30.0) -> Any:
@@ -187,6 +188,13 @@ async def available(backend: LocalBackend, which: str | WarmPoolSpec, count: int
         return status.available == count and status.pending == 0
 
     await eventually(full)
+
+
+def entry_of(backend: LocalBackend, sandbox_id: str) -> Entry:
+    """What the backend knows of a sandbox that is there."""
+    entry = backend._registry.get(sandbox_id)
+    assert entry is not None
+    return entry
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -110,8 +110,8 @@ async def test_what_runs_ends_and_what_waits_is_sent_away(stopping: Gateway, api
                 started.set()
         return events
 
-    running = [asyncio.create_task(each) for each in (stream(), download())]
-    running.append(asyncio.create_task(api.put(f"{base}/files/sent", content=pieces())))
+    streamed, downloaded = asyncio.create_task(stream()), asyncio.create_task(download())
+    sent = asyncio.create_task(api.put(f"{base}/files/sent", content=pieces()))
     headers = {"Authorization": f"Bearer {stopping.admin_key}"}
     websocket = f"ws://127.0.0.1:{stopping.port}/api"
     kernel = (await api.get(base)).json()["kernelId"]
@@ -127,7 +127,7 @@ async def test_what_runs_ends_and_what_waits_is_sent_away(stopping: Gateway, api
     with pytest.raises(OSError):  # noqa: PT011
         await asyncio.open_connection("127.0.0.1", stopping.port)
     signalled.set()
-    events, got, uploaded = await asyncio.gather(*running)
+    events, got, uploaded = await asyncio.gather(streamed, downloaded, sent)
     assert [each.get("end") for each in events][-1] == "ok"
     assert "last" in json.dumps(events)
     assert got == content

@@ -1,9 +1,7 @@
 """The real agent and real kernels in real sandboxes, through the backend's own protocol."""
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,8 @@ from llmsafespace_gateway.sandboxes.agent_client import AgentClient, opened
 from llmsafespace_protocol.frames import FrameKind
 from llmsafespace_protocol.kernel_messages import header_of, unpack
 from llmsafespace_protocol.requests import BindRequest, Empty, OpenExecution, OpenRpc
+from tests.integration import local_support as support
 
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
 MIB = support.MIB
 
 

@@ -4,22 +4,17 @@ Also run as an ordinary user (see test_local_user).
 """
 
 import asyncio
-import importlib.util
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from llmsafespace_gateway.backends.local import LocalBackend, launch, records
 from llmsafespace_gateway.backends.local import backend as local_backend
-from llmsafespace_gateway.backends.local import launch, records
 from llmsafespace_protocol.requests import Limits
-
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
+from tests.integration import local_support as support
 
 SOON = 0.5
 LATER = 4.0  # seconds to spare for what must happen before, on a busy machine
@@ -49,9 +44,9 @@ def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_backend, "LIFE_MARGIN", 0.0)
 
 
-def first_of(backend, sandbox_id: str) -> int:
+def first_of(backend: LocalBackend, sandbox_id: str) -> int:
     """Process 1 of a sandbox, as the host numbers it."""
-    return int((backend._registry.get(sandbox_id).folder / "first").read_text().split()[0])
+    return int((support.entry_of(backend, sandbox_id).folder / "first").read_text().split()[0])
 
 
 def inside(first: int) -> list[int]:
@@ -94,7 +89,7 @@ def starve(pid: int) -> None:
     os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
-async def end_of(backend) -> tuple[str, str]:
+async def end_of(backend: LocalBackend) -> tuple[str, str]:
     ends = backend.watch()
     try:
         ended = await asyncio.wait_for(anext(ends), 30)
@@ -137,7 +132,7 @@ async def test_a_claim_says_how_long_a_sandbox_may_live() -> None:
         for name in ("sb-warm", "sb-cold"):
             claim = await backend.claim(support.spec(name, use_warm_pool=name == "sb-warm"))
             assert claim.start.kind == name[3:]
-            until = float((backend._registry.get(name).folder / "until").read_text())
+            until = float((support.entry_of(backend, name).folder / "until").read_text())
             assert 0 < until - time.monotonic() - 86400 < 1000
 
 
@@ -180,7 +175,7 @@ async def test_nonsense_on_the_clocks_pipe_lengthens_no_life_and_keeps_nothing_b
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))
         await support.call(backend, "sb-a", "nonsense", pieces=pieces)
-        keeper = records.keeper_of(backend._registry.get("sb-a").folder)
+        keeper = records.keeper_of(support.entry_of(backend, "sb-a").folder)
         assert keeper is not None
         before = processor_time(keeper)
         await asyncio.sleep(WATCHED)
@@ -211,7 +206,7 @@ async def test_what_a_killed_keeper_leaves_is_killed_although_process_1_starves(
         await support.eventually(lambda: len(inside(first)) > 40)
         starve(first)
         living = inside(first)
-        keeper = records.keeper_of(backend._registry.get("sb-a").folder)
+        keeper = records.keeper_of(support.entry_of(backend, "sb-a").folder)
         assert keeper is not None
         os.kill(keeper, signal.SIGKILL)
         assert (await end_of(backend))[0] == "lost"

@@ -1,19 +1,15 @@
 """What code inside a sandbox can see and do. Also run as an ordinary user (see test_local_user)."""
 
-import importlib.util
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
 from llmsafespace_gateway.errors import ApiError
+from tests.integration import local_support as support
 
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
 MIB = support.MIB
 
 
@@ -381,7 +377,7 @@ print([os.readlink(f"/proc/1/fd/{fd}") for fd in os.listdir("/proc/1/fd")])
         )
         assert str(backend._data_dir) not in links
         assert "seccomp" not in links
-        folder = backend._registry.get("sb-a").folder
+        folder = support.entry_of(backend, "sb-a").folder
         assert (folder / "state.json").stat().st_mode & 0o777 == 0o600
         assert folder.stat().st_mode & 0o777 == 0o700
 

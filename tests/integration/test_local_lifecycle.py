@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -11,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from llmsafespace_gateway.backends.base import EgressRule, Resources, RuntimeUnavailable
-from llmsafespace_gateway.backends.local import records
+from llmsafespace_gateway.backends.base import EgressRule, Ended, Resources, RuntimeUnavailable
+from llmsafespace_gateway.backends.local import LocalBackend, records
 from llmsafespace_gateway.egress.proxy import EgressProxy
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_protocol.requests import OpenRpc
+from tests.integration import local_support as support
 
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
 MIB = support.MIB
 
 GATEWAY = """
@@ -39,13 +36,13 @@ asyncio.run(main())
 """
 
 
-def keeper_of(backend, sandbox_id: str) -> int:
-    pid = records.keeper_of(backend._registry.get(sandbox_id).folder)
+def keeper_of(backend: LocalBackend, sandbox_id: str) -> int:
+    pid = records.keeper_of(support.entry_of(backend, sandbox_id).folder)
     assert pid is not None
     return pid
 
 
-async def next_end(backend):
+async def next_end(backend: LocalBackend) -> Ended:
     ends = backend.watch()
     try:
         return await asyncio.wait_for(anext(ends), 30)
@@ -53,9 +50,9 @@ async def next_end(backend):
         await ends.aclose()
 
 
-def everything_of(backend, sandbox_id: str) -> list[Path]:
+def everything_of(backend: LocalBackend, sandbox_id: str) -> list[Path]:
     """The paths that a sandbox has on the host."""
-    entry = backend._registry.get(sandbox_id)
+    entry = support.entry_of(backend, sandbox_id)
     return [entry.folder, *map(Path, entry.state.cgroups)]
 
 

@@ -1,19 +1,16 @@
 """Warm pools of real sandboxes. Also run as an ordinary user (see test_local_user)."""
 
 import asyncio
-import importlib.util
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmsafespace_gateway.backends.base import Resources
+from llmsafespace_gateway.backends.base import Resources, WarmPoolSpec
 from llmsafespace_gateway.backends.local.starts import Starts
 from llmsafespace_gateway.errors import ApiError
+from tests.integration import local_support as support
 
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
 MIB = support.MIB
 
 
@@ -36,7 +33,7 @@ async def test_one_sandbox_is_never_two_peoples() -> None:
         claims = await asyncio.gather(*(backend.claim(support.spec(f"sb-{n}")) for n in range(4)))
         kinds = sorted(claim.start.kind for claim in claims)
         assert kinds.count("warm") >= 2
-        names = {backend._registry.get(f"sb-{n}").state.name for n in range(4)}
+        names = {support.entry_of(backend, f"sb-{n}").state.name for n in range(4)}
         assert len(names) == 4
 
 
@@ -50,7 +47,7 @@ async def test_one_sandbox_is_never_two_peoples() -> None:
         ({"env": {"OMP_NUM_THREADS": "1", "FINE": "x"}}, "OMP_NUM_THREADS"),
     ],
 )
-async def test_why_a_start_is_cold(changes: dict, reason: str) -> None:
+async def test_why_a_start_is_cold(changes: dict[str, Any], reason: str) -> None:
     async with support.fresh(pools=[support.pool()]) as backend:
         await support.available(backend, "warm", 1)
         claim = await backend.claim(support.spec("sb-a", **changes))
@@ -139,7 +136,7 @@ async def test_warm_sandboxes_give_way_and_claimed_ones_do_not() -> None:
         assert int(controls[0].read_text()) >= 10 * least
 
 
-def _scripted(name: str = "coded", **changes: object):
+def _scripted(name: str = "coded", **changes: object) -> WarmPoolSpec:
     return support.pool(name, preload_scripts=(("evil", "sum = 1337"),), owner="mallory", **changes)
 
 
@@ -187,7 +184,7 @@ async def test_published_pools_serve_plain_requests_and_say_so() -> None:
     ],
     ids=["unknown", "another tenant's", "runtime", "security level", "resources"],
 )
-async def test_a_named_pool_that_cannot_serve(changes: dict, code: str, says: str) -> None:
+async def test_a_named_pool_that_cannot_serve(changes: dict[str, Any], code: str, says: str) -> None:
     """Nothing is started, and another tenant's pool is as one that does not exist."""
     async with support.fresh() as backend:
         await backend.apply_pool(_scripted(tenant="default", min_size=0))

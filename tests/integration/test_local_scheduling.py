@@ -3,15 +3,11 @@
 Also run as an ordinary user (see test_local_user).
 """
 
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
+from tests.integration import local_support as support
 
 ATTACK = """
 import ctypes, json, os, resource, subprocess
@@ -143,7 +139,7 @@ async def test_code_cannot_slow_its_agent_down() -> None:
         code = code.replace(name, str(numbers[column]))
     async with support.fresh() as backend:
         await backend.claim(support.spec("sb-a"))
-        first = int((backend._registry.get("sb-a").folder / "first").read_text().split()[0])
+        first = int((support.entry_of(backend, "sb-a").folder / "first").read_text().split()[0])
         before = place(first)
         done, threads = json.loads(await support.run(backend, "sb-a", code))
         assert done == []

@@ -3,10 +3,8 @@
 Also run as an ordinary user (see test_local_user).
 """
 
-import importlib.util
 import os
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +13,8 @@ import pytest
 
 from llmsafespace_gateway.backends.base import EgressRule
 from tests.conftest import make_gateway
+from tests.integration import local_support as support
 from tests.security.support import Client
-
-_spec = importlib.util.spec_from_file_location("local_support", Path(__file__).with_name("local_support.py"))
-support = sys.modules.setdefault("local_support", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(support)
 
 UMASKS = (0o077, 0o027, 0o000, 0o777)
 

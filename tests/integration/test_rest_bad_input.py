@@ -204,7 +204,7 @@ def test_bad_headers(client: Client, sandbox: str) -> None:
     assert " " not in answer.headers["x-request-id"]
     for value in ("Basic x", "Bearer", "Bearer a b", "Bearer \xe9", "x" * 5000):
         with httpx.Client(base_url=client.base_url, timeout=60) as plain:
-            answer = plain.get("/user", headers={"Authorization": value.encode("latin-1")})
+            answer = plain.get("/user", headers={b"Authorization": value.encode("latin-1")})
             is_error(answer)
             assert answer.status_code in (400, 401, 429)
 

@@ -65,7 +65,8 @@ async def end_all(house: House, made: dict[str, str]) -> None:
     for word, status in (("expired", 10), ("oom", 11)):
         with contextlib.suppress(ConnectionError):
             await support.call(backend, made[word], "leave", status=status)
-    keeper = records.keeper_of(backend._registry.get(made["lost"]).folder)
+    keeper = records.keeper_of(support.entry_of(backend, made["lost"]).folder)
+    assert keeper is not None
     os.kill(keeper, signal.SIGKILL)
     await house.sandboxes.delete(made["terminated"])
     await support.eventually(lambda: house.folders() == [])

@@ -15,7 +15,6 @@ from llmsafespace_gateway.backends.base import EgressRule, Resources
 from llmsafespace_gateway.backends.local import limits, records
 from llmsafespace_gateway.egress.proxy import EgressProxy
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.sandboxes import manager
 from llmsafespace_gateway.store import Store, sandboxes, sqlite_url, users
 from llmsafespace_gateway.store.rows import UserRow
 from tests.integration import local_support as support
@@ -70,7 +69,7 @@ STEPS: dict[str, tuple[Break | None, dict[str, Any]]] = {
     "egress has no descriptor": (fails_async(lambda house: house.egress, "open", OSError(24, "EMFILE")), {}),
     "processor share": (fails(limits, "settle_cpu", PermissionError(1, "no")), {}),
     "record": (fails_async(lambda house: house.backend, "record", ApiError("conflict", "no")), {}),
-    "insert": (fails_async(manager.sandboxes, "insert", LOCKED), {}),
+    "insert": (fails_async(sandboxes, "insert", LOCKED), {}),
     "stored": (fails_async(lambda house: house.backend, "stored", RuntimeError("no")), {}),
     "bind refused": (None, {"cwd": "/refuse"}),
     "agent dies": (None, {"cwd": "/die"}),
@@ -157,7 +156,10 @@ async def test_a_bad_rule_is_refused_by_every_layer(house: House) -> None:
 
 
 def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def broken(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return broken
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -203,7 +205,7 @@ async def test_a_broken_record_is_quarantined_and_the_rest_is_served(
     async with house.open():
         good = await house.sandboxes.create(ADA, wanted())
         bad = await house.sandboxes.create(ADA, wanted())
-        name = house.backend._registry.get(bad.id).state.name
+        name = support.entry_of(house.backend, bad.id).state.name
     BROKEN[how](house.folder / "sandboxes" / name)
     async with house.open():
         (told,) = await house.backend.quarantined()
@@ -222,7 +224,7 @@ async def test_rules_that_are_refused_now_keep_a_sandbox_in_and_no_start_back(ho
     """As a gateway of an earlier release left them: the sandbox is served without its way out."""
     async with house.open():
         row = await house.sandboxes.create(ADA, wanted())
-        folder = house.backend._registry.get(row.id).folder
+        folder = support.entry_of(house.backend, row.id).folder
     replaced("claim.json", b"example.org", b"127.1")(folder)
     async with house.open():
         (told,) = await house.backend.quarantined()
@@ -276,7 +278,7 @@ async def test_what_is_no_sandbox_is_left_alone(house: House, tmp_path: Path) ->
 async def test_broken_records_of_ends_stop_no_start(house: House) -> None:
     async with house.open():
         row = await house.sandboxes.create(ADA, wanted())
-        entry = house.backend._registry.get(row.id)
+        entry = support.entry_of(house.backend, row.id)
         await house.sandboxes.stop()  # nobody hears of the end
         await house.backend.destroy(row.id, "terminated")
     for index, content in enumerate((b"", b"\xff", b"[]", b'{"sandbox_id": []}')):
@@ -391,12 +393,13 @@ async def test_a_folder_that_nobody_accounts_for_is_swept_while_running(house: H
 async def test_a_data_dir_that_was_emptied_ends_its_sandboxes(house: House) -> None:
     async with house.open():
         row = await house.sandboxes.create(ADA, wanted())
-        entry = house.backend._registry.get(row.id)
+        entry = support.entry_of(house.backend, row.id)
         for name in ("lock", "first", "state.json", "claim.json", "bound.json"):
             (entry.folder / name).unlink()
 
         async def ended() -> bool:
-            return (await house.row(row.id)).state == "ended"
+            state: str = (await house.row(row.id)).state
+            return state == "ended"
 
         await support.eventually(ended)
         assert await house.backend.living() == []
@@ -410,7 +413,7 @@ async def test_a_small_share_is_kept_from_the_first_row_on(house: House) -> None
         if "cpu" not in folders:
             pytest.skip("no cpu cgroup here")
         row = await house.sandboxes.create(ADA, wanted(resources=tiny))
-        name = house.backend._registry.get(row.id).state.name
+        name = support.entry_of(house.backend, row.id).state.name
         version = house.backend._host.hierarchy.version
         control = Path(folders["cpu"]) / f"llmsafespace-{name}"
         control /= "cpu.max" if version == 2 else "cpu.cfs_quota_us"

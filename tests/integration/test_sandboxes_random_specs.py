@@ -45,7 +45,7 @@ async def _try(many: list[dict[str, Any]]) -> None:
         house = House(folder)
         async with house.open():
             for each in many:
-                refused: Exception | None = None
+                refused: ApiError | None = None
                 try:
                     row = await house.sandboxes.create(ADA, wanted(**each))
                 except ApiError as error:

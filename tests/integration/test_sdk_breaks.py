@@ -247,16 +247,15 @@ def test_a_source_that_cannot_be_read_again(sandbox: Sandbox, road: Road) -> Non
 @every_break
 async def test_many_at_once(gateway: Gateway, road: Road, age: Age, break_: Break) -> None:
     """Asynchronous clients: code in two contexts, a command and a download, all over one broken road."""
-    where = {"api_url": road.url, "api_key": gateway.admin_key}
-    async with AsyncSandbox(runtime="python", **where) as sandbox:
+    async with AsyncSandbox(runtime="python", api_url=road.url, api_key=gateway.admin_key) as sandbox:
         other = await sandbox.contexts.create()
         code = sandbox.stream_code(CODE)
         first = code.events()
         assert await anext(first)
-        work = [
+        work = (
             asyncio.create_task(sandbox.run_code("open('runs', 'a').write('y'); 6 * 7", context=other)),
             asyncio.create_task(sandbox.run_command(SILENT_COMMAND.replace("runs", "commands"))),
-        ]
+        )
         await asyncio.to_thread(break_, road, age)
         await sandbox.files.write("go", "")
         execution, command = await asyncio.wait_for(asyncio.gather(*work), 60)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from llmsafespace import Sandbox, messages
 from llmsafespace.jupyter.install import install
@@ -90,7 +91,7 @@ def test_a_stock_server(gateway: Gateway, server: httpx.Client) -> None:
     kernel: dict[str, Any] = server.post("/api/kernels", json={"name": "sandbox"}).raise_for_status().json()
     base = str(server.base_url).removeprefix("http").rstrip("/")
     url = f"ws{base}/api/kernels/{kernel['id']}/channels?token=t"
-    with connect(url, subprotocols=[V1], open_timeout=60, proxy=None) as connection:
+    with connect(url, subprotocols=[Subprotocol(V1)], open_timeout=60, proxy=None) as connection:
         code = "import os, sys; print(sys.executable, os.environ.get('HOST_SECRET')); kept = 1"
         status, printed = execute(connection, code)
         assert status == "ok"
@@ -99,7 +100,7 @@ def test_a_stock_server(gateway: Gateway, server: httpx.Client) -> None:
         assert server.post(f"/api/kernels/{kernel['id']}/interrupt").status_code == 204
         assert execute(connection, "kept")[0] == "ok"
     assert server.post(f"/api/kernels/{kernel['id']}/restart").status_code == 200
-    with connect(url, subprotocols=[V1], open_timeout=60, proxy=None) as connection:
+    with connect(url, subprotocols=[Subprotocol(V1)], open_timeout=60, proxy=None) as connection:
         assert execute(connection, "print('kept' in globals())") == ("ok", "False\n")
     assert server.delete(f"/api/kernels/{kernel['id']}").status_code == 204
     infos = Sandbox.list(state="running", api_url=gateway.url, api_key=gateway.admin_key)

@@ -53,7 +53,8 @@ class Got:
 def decoded(kind: int, body: bytes) -> Got | dict[str, Any]:
     """A frame of a channels or execution stream."""
     if kind == FrameKind.JSON:
-        return json.loads(body)
+        said: dict[str, Any] = json.loads(body)
+        return said
     (seq,) = struct.unpack_from(">Q", body)
     channel, parts = unpack(body[8:])
     header, parent, metadata, content = (json.loads(bytes(part)) for part in parts[:4])
@@ -69,7 +70,8 @@ async def document(stream: FrameStream) -> dict[str, Any]:
     """The next frame, which is JSON."""
     kind, body = await frame(stream)
     assert kind == FrameKind.JSON, (kind, body[:200])
-    return json.loads(body)
+    said: dict[str, Any] = json.loads(body)
+    return said
 
 
 class Rpc:
@@ -192,7 +194,7 @@ def reply(messages: list[Got]) -> Got:
 def end_of(messages: list[Got]) -> str:
     """The honest word."""
     found = reply(messages)
-    return found.metadata.get("llmsafespace", {}).get("end") or found.content["status"]
+    return str(found.metadata.get("llmsafespace", {}).get("end") or found.content["status"])
 
 
 def text(messages: list[Got], name: str = "stdout") -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from asyncio import selector_events
 from typing import Any
 
 import pytest
@@ -113,7 +112,7 @@ async def test_what_a_client_sends_before_the_proxy_answers_is_kept(monkeypatch:
     def add_reader(self: Any, fd: int, callback: Any, *arguments: Any) -> None:
         self._loop._add_reader(fd, callback, *arguments)
 
-    monkeypatch.setattr(selector_events._SelectorTransport, "_add_reader", add_reader)
+    monkeypatch.setattr("asyncio.selector_events._SelectorTransport._add_reader", add_reader)
     came: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

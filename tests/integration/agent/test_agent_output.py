@@ -41,7 +41,7 @@ class Count:
         if msg_type == "stream":
             self.size += len(json.loads(bytes(parts[3]))["text"])
         self.messages += 1
-        return msg_type if msg_type != "status" else json.loads(bytes(parts[3]))["execution_state"]
+        return str(msg_type if msg_type != "status" else json.loads(bytes(parts[3]))["execution_state"])
 
     async def until_idle(self) -> None:
         said: set[str] = set()

@@ -66,7 +66,10 @@ class Channels:
         while True:
             frame = await asyncio.wait_for(self.socket.recv(), LIMIT)
             if self.socket.subprotocol is None:
-                return json.loads(frame) if isinstance(frame, str) else deserialize_binary_message(frame)
+                said: Message = (
+                    json.loads(frame) if isinstance(frame, str) else deserialize_binary_message(frame)
+                )
+                return said
             if isinstance(frame, bytes):
                 break
             self.texts.append(json.loads(frame))

@@ -216,10 +216,12 @@ async def test_surrogates_become_what_they_stand_for(start: Any, take: Any) -> N
     tap = Tap(client)  # decodes strictly
     texts: list[str] = []
     original = tap._on_message
-    client.kernel.on_message = lambda channel, parts: (
-        texts.append(json.loads(parts[3]).get("text", "")),
-        original(channel, parts),
-    )
+
+    def on_message(channel: str, parts: list[bytes]) -> None:
+        texts.append(json.loads(parts[3]).get("text", ""))
+        original(channel, parts)
+
+    client.kernel.on_message = on_message
     code = r"""
 raw = 'é'.encode().decode('ascii', 'surrogateescape')
 print('a\ud800b\ud83d\ude00c' + raw + '\udcff|', flush=True)
