@@ -91,7 +91,7 @@ class Gateway:
         """Whether it is ready."""
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
-                return answer.status == 200
+                return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 

@@ -20,8 +20,7 @@ class Drill:
     def __init__(self, url: str, key: str, **sandbox: Any) -> None:
         self.failures: list[str] = []
         self.rounds: Counter[str] = Counter()
-        self._where = {"api_url": url, "api_key": key}
-        self._sandbox = sandbox
+        self._sandbox: dict[str, Any] = {**sandbox, "api_url": url, "api_key": key}
         self._over = asyncio.Event()
 
     async def young(self) -> None:
@@ -30,7 +29,7 @@ class Drill:
             await self._guard("young", self._round())
 
     async def _round(self) -> None:
-        async with AsyncSandbox(**self._sandbox, **self._where) as sandbox:
+        async with AsyncSandbox(**self._sandbox) as sandbox:
             execution = await sandbox.run_code("print('hello'); 6 * 7")
             self._expect(execution.stdout == "hello\n" and execution.text == "42", execution)
             result = await sandbox.run_command("echo $((6 * 7))")
@@ -38,7 +37,7 @@ class Drill:
 
     async def old(self) -> None:
         """One sandbox, over connections that are made once; its counter shows what ran twice or never."""
-        async with AsyncSandbox(**self._sandbox, **self._where) as sandbox:
+        async with AsyncSandbox(**self._sandbox) as sandbox:
             await self._guard("old", self._count(sandbox))
 
     async def _count(self, sandbox: AsyncSandbox) -> None:

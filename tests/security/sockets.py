@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from tests.integration.jupyter.conftest import DURABLE, V1, Channels
 from tests.security.support import LIMIT, Tenant, address_for
@@ -24,15 +25,16 @@ async def dial(
 ) -> ClientConnection:
     """Open a websocket with a key in its header. Raises InvalidStatus when it is refused."""
     own = address_for(url)
+    source: dict[str, Any] = {"local_addr": (own, 0)} if own is not None else {}
     return await connect(
         f"ws{url.removeprefix('http')}{path}{query}",
-        subprotocols=[subprotocol] if subprotocol else None,  # type: ignore[list-item]
+        subprotocols=[Subprotocol(subprotocol)] if subprotocol else None,
         additional_headers={"Authorization": f"Bearer {key}"} if key is not None else {},
         compression=None,
         max_size=None,
         proxy=None,
         open_timeout=LIMIT,
-        **({"local_addr": (own, 0)} if own is not None else {}),
+        **source,
     )
 
 

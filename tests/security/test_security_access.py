@@ -162,7 +162,7 @@ def named(case: Case) -> str:
     return f"{case.method} {case.path}"
 
 
-def about(*kinds: About) -> Any:
+def about(*kinds: About) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [c for c in CASES if c.about in kinds], ids=named)
 
 

@@ -321,7 +321,8 @@ def channels_at(url: str, path: str, client: Client, subprotocol: str | None) ->
     """The channels of a kernel that is no tenant's of the world."""
     import contextlib
 
-    from tests.security.sockets import Channels, dial
+    from tests.integration.jupyter.conftest import Channels
+    from tests.security.sockets import dial
 
     @contextlib.asynccontextmanager
     async def opened() -> Any:

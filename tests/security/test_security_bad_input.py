@@ -141,6 +141,7 @@ WRONG_FILES = [
 def test_dots_in_a_path_are_never_followed(gateway: Any, harassed: Tenant) -> None:
     """Clients tidy such paths up; attackers do not."""
     mine = f"/api/v1/sandboxes/{harassed.sandbox}"
+    host, port = gateway.address
     for path in (
         "/..",
         "/files/../../..",
@@ -149,7 +150,7 @@ def test_dots_in_a_path_are_never_followed(gateway: Any, harassed: Tenant) -> No
         "/executions/..",
         "/./status",
     ):
-        connection = http.client.HTTPConnection(*gateway.address, timeout=LIMIT)
+        connection = http.client.HTTPConnection(host, port, timeout=LIMIT)
         connection.request("GET", mine + path, headers={"Authorization": f"Bearer {harassed.owner.key}"})
         answer = connection.getresponse()
         assert answer.status in (400, 404), (path, answer.status)
@@ -190,7 +191,7 @@ def test_unknown_and_repeated_query_values_are_refused(
         "limit=1&limit=2" if route.query else "limit=1",
         "%ff=%ff",
     ):
-        body = {"json": {}} if route.request is not None else {}
+        body: dict[str, Any] = {"json": {}} if route.request is not None else {}
         refused(meddler.client, route.method, f"{url(route, values)}?{query}", **body)
 
 

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from tests.security.nonsense import NO_JSON, NO_OBJECT, WRONG_IDS, refused
 from tests.security.support import Tenant, in_shape
 
 # Jupyter servers look at the fields that they know, and at no others.
 FOR_JUPYTER = [body for body in NO_JSON + NO_OBJECT if b"\xed" not in body]
+NAMES: list[Any] = ["", "cobol", "../python3", "x" * 5000, "\0", 1, None, [], {}]
+ENVS: list[Any] = [[], "x", 1, {"A": {}}, {"A=B": "x"}, {"": "x"}, {"A": "\0"}, {"A": "x" * 200_000}]
+PATHS: list[Any] = [1, [], "\0", "x" * 5000]
+KINDS: list[Any] = [1, None, "\0", []]
+KERNELS: list[Any] = [1, [], {"id": "x"}, {"id": 1}, {"name": "cobol"}]
+KERNEL_IDS: list[Any] = ["", "x", 1, [], "../..", str(uuid.uuid4()) + "\n"]
 WRONG_KERNELS = [
-    *({"name": name} for name in ("", "cobol", "../python3", "x" * 5000, "\0", 1, None, [], {})),
-    *(
-        {"env": env}
-        for env in ([], "x", 1, {"A": {}}, {"A=B": "x"}, {"": "x"}, {"A": "\0"}, {"A": "x" * 200_000})
-    ),
-    *({"path": path} for path in (1, [], "\0", "x" * 5000)),
-    *({"kernel_id": kernel} for kernel in ("", "x", 1, [], "../..", str(uuid.uuid4()) + "\n")),
+    *({"name": name} for name in NAMES),
+    *({"env": env} for env in ENVS),
+    *({"path": path} for path in PATHS),
+    *({"kernel_id": kernel} for kernel in KERNEL_IDS),
 ]
-WRONG_SESSIONS = [
+WRONG_SESSIONS: list[dict[str, Any]] = [
     {},
     {"path": "a"},
     {"type": "notebook"},
-    *({"path": path, "type": "notebook"} for path in (1, None, "\0", "x" * 5000, [])),
-    *({"path": "a", "type": kind} for kind in (1, None, "\0", [])),
-    *(
-        {"path": "a", "type": "notebook", "kernel": k}
-        for k in (1, [], {"id": "x"}, {"id": 1}, {"name": "cobol"})
-    ),
+    *({"path": path, "type": "notebook"} for path in (*PATHS, None)),
+    *({"path": "a", "type": kind} for kind in KINDS),
+    *({"path": "a", "type": "notebook", "kernel": kernel} for kernel in KERNELS),
     {"path": "a", "type": "notebook", "kernel": {"id": str(uuid.uuid4())}},
     {"path": "a", "type": "notebook", "name": 1},
 ]

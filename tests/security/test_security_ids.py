@@ -87,7 +87,7 @@ def test_a_session_on_somebody_elses_kernel(world: World) -> None:
     for change in ({"name": "mine"}, {"kernel": {"id": world.tenant.kernel}}):
         path = f"/api/sessions/{world.tenant.values['session_id']}"
         in_jupyter_shape(theirs.patch(path, json=change), 404, "not_found")
-    assert theirs.made("GET", "/api/sessions") == []
+    assert theirs.get("/api/sessions").raise_for_status().json() == []
 
 
 @pytest.mark.parametrize(

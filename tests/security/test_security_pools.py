@@ -147,7 +147,8 @@ def test_publishing_is_an_admins_act(poisoned: Poisoned) -> None:
     in_rest_shape(poisoned.colleague.client.delete(path), 403, "forbidden")
     assert poisoned.admin.client.made("PATCH", path, {"published": True})["published"]
     try:
-        for change in ({"preloadScripts": []}, {"minSize": 2}, {"published": False}):
+        changes: tuple[dict[str, Any], ...] = ({"preloadScripts": []}, {"minSize": 2}, {"published": False})
+        for change in changes:
             in_rest_shape(poisoned.maker.client.patch(path, json=change), 403, "forbidden")
         in_rest_shape(poisoned.maker.client.delete(path), 403, "forbidden")
         _filled(poisoned)

@@ -28,8 +28,10 @@ def person(operator: Operator) -> Person:
 @pytest.fixture(scope="module")
 def marks() -> dict[str, str]:
     """A mark for each way in."""
-    ways = ("env", "code", "file", "name", "stdin", "command", "argument", "once", "metadata", "bad", "query")
-    ways += ("header", "token", "cell", "comm", "out", "idem", "patch")
+    ways = (
+        *("env", "code", "file", "name", "stdin", "command", "argument", "once", "metadata", "bad", "query"),
+        *("header", "token", "cell", "comm", "out", "idem", "patch"),
+    )
     return {way: f"{way}{secrets.token_hex(12)}" for way in ways}
 
 

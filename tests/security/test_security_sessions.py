@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.integration.jupyter.conftest import Channels
 from tests.security.conftest import World
-from tests.security.sockets import SUBPROTOCOLS, Channels, channels
+from tests.security.sockets import SUBPROTOCOLS, channels
 from tests.security.support import in_rest_shape
 
 every_subprotocol = pytest.mark.parametrize("subprotocol", SUBPROTOCOLS.values(), ids=list(SUBPROTOCOLS))

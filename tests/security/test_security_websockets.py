@@ -11,12 +11,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from llmsafespace_protocol.kernel_messages import pack
+from tests.integration.jupyter.conftest import Channels
 from tests.security.conftest import World
 from tests.security.sockets import (
     CHANNELS_PATH,
     STREAM_PATH,
     SUBPROTOCOLS,
-    Channels,
     channels,
     dial,
     stream,
@@ -102,7 +102,7 @@ def test_without_an_upgrade_it_is_a_bad_request(path: str, world: World) -> None
 
 STEAL = {"code": "kept = 'stolen'; open('/workspace/stolen', 'w').close()", "silent": False}
 COMM = {"comm_id": "c", "target_name": "t", "data": {}}
-SHELL = {
+SHELL: dict[str, dict[str, Any]] = {
     "execute_request": STEAL,
     "inspect_request": {"code": "kept", "cursor_pos": 4, "detail_level": 0},
     "complete_request": {"code": "ke", "cursor_pos": 2},
@@ -126,12 +126,12 @@ SHELL = {
     "KERNEL_INFO_REQUEST": {},
     "kernel_info_request ": {},
 }
-READING = {
+READING: dict[str, dict[str, Any]] = {
     "kernel_info_request": {},
     "comm_info_request": {},
     "is_complete_request": {"code": "1"},
 }
-FORBIDDEN = [
+FORBIDDEN: list[tuple[str, str, dict[str, Any]]] = [
     *(("shell", kind, content) for kind, content in SHELL.items()),
     *(("control", kind, content) for kind, content in SHELL.items()),
     *(("stdin", kind, content) for kind, content in (SHELL | READING).items()),
