@@ -99,7 +99,7 @@ class Namespaces:
                     raise
 
 
-def eventually(check: Callable[[], T], limit: float = LIMIT, what: str = "") -> T:
+def eventually(check: Callable[[], T | None], limit: float = LIMIT, what: str = "") -> T:
     """What `check` answers as soon as that is true; an AssertionError in it means "not yet".
 
     Raises AssertionError with the last answer when `limit` seconds have passed.
@@ -114,15 +114,17 @@ def eventually(check: Callable[[], T], limit: float = LIMIT, what: str = "") -> 
         time.sleep(PAUSE)
 
 
-async def eventually_async(check: Callable[[], Awaitable[T]], limit: float = LIMIT, what: str = "") -> T:
+async def eventually_async(
+    check: Callable[[], Awaitable[T | None]], limit: float = LIMIT, what: str = ""
+) -> T:
     """The same for a check that has to be awaited."""
     deadline = time.monotonic() + limit
     while True:
-        why = ""
+        answer, why = None, ""
         try:
-            answer: Any = await check()
+            answer = await check()
         except AssertionError as error:
-            answer, why = None, str(error)
+            why = str(error)
         if answer:
             return answer
         if time.monotonic() > deadline:
@@ -130,7 +132,7 @@ async def eventually_async(check: Callable[[], Awaitable[T]], limit: float = LIM
         await asyncio.sleep(PAUSE)
 
 
-def _tried(check: Callable[[], T]) -> tuple[T | None, str]:
+def _tried(check: Callable[[], T | None]) -> tuple[T | None, str]:
     try:
         answer = check()
     except AssertionError as error:

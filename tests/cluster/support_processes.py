@@ -147,8 +147,10 @@ class Installation:
 
     def stop(self) -> None:
         """End every process; sandboxes go with their namespaces."""
-        for process in (*self.gateways, *self.operators):
-            process.stop()
+        for gateway in self.gateways:
+            gateway.stop()
+        for operator in self.operators:
+            operator.stop()
 
 
 @contextmanager

@@ -158,6 +158,6 @@ def manifest(kind: str, name: str, spec: Manifest) -> Manifest:
 
 
 def condition(status: Manifest, type_: str) -> Manifest:
-    found = [one for one in status.get("conditions", []) if one["type"] == type_]
+    found: list[Manifest] = [one for one in status.get("conditions", []) if one["type"] == type_]
     assert found, f"no condition {type_} in {status}"
     return found[0]

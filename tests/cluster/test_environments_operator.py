@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_profile_s_cidrs_are_let_through_for_as_long_as_it_is_there(
     kubectl.apply(profile, namespace=installation.system)
     places = [installation.sandboxes, installation.pools]
     for namespace in places:
-        policy = eventually(lambda namespace=namespace: policies(kubectl, namespace))[0]
+        policy = eventually(partial(policies, kubectl, namespace))[0]
         assert policy["spec"]["egress"] == [
             {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 5432, "protocol": "TCP"}]}
         ]
@@ -103,7 +104,7 @@ def test_profile_s_cidrs_are_let_through_for_as_long_as_it_is_there(
         assert labels["llmsafespace.dev/profile"] == "databases"
     kubectl("delete", PROFILE, "databases", "-n", installation.system)
     for namespace in places:
-        eventually(lambda namespace=namespace: policies(kubectl, namespace) == [])
+        eventually(partial(without_policies, kubectl, namespace))
 
 
 def test_policies_of_a_profile_that_went_while_nobody_looked_go_too(
@@ -128,7 +129,7 @@ def test_profile_that_cannot_be_used_says_so(installation: Installation, kubectl
         ("plain", {}, "Valid"),
     ):
         kubectl.apply(manifest("SandboxProfile", name, spec), namespace=installation.sandboxes)
-        found = eventually(lambda name=name: ready(kubectl, installation, name))
+        found = eventually(partial(ready, kubectl, installation, name))
         assert found["reason"] == reason
     assert policies(kubectl, installation.sandboxes) == []
 
@@ -142,3 +143,7 @@ def policies(kubectl: Kubectl, namespace: str) -> list[Manifest]:
     """Those of profiles."""
     selector = "llmsafespace.dev/component=sandbox-profile"
     return kubectl.items("networkpolicies", namespace, "--selector", selector)
+
+
+def without_policies(kubectl: Kubectl, namespace: str) -> bool:
+    return policies(kubectl, namespace) == []

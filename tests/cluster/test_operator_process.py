@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -51,7 +52,7 @@ async def test_killed_at_any_moment_every_sandbox_gets_one_pod(
         operator.start()
     kubectl("delete", WARMPOOL, "pool", "-n", sandboxes.pools)
     for name in made:
-        eventually(lambda name=name: sandboxes.gone(name), what=f"the end of {name}")
+        eventually(partial(sandboxes.gone, name), what=f"the end of {name}")
 
 
 def test_second_operator_takes_over(installation: Installation, kubectl: Kubectl) -> None:

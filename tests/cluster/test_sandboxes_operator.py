@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -277,7 +278,7 @@ def test_deletion_in_any_order_leaves_nothing(sandboxes: Sandboxes, kubectl: Kub
     ):
         kubectl("delete", resource, *names_, "-n", namespace, "--wait=false", "--ignore-not-found")
     for name in ("one", "two", "three"):
-        eventually(lambda name=name: sandboxes.gone(name), what=f"the end of {name}")
+        eventually(partial(sandboxes.gone, name), what=f"the end of {name}")
 
 
 def test_deleted_before_it_ran_leaves_nothing(sandboxes: Sandboxes) -> None:
@@ -285,7 +286,7 @@ def test_deleted_before_it_ran_leaves_nothing(sandboxes: Sandboxes) -> None:
         name = f"hasty-{number}"
         sandboxes.apply(name, useWarmPool=number == 0)
         sandboxes.delete(name)
-        eventually(lambda name=name: sandboxes.gone(name))
+        eventually(partial(sandboxes.gone, name))
 
 
 def test_name_may_be_used_again_at_once(sandboxes: Sandboxes) -> None:

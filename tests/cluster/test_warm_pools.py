@@ -93,7 +93,7 @@ class Operator:
         self.pools.follow()
         self.pods.follow()
         self.caches.pods.on_change(self._play_kubelet)
-        informers = [
+        informers: list[Informer[Any]] = [
             self.caches.warm_pools,
             self.caches.warm_pods,
             self.caches.pods,
@@ -341,7 +341,7 @@ class Delayed(KubeClient):
 
     async def watch(
         self, kind: Kind[Any], *args: Any, **options: Any
-    ) -> AsyncGenerator[WatchEvent[Any], None]:  # type: ignore[override]
+    ) -> AsyncGenerator[WatchEvent[Any], None]:
         async with aclosing(super().watch(kind, *args, **options)) as events:
             async for event in events:
                 await asyncio.sleep(self.delay)

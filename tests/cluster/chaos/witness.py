@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 from benchmarks.kubernetes.stubs import BOUND, SECOND_BIND
 from llmsafespace_kube.api.client import KubeClient
 from llmsafespace_kube.api.informer import Informer
-from llmsafespace_kube.resources.kinds import POD, SANDBOX, SECRET, WARMPOD
+from llmsafespace_kube.resources.kinds import POD, SANDBOX, SECRET, WARMPOD, Kind
 from llmsafespace_kube.resources.names import COMPONENT, SANDBOX_COMPONENT, agent_secret
 from llmsafespace_kube.resources.types import WarmPod, WarmPodClaim
 
@@ -67,14 +68,18 @@ class Witness:
         if len(ready) != minimum:
             found.append(f"{len(ready)} warm pods are ready")
         uids = {each.metadata.name: each.metadata.uid for each in warm_pods}
-        wanted = {POD: ready, SECRET: {agent_secret(uids[name]) for name in ready}}
+        wanted: dict[Kind[Any], set[str]] = {POD: ready, SECRET: {agent_secret(uids[name]) for name in ready}}
         for kind, needed in wanted.items():
-            pools, _ = await self._client.list(kind, self._pools, label_selector=_OURS)
-            cold, _ = await self._client.list(kind, self._sandboxes, label_selector=_OURS)
-            names = {each.metadata.name for each in (*pools, *cold)}
+            names = await self._names(kind)
             found += [f"{kind.kind} {name} of nobody" for name in sorted(names - needed)]
             found += [f"no {kind.kind} {name}" for name in sorted(needed - names)]
         return "; ".join(found)
+
+    async def _names(self, kind: Kind[Any]) -> set[str]:
+        """The names of our objects of this kind, in both namespaces."""
+        pools, _ = await self._client.list(kind, self._pools, label_selector=_OURS)
+        cold, _ = await self._client.list(kind, self._sandboxes, label_selector=_OURS)
+        return {each.metadata.name for each in (*pools, *cold)}
 
 
 def wrong_binds(said: str, served: dict[str, str]) -> list[str]:

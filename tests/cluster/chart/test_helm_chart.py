@@ -23,7 +23,7 @@ PLACEMENT: Object = {
     "podAnnotations": {"example.com/scrape": "true"},
     "podLabels": {"team": "platform", "app.kubernetes.io/component": "stolen"},
 }
-WITH_EVERYTHING = {
+WITH_EVERYTHING: dict[str, Any] = {
     "gateway": {
         "replicas": 3,
         "database": {"existingSecret": "database"},
