@@ -62,7 +62,7 @@ crds: install-dev ## write the chart's CRDs and its values' schema from the type
 lint: install-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=protocol:kernel-images/agent:sdk:kube:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_kube -p llmsafespace_operator -p benchmarks
+	MYPYPATH=protocol:kernel-images/agent:sdk:kube:operator $(BIN)/mypy -p llmsafespace_protocol -p llmsafespace_gateway -p llmsafespace_agent -p llmsafespace -p llmsafespace_kube -p llmsafespace_operator -p benchmarks -p tests
 	$(BIN)/lint-imports
 
 format: install-dev ## bring all code into the one style, and write what is generated from it

