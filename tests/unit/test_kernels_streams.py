@@ -31,6 +31,7 @@ def test_a_flush_waits_for_text_that_a_timer_has_taken_but_not_sent(monkeypatch:
     out = streams.Out.__new__(streams.Out)
     out._flush_lock = threading.RLock()
     out._fid = None
+    out.pub_thread = object()  # it is open
     out._buffers = ["text"]
     timer = threading.Thread(target=out._flush)
     timer.start()

@@ -67,6 +67,7 @@ UNSCOPED = {
     "sandboxes.running_since": "compared with what the backend runs",
     "sandboxes.forget_ended": "old rows go, whoever's",
     "users.get": "without a tenant: the operator manages the users of all",
+    "users.everyone": "without a tenant: the operator lists the users of all",
     "users.first_created": "a single time, of no row",
     "users.tenants": "not rows of a tenant but tenants",
 }
@@ -231,7 +232,7 @@ def test_statements_are_made_in_the_store_only() -> None:
 
 
 def test_every_query_module_is_looked_at() -> None:
-    helpers = {"engine", "migrate", "query", "rows", "schema", "sqlite", "__init__"}
+    helpers = {"backup", "engine", "migrate", "query", "rows", "schema", "sqlite", "__init__"}
     folder = Path(llmsafespace_gateway.__path__[0], "store")
     names = {path.stem for path in folder.glob("*.py")} - helpers
     assert names == {_short(module) for module in MODULES}
