@@ -207,7 +207,7 @@ CALLS: dict[str, Callable[[AsyncSandbox], Any]] = {
 async def test_a_sandbox_that_ends_under_a_call(
     gateway: Gateway, call: Callable[[AsyncSandbox], Any]
 ) -> None:
-    where = {"api_url": gateway.url, "api_key": gateway.admin_key}
+    where: dict[str, Any] = {"api_url": gateway.url, "api_key": gateway.admin_key}
     async with AsyncSandbox(runtime="python", **where) as made:
         other = await AsyncSandbox.connect(made.id, **where)
         running = asyncio.ensure_future(call(made))
@@ -219,7 +219,7 @@ async def test_a_sandbox_that_ends_under_a_call(
 
 
 def test_a_background_command_whose_sandbox_ends(gateway: Gateway) -> None:
-    where = {"api_url": gateway.url, "api_key": gateway.admin_key}
+    where: dict[str, Any] = {"api_url": gateway.url, "api_key": gateway.admin_key}
     with Sandbox(runtime="python", **where) as made:
         command = made.run_command("sleep 60", background=True)
         ending = threading.Timer(1, lambda: Sandbox.connect(made.id, **where).terminate())

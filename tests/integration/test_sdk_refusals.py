@@ -88,7 +88,7 @@ def test_results_of_a_language_model_are_run(sandbox: Sandbox) -> None:
 
 async def test_a_refusal_reaches_whom_it_is_about(gateway: Gateway) -> None:
     """Also where several wait, and where the message itself is what cannot be read."""
-    where = {"api_url": gateway.url, "api_key": gateway.admin_key}
+    where: dict[str, Any] = {"api_url": gateway.url, "api_key": gateway.admin_key}
     async with AsyncSandbox(runtime="python", **where) as made:
         kernel = made._runner.stream(await made.contexts.default_id())
         await kernel.execute("import time; time.sleep(1)")

@@ -25,7 +25,7 @@ def sandbox(gateway: Gateway) -> Iterator[Sandbox]:
         yield made
 
 
-def command_line(gateway: Gateway, *arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+def command_line(gateway: Gateway, *arguments: str, **options: str) -> subprocess.CompletedProcess[bytes]:
     where = {"LLMSAFESPACE_API_URL": gateway.url, "LLMSAFESPACE_API_KEY": gateway.admin_key}
     env = {**os.environ, **where, "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8", **options}
     command = [sys.executable, "-m", "llmsafespace", *arguments]
