@@ -286,11 +286,11 @@ def test_page_tables_are_certain_without_reading_them(monkeypatch: pytest.Monkey
     killed: list[int] = []
     read: list[int] = []
 
-    def counted(pid: int) -> int:
+    def exact(pid: int) -> int:
         read.append(pid)
         return 0
 
-    monkeypatch.setattr(processes, "exact_memory", counted)
+    monkeypatch.setattr(processes, "exact_memory", exact)
     with subprocess.Popen(
         [sys.executable, "-c", TABLES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as started:

@@ -15,6 +15,7 @@ import pytest
 
 from llmsafespace_gateway.backends.local import host
 from llmsafespace_gateway.backends.local.limits import NONE
+from llmsafespace_gateway.backends.local.plans import Host
 from llmsafespace_gateway.commands import check
 from llmsafespace_gateway.data_dir import DataDir
 from llmsafespace_gateway.errors import ApiError
@@ -116,7 +117,7 @@ def test_isolation_that_does_not_work_says_what_to_do(
 
 
 def test_no_cgroups_is_a_warning(tmp_path: Path) -> None:
-    here = host.Host(data_dir=tmp_path, python="", bwrap="bwrap", is_root=False, hierarchy=NONE)
+    here = Host(data_dir=tmp_path, python="", bwrap="bwrap", is_root=False, hierarchy=NONE)
     told = check._cgroups(here)
     assert told.state == "warn"
     assert "memory" in told.message
