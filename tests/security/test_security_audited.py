@@ -96,7 +96,7 @@ def _changed(url: str, before: dict[tuple[str, str], float]) -> dict[tuple[str, 
     return {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
 
 
-def _is_row(row: dict[str, Any], door: str, outcome: str, target: str, person: Person) -> None:
+def _is_row(row: dict[str, Any], door: str, outcome: str, target: str, person: Person | _Runner) -> None:
     """It says who asked for what, where, through which door and to what end; the same through each."""
     assert (row["action"], row["target"]) == (ACTIONS.get(door, "sandbox.execute"), target)
     assert (row["outcome"], row["userId"], row["keyId"]) == (outcome, person.id, person.key_id)
