@@ -12,6 +12,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 USER = 65_432
 FILES = (
+    "test_local_apart.py",
     "test_local_clock.py",
     "test_local_isolation.py",
     "test_local_scheduling.py",
@@ -81,6 +82,7 @@ def test_as_an_ordinary_user(file: str) -> None:
         os.chown(home, USER, USER)
         options = ["-q", "-p", "no:cacheprovider", f"--rootdir={PROJECT}", "-c", f"{PROJECT}/pyproject.toml"]
         tests = str(PROJECT / "tests" / "integration" / file)
-        ran = run_as_user(Path(home), "-m", "pytest", *options, "--timeout=60", tests)
+        ran = run_as_user(Path(home), "-m", "pytest", *options, "--timeout=300", tests)
         assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
-        assert list(Path(home).iterdir()) == []
+        left = [path.name for path in Path(home).iterdir()]
+        assert left in ([], [".cache"])  # runtimes, where real ones were needed

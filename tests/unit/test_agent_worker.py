@@ -20,6 +20,10 @@ from llmsafespace_agent.inside.inside import NOWHERE, Streams
 from llmsafespace_agent.inside.own import OwnProcesses
 from llmsafespace_agent.inside.remote import RemoteProcesses
 from llmsafespace_agent.inside.worker import protocol
+from llmsafespace_agent.server.commands import Commands
+from llmsafespace_agent.server.deadlines import Deadlines
+from llmsafespace_agent.server.errors import AgentError
+from llmsafespace_protocol.requests import CommandStart
 
 WORKER = Path(llmsafespace_agent.__file__).parent / "inside" / "worker"
 QUIET = Streams(NOWHERE, NOWHERE, NOWHERE)
@@ -241,3 +245,27 @@ async def test_why_something_is_no_folder(way: str, inside: RemoteProcesses, tmp
     names = ("", "link", "file", "missing", "file/below", "loop")
     errors = [0, 0, errno.ENOTDIR, errno.ENOENT, errno.ENOTDIR, errno.ELOOP]
     assert [looking.folder_error(f"{tmp_path}/{name}".rstrip("/")) for name in names] == errors
+
+
+async def test_a_command_is_there_when_it_has_a_process(tmp_path: Path) -> None:
+    """Its id is taken before: the same request at once waits for the same command."""
+    ours, theirs = socket.socketpair()
+    silent = RemoteProcesses(ours.detach())
+    commands = Commands(silent, tmp_path, "/", dict, [], Deadlines(None))
+    wish = CommandStart(id="c", command="true")
+    both = [asyncio.create_task(commands.start(wish)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert list(commands) == []
+    with pytest.raises(AgentError, match="no command"):
+        commands.get("c")
+    with theirs:
+        assert theirs.recv(65536).count(b"spawn") == 1
+        theirs.send(protocol.FRAME.pack(protocol.ANSWER, 1, 77, 0, 0, 0))
+        silent._readable()
+        first, second = await asyncio.gather(*both)
+        assert first is second is commands.get("c")
+        assert (first.pid, list(commands)) == (77, [first])
+        theirs.send(protocol.FRAME.pack(protocol.DIED, 0, 77, 0, 0, 0))
+        silent._readable()
+        await asyncio.sleep(0.1)
+        assert first.info().end == "ok"

@@ -95,6 +95,11 @@ class Command:
         if self._stop is not None:  # while it was starting
             self._inside.signal_tree(self._pid, signal.SIGKILL)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has been started, or could not be."""
+        return self._begun.done()
+
     async def started(self) -> None:
         """Wait until it has been started. Raises AgentError when that failed."""
         await asyncio.shield(self._begun)

@@ -33,7 +33,11 @@ _MANAGERS = {
 
 
 class Commands:
-    """All commands by id; the oldest that have ended go when there are too many."""
+    """All commands by id; the oldest that have ended go when there are too many.
+
+    One that is still being started has its id, so that nobody else gets that, but is not to be found yet:
+    who is told of a command can rely on its process.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class Commands:
         self._commands: dict[str, Command] = {}
 
     def __iter__(self) -> Iterator[Command]:
-        return iter(tuple(self._commands.values()))
+        return iter([command for command in self._commands.values() if command.begun])
 
     @property
     def running(self) -> list[Command]:
@@ -63,7 +67,7 @@ class Commands:
     def get(self, command_id: str) -> Command:
         """The command of this id. Raises AgentError(not_found)."""
         command = self._commands.get(command_id)
-        if command is None:
+        if command is None or not command.begun:
             raise not_found(f"there is no command {command_id!r} in this sandbox", id=command_id)
         return command
 
