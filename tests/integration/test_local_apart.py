@@ -159,7 +159,8 @@ async def alive(backend: Any, box: str) -> bool:
     """Whether a kernel answers (its first one may have been killed)."""
     try:
         await call(backend, box, "contexts.restart", ById("main"))
-        return (await agent.execute(backend, box, os.urandom(4).hex(), "print(1)"))[1] == "1\n"
+        done = await agent.execute(backend, box, os.urandom(4).hex(), "print(1)")
+        return bool(done[1] == "1\n")
     except Exception:
         return False
 

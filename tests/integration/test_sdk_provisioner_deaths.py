@@ -61,7 +61,8 @@ def notebook(kernel: str, *sources: str, tags: list[str] | None = None) -> Any:
 
 @pytest.fixture(params=["local", "sandbox"])
 def kernel(request: pytest.FixtureRequest) -> str:
-    return {"local": "python3"}.get(request.param, request.param)
+    name: str = request.param
+    return {"local": "python3"}.get(name, name)
 
 
 @pytest.mark.parametrize("how", ["plain", "allow_errors", "raises-exception"])

@@ -73,7 +73,10 @@ UNSCOPED = {
 }
 
 
-ELSEWHERE = {"readiness.py": "SELECT 1, to see whether the store answers"}
+ELSEWHERE = {
+    "readiness.py": "whether the store can be written",
+    "commands/check.py": "SELECT 1, to see whether the store answers",
+}
 
 
 def _functions() -> dict[str, Callable[..., Awaitable[Any]]]:

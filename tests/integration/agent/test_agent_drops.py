@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.agent.conftest import AgentProcess, Launch, end_of, reply, text
+from tests.integration.agent.conftest import AgentProcess, Got, Launch, end_of, reply, text
 
 KERNEL = "kernel = get_ipython().kernel\n"
 NOT_THAT = "kernel.should_handle = lambda stream, message, idents: 'drop' not in str(message)"
@@ -62,7 +62,10 @@ async def test_time_limits_count_while_others_run(agent: AgentProcess) -> None:
     queued = session.execute("ran.append(1)", metadata={"llmsafespace": {"timeout": 1}})
     late = await session.finish(queued)
     assert end_of(late) == "timeout"
-    assert not any(got.kind == "execute_reply" and got.parent["msg_id"] == running for got in session.got)
+    assert not any(
+        isinstance(got, Got) and got.kind == "execute_reply" and got.parent["msg_id"] == running
+        for got in session.got
+    )
     assert end_of(await session.finish(running)) == "ok"
     assert text(await session.run("print(ran)")) == "[]\n"
 
