@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -31,6 +32,9 @@ from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from llmsafespace_gateway.app import GatewayApp
+
+# Modules with `routes()`, the rules for tornado's Application, and `drain()`, which ends what stays open.
+DOORS: tuple[ModuleType, ...] = (rest, jupyter)
 
 
 class Gateway:
@@ -74,7 +78,7 @@ class Gateway:
             "default_handler_args": {"router": rest.Router(()), "prefix": ""},
         }
         origins = AllowedOrigins(self._app.allow_origin, self._app.allow_origin_pat)
-        rules: list[Any] = [*origins.rules(), *rest.routes(), *jupyter.routes()]
+        rules: list[Any] = [*origins.rules(), *(rule for door in DOORS for rule in door.routes())]
         return Application(rules, transforms=origins.transforms(), **settings)
 
     def _service_parts(self) -> Parts:
@@ -89,7 +93,7 @@ class Gateway:
 
     async def tell_clients_to_return(self) -> None:
         """Close every websocket with the code that says: connect again. Returns when all have closed."""
-        await asyncio.gather(jupyter.drain(), rest.drain())
+        await asyncio.gather(*(door.drain() for door in DOORS))
 
     async def close(self, end_sandboxes: bool) -> None:
         """Write down what is in memory and let go; with `end_sandboxes` no sandbox is left."""
