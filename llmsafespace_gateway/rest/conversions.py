@@ -12,7 +12,6 @@ from zoneinfo import available_timezones
 
 import msgspec
 
-from llmsafespace_gateway import quantities
 from llmsafespace_gateway.rest.routing import PREFIX
 from llmsafespace_gateway.rest.types import (
     EgressRuleAnswer,
@@ -54,6 +53,7 @@ from llmsafespace_gateway.services.types import (
     moment,
     request_digest,
 )
+from llmsafespace_protocol import quantities
 from llmsafespace_protocol.requests import CommandInfo, FileInfo, Usage
 
 WORKSPACE = "/workspace"

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from llmsafespace_gateway.services.types import EventUnion
+from llmsafespace_protocol import limits
 
-MAX_DURATION = 86400.0 * 30
 Identifier = Annotated[
     str,
     Meta(
@@ -22,8 +22,8 @@ Identifier = Annotated[
     ),
 ]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
-Timeout = Annotated[float, Meta(ge=0.1, le=MAX_DURATION, description="seconds")]
-Lifetime = Annotated[float, Meta(ge=1, le=MAX_DURATION, description="seconds")]
+Timeout = Annotated[float, Meta(ge=0.1, le=limits.MAX_DURATION, description="seconds")]
+Lifetime = Annotated[float, Meta(ge=1, le=limits.MAX_DURATION, description="seconds")]
 Encoding = Literal["utf-8", "base64"]  # text as it is, or any bytes
 Text = Annotated[str, Meta(max_length=8 * 1024 * 1024)]
 Path = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -80,8 +80,10 @@ class ResourcesBody(Body, kw_only=True):
 class EgressRuleBody(Body, kw_only=True):
     """A destination that the sandbox may reach; `*.example.org` matches subdomains."""
 
-    domain: Annotated[str, Meta(min_length=1, max_length=255)]
-    ports: list[Annotated[int, Meta(ge=1, le=65535)] | PortBody] = []
+    domain: Annotated[str, Meta(min_length=1, max_length=limits.MAX_DOMAIN)]
+    ports: Annotated[
+        list[Annotated[int, Meta(ge=1, le=65535)] | PortBody], Meta(max_length=limits.MAX_EGRESS_PORTS)
+    ] = []
 
 
 class PortBody(Body, kw_only=True):
@@ -94,7 +96,7 @@ class PortBody(Body, kw_only=True):
 class NetworkAccessBody(Body, kw_only=True):
     """What the sandbox may reach. Nothing may reach the sandbox: `ingress` true is refused."""
 
-    egress: Annotated[list[EgressRuleBody], Meta(max_length=256)] = []
+    egress: Annotated[list[EgressRuleBody], Meta(max_length=limits.MAX_EGRESS_RULES)] = []
     ingress: bool = False
 
 
@@ -127,7 +129,7 @@ class SandboxCreate(Body, kw_only=True):
             str,
             Meta(
                 min_length=1,
-                max_length=63,
+                max_length=limits.MAX_NAME,
                 description="the warm pool to take it from, with what that preloads; without it only pools "
                 "that preload nothing serve, and published ones",
             ),

@@ -16,8 +16,8 @@ from llmsafespace_gateway.rest.types import (
     ResourcesBody,
     Role,
     SecurityLevel,
-    Text,
 )
+from llmsafespace_protocol import limits
 
 # -- runtimes, profiles ------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class PreloadScript(Body, kw_only=True):
     """Python that runs once in each warm sandbox, before anybody's code."""
 
     name: Name
-    content: Text
+    content: Annotated[str, Meta(max_length=limits.MAX_PRELOAD_SCRIPT)]
 
 
 class AutoScaling(Body, kw_only=True):
@@ -76,10 +76,13 @@ class AutoScaling(Body, kw_only=True):
 
     enabled: bool = False
     target_utilization: Annotated[int, Meta(ge=1, le=100)] = 80
-    scale_down_delay: Annotated[int, Meta(ge=0, le=86400)] = 300
+    scale_down_delay: Annotated[int, Meta(ge=0, le=limits.MAX_SCALE_DOWN_DELAY)] = 300
 
 
-PoolSize = Annotated[int, Meta(ge=0, le=10_000)]
+PoolSize = Annotated[int, Meta(ge=0, le=limits.MAX_POOL_SIZE)]
+PoolTtl = Annotated[int, Meta(ge=0, le=limits.MAX_DURATION)]
+PoolPackages = Annotated[list[Name], Meta(max_length=limits.MAX_PRELOAD_PACKAGES)]
+PoolScripts = Annotated[list[PreloadScript], Meta(max_length=limits.MAX_PRELOAD_SCRIPTS)]
 PoolName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)")]
 
 
@@ -95,10 +98,10 @@ class WarmPoolCreate(Body, kw_only=True):
     min_size: PoolSize = 1
     max_size: PoolSize = 0
     security_level: SecurityLevel = "standard"
-    ttl: Annotated[int, Meta(ge=0, le=30 * 86400)] = 3600
+    ttl: PoolTtl = 3600
     resources: ResourcesBody | None = None
-    preload_packages: Annotated[list[Name], Meta(max_length=256)] = []
-    preload_scripts: Annotated[list[PreloadScript], Meta(max_length=64)] = []
+    preload_packages: PoolPackages = []
+    preload_scripts: PoolScripts = []
     auto_scaling: AutoScaling | None = None
     published: bool = False
 
@@ -108,9 +111,9 @@ class WarmPoolPatch(Body, kw_only=True):
 
     min_size: PoolSize | UnsetType = UNSET
     max_size: PoolSize | UnsetType = UNSET
-    ttl: Annotated[int, Meta(ge=0, le=30 * 86400)] | UnsetType = UNSET
-    preload_packages: Annotated[list[Name], Meta(max_length=256)] | UnsetType = UNSET
-    preload_scripts: Annotated[list[PreloadScript], Meta(max_length=64)] | UnsetType = UNSET
+    ttl: PoolTtl | UnsetType = UNSET
+    preload_packages: PoolPackages | UnsetType = UNSET
+    preload_scripts: PoolScripts | UnsetType = UNSET
     auto_scaling: AutoScaling | UnsetType = UNSET
     published: bool | UnsetType = UNSET
 

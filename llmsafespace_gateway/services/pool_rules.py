@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmsafespace_gateway.backends.base import Resources, WarmPoolSpec
 from llmsafespace_gateway.errors import invalid
-from llmsafespace_gateway.quantities import format_cores, format_size
+from llmsafespace_protocol.quantities import format_cores, format_size
 
 LEAST_MEMORY = 32 * 1024**2  # what a warm sandbox takes, however little it is allowed
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmsafespace_protocol.limits import MAX_DURATION
 from tests.cluster.support import Kubectl, KubectlError, Namespaces
 
 GROUP = "llmsafespace.dev"
@@ -225,7 +226,7 @@ def _network(**fields: str) -> tuple[str, dict[str, Any]]:
         (_sandbox(securityContext={"runAsUser": 0}), "should be greater than or equal to 1"),
         (_sandbox(securityContext={"runAsNonRoot": False}), 'supported values: "true"'),
         (_sandbox(networkAccess={"ingress": True}), 'supported values: "false"'),
-        (_sandbox(timeout=86401), "should be less than or equal to 86400"),
+        (_sandbox(timeout=MAX_DURATION + 1), "spec.timeout in body should be less than or equal to"),
         (_sandbox(runtime="docker.io/library/python:3.11"), "spec.runtime in body should match"),
         (_sandbox(resources={"cpu": "much"}), "spec.resources.cpu in body should match"),
         (_sandbox(resources={"cpu": -1}), "spec.resources.cpu in body should be greater than or equal to 1"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmsafespace import NoRoom, Sandbox
-from llmsafespace_kube.resources.quantities import number
+from llmsafespace_protocol.quantities import number
 from tests.cluster.support import Kubectl, eventually
 from tests.cluster.support_processes import Installation
 from tests.cluster.support_sandboxes import WARMPOOL, Sandboxes, condition, manifest

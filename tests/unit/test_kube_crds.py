@@ -13,9 +13,9 @@ from msgspec import Meta, Struct, field
 
 from llmsafespace_kube.resources.__main__ import text
 from llmsafespace_kube.resources.crds import RESOURCES, RULES, Resource, definition
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.schema import Rule, Rules, schema_of
 from llmsafespace_kube.resources.types import Resources
+from llmsafespace_protocol.quantities import number
 
 CRDS = Path(__file__).parents[2] / "deploy/helm/llmsafespace/crds"
 

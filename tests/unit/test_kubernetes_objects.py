@@ -24,7 +24,8 @@ from llmsafespace_kube.api.errors import (
 from llmsafespace_kube.claims.profiles import missing_runtime_class
 from llmsafespace_kube.resources import names, types
 from llmsafespace_kube.resources.kubernetes import Condition, Metadata
-from llmsafespace_kube.resources.quantities import number
+from llmsafespace_protocol.limits import MAX_DURATION
+from llmsafespace_protocol.quantities import format_cores, format_size, number
 from llmsafespace_protocol.requests import Limits
 
 ID = "sb-" + "ab" * 10
@@ -93,18 +94,18 @@ def test_a_cold_sandbox_says_why_and_asks_for_no_warm_pool() -> None:
 
 
 def test_no_limit_of_time_is_the_longest_that_can_be_said() -> None:
-    assert objects.sandbox_spec(spec(limits=Limits(timeout=None))).timeout == 86400
+    assert objects.sandbox_spec(spec(limits=Limits(timeout=None))).timeout == MAX_DURATION
 
 
 @given(st.floats(0.01, 1024.0), st.integers(1, 2**50))
 def test_quantities_never_promise_less(cpu: float, count: int) -> None:
-    assert number(objects.cores(cpu)) >= cpu - 1e-6
-    assert number(objects.size(count)) == count
+    assert number(format_cores(cpu)) >= cpu - 1e-6
+    assert number(format_size(count)) == count
 
 
 def test_quantities_are_short() -> None:
-    assert [objects.cores(count) for count in (0.1, 0.5, 1.0, 1.5)] == ["100m", "500m", "1", "1500m"]
-    assert [objects.size(count) for count in (2**30, 3 * 2**20, 1000)] == ["1Gi", "3Mi", "1000"]
+    assert [format_cores(count) for count in (0.1, 0.5, 1.0, 1.5)] == ["100m", "500m", "1", "1500m"]
+    assert [format_size(count) for count in (2**30, 3 * 2**20, 1000)] == ["1Gi", "3Mi", "1000"]
 
 
 # -- ends and strangers ------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import pytest
 
 from llmsafespace_kube.resources import kinds, names
 from llmsafespace_kube.resources.kubernetes import Metadata, Pod
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.settings import AgentLimits, Settings
 from llmsafespace_kube.resources.types import (
     Filesystem,
@@ -25,6 +24,7 @@ from llmsafespace_kube.resources.types import (
 from llmsafespace_operator.pods.build import Recipe, pod, secret
 from llmsafespace_operator.pods.ends import End, end_of, is_ready, trouble
 from llmsafespace_protocol.configuration import AgentConfig
+from llmsafespace_protocol.quantities import number
 
 SETTINGS = Settings(
     system_namespace="llmsafespace",
@@ -206,7 +206,7 @@ def test_quantities_are_numbers(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "1X", "1mGi", "-", "Gi1"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a quantity"):
+    with pytest.raises(ValueError, match="expected a quantity"):
         number(text)
 
 

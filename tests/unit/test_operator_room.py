@@ -18,7 +18,6 @@ from llmsafespace_kube.api.objects import key_of
 from llmsafespace_kube.claims.claim import Claims
 from llmsafespace_kube.resources.kinds import POD, PROFILE, RUNTIME, SANDBOX, WARMPOD, WARMPOOL
 from llmsafespace_kube.resources.kubernetes import Metadata, Pod, PodSpec
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.settings import Settings
 from llmsafespace_kube.resources.types import (
     NamedObject,
@@ -36,6 +35,7 @@ from llmsafespace_operator.sandbox.apply import Actions
 from llmsafespace_operator.sandbox.observe import Caches, Observer
 from llmsafespace_operator.sandbox.plan import GiveWay, Observed
 from llmsafespace_operator.sandbox.turns import Turns
+from llmsafespace_protocol.quantities import number
 
 
 def spare(name: str, node: str = "a", cpu: str = "1", memory: str = "1Gi") -> Spare:

@@ -16,7 +16,6 @@ from typing import Literal
 import msgspec
 
 from llmsafespace_kube.claims import profiles
-from llmsafespace_kube.resources import quantities
 from llmsafespace_kube.resources.types import (
     PoolResources,
     ProfileRef,
@@ -29,6 +28,7 @@ from llmsafespace_kube.resources.types import (
     WarmPool,
     WarmPoolSpec,
 )
+from llmsafespace_protocol import quantities
 
 NO_POOL = "there is no warm pool"
 _PLAIN = SandboxSpec(runtime="python")

@@ -1,4 +1,4 @@
-"""Kubernetes quantities: text or whole numbers in manifests, always text in our objects, and their values."""
+"""Kubernetes quantities in manifests: text or whole numbers there, always text in our objects."""
 
 from __future__ import annotations
 
@@ -29,26 +29,3 @@ class WithQuantities(Object):
             value: object = getattr(self, name)
             if type(value) is int:
                 setattr(self, name, str(value))
-
-
-_SUFFIXES = {
-    "m": 1e-3,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-}
-
-
-def number(quantity: str) -> float:
-    """Return the value of a quantity: `500m` is 0.5, `1Gi` is 1073741824. Raises ValueError."""
-    digits = quantity.rstrip("mkKMGTi")
-    suffix = quantity[len(digits) :]
-    try:
-        return float(digits) * (_SUFFIXES[suffix] if suffix else 1.0)
-    except (KeyError, ValueError):
-        raise ValueError(f"{quantity!r} is not a quantity like 500m, 2 or 1Gi") from None

@@ -14,8 +14,11 @@ from msgspec import Meta
 
 from llmsafespace_kube.resources.kubernetes import Condition, Metadata, Object
 from llmsafespace_kube.resources.quantities import Quantity, WithQuantities
+from llmsafespace_protocol import limits
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
+Name = Annotated[
+    str, Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=limits.MAX_NAME)
+]
 RuntimeName = Annotated[
     str,
     Meta(
@@ -26,11 +29,12 @@ RuntimeName = Annotated[
 ]
 SecurityLevel = Literal["standard", "high", "custom"]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+PackageName = Annotated[str, Meta(min_length=1, max_length=limits.MAX_PACKAGE_NAME)]
 Domain = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=253,
+        max_length=limits.MAX_DOMAIN,
         description="A host name, an IP address, or `*.` and a domain for all of its subdomains.",
     ),
 ]
@@ -93,13 +97,13 @@ class EgressRule(Object):
     """A destination that the sandbox may reach through the egress proxy. Without ports: 80 and 443."""
 
     domain: Domain
-    ports: Annotated[list[PortRule], Meta(max_length=32)] = []
+    ports: Annotated[list[PortRule], Meta(max_length=limits.MAX_EGRESS_PORTS)] = []
 
 
 class NetworkAccess(Object):
     """The destinations that the sandbox may reach. Only the gateway and the operator can reach it."""
 
-    egress: Annotated[list[EgressRule], Meta(max_length=128)] = []
+    egress: Annotated[list[EgressRule], Meta(max_length=limits.MAX_EGRESS_RULES)] = []
     ingress: Literal[False] = False
 
 
@@ -142,7 +146,8 @@ class SandboxSpec(Object):
     runtime: RuntimeName
     security_level: SecurityLevel = "standard"
     timeout: Annotated[
-        int, Meta(ge=1, le=86400, description="Maximum duration of one execution, in seconds.")
+        int,
+        Meta(ge=1, le=limits.MAX_DURATION, description="Maximum duration of one execution, in seconds."),
     ] = 300
     resources: Resources = msgspec.field(default_factory=Resources)
     network_access: NetworkAccess = msgspec.field(default_factory=NetworkAccess)
@@ -171,11 +176,18 @@ class SandboxSpec(Object):
     ) = None
     idle_timeout: (
         Annotated[
-            int, Meta(ge=1, description="Seconds without executions and connections after which it ends.")
+            int,
+            Meta(
+                ge=1,
+                le=limits.MAX_DURATION,
+                description="Seconds without executions and connections after which it ends.",
+            ),
         ]
         | None
     ) = None
-    max_lifetime: Annotated[int, Meta(ge=1, le=2_592_000, description="Maximum lifetime in seconds.")] = 86400
+    max_lifetime: Annotated[
+        int, Meta(ge=1, le=limits.MAX_DURATION, description="Maximum lifetime in seconds.")
+    ] = 86400
     warm_pod: WarmPodClaimed | None = None
 
 
@@ -224,7 +236,7 @@ class NetworkRule(Object):
 
     domain: Domain | None = None
     cidr: Cidr | None = None
-    ports: Annotated[list[PortRule], Meta(max_length=32)] = []
+    ports: Annotated[list[PortRule], Meta(max_length=limits.MAX_EGRESS_PORTS)] = []
 
 
 class NetworkPolicyRules(Object):
@@ -318,7 +330,7 @@ class PreloadScript(Object):
     """Python code that runs once in each warm sandbox, before it is claimed."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
-    content: Annotated[str, Meta(max_length=65536)]
+    content: Annotated[str, Meta(max_length=limits.MAX_PRELOAD_SCRIPT)]
 
 
 class AutoScaling(Object):
@@ -326,7 +338,7 @@ class AutoScaling(Object):
 
     enabled: bool = False
     target_utilization: Annotated[int, Meta(ge=1, le=100)] = 80
-    scale_down_delay: Annotated[int, Meta(ge=0, le=86400)] = 300
+    scale_down_delay: Annotated[int, Meta(ge=0, le=limits.MAX_SCALE_DOWN_DELAY)] = 300
 
 
 class WarmPoolSpec(Object):
@@ -336,14 +348,14 @@ class WarmPoolSpec(Object):
     """
 
     runtime: RuntimeName
-    min_size: Annotated[int, Meta(ge=0, le=10_000)] = 1
-    max_size: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    min_size: Annotated[int, Meta(ge=0, le=limits.MAX_POOL_SIZE)] = 1
+    max_size: Annotated[int, Meta(ge=0, le=limits.MAX_POOL_SIZE)] = 0
     security_level: SecurityLevel = "standard"
-    ttl: Annotated[int, Meta(ge=0, le=2_592_000)] = 3600
+    ttl: Annotated[int, Meta(ge=0, le=limits.MAX_DURATION)] = 3600
     resources: PoolResources = msgspec.field(default_factory=PoolResources)
     profile_ref: ProfileRef | None = None
-    preload_packages: Annotated[list[str], Meta(max_length=256)] = []
-    preload_scripts: Annotated[list[PreloadScript], Meta(max_length=8)] = []
+    preload_packages: Annotated[list[PackageName], Meta(max_length=limits.MAX_PRELOAD_PACKAGES)] = []
+    preload_scripts: Annotated[list[PreloadScript], Meta(max_length=limits.MAX_PRELOAD_SCRIPTS)] = []
     auto_scaling: AutoScaling = msgspec.field(default_factory=AutoScaling)
     update_strategy: Literal["OnReplenish", "Recreate"] = "OnReplenish"
     allowed_namespaces: Annotated[

@@ -22,11 +22,11 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_kube.claims import grants
 from llmsafespace_kube.resources import names, types
 from llmsafespace_kube.resources.kubernetes import Metadata
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.limits import MAX_DURATION
+from llmsafespace_protocol.quantities import format_cores, format_size, number
 
 _ABOUT = 5.0  # seconds by which clocks and answers may differ
-_LONGEST_TIMEOUT = 86400  # seconds: what a Sandbox can say
 _RUNTIME_CLASS = "its runtime class's"  # gVisor, for one, keeps code in by its kernel and filters no calls
 
 
@@ -41,15 +41,15 @@ def sandbox_spec(spec: SandboxSpec, pool: str | None = None) -> types.SandboxSpe
     Raises ApiError(invalid_request) for what the API server would refuse after a warm pod was taken.
     """
     limits = spec.limits
-    timeout = limits.timeout if limits.timeout is not None else _LONGEST_TIMEOUT
+    timeout = limits.timeout if limits.timeout is not None else MAX_DURATION
     made = types.SandboxSpec(
         runtime=spec.runtime.strip().lower(),
         security_level=spec.security_level,  # type: ignore[arg-type]  # the REST API's words are these
-        timeout=min(_LONGEST_TIMEOUT, max(1, math.ceil(timeout))),
+        timeout=min(MAX_DURATION, max(1, math.ceil(timeout))),
         resources=types.Resources(
-            cpu=cores(spec.resources.cpu),
-            memory=size(spec.resources.memory),
-            ephemeral_storage=size(spec.resources.storage),
+            cpu=format_cores(spec.resources.cpu),
+            memory=format_size(spec.resources.memory),
+            ephemeral_storage=format_size(spec.resources.storage),
         ),
         network_access=types.NetworkAccess(
             egress=[
@@ -93,20 +93,6 @@ def _sandbox(spec: SandboxSpec, namespace: str, pool: str | None) -> types.Sandb
         finalizers=[names.SANDBOX_FINALIZER],
     )
     return types.Sandbox(metadata=metadata, spec=sandbox_spec(spec, pool))
-
-
-def cores(count: float) -> str:
-    """Cores as a quantity: 1.0 is "1", 0.5 is "500m"."""
-    milli = math.ceil(round(count * 1000, 3))
-    return f"{milli}m" if milli % 1000 else str(milli // 1000)
-
-
-def size(count: int) -> str:
-    """Bytes as a quantity: 1073741824 is "1Gi"."""
-    for suffix, unit in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
-        if count >= unit and count % unit == 0:
-            return f"{count // unit}{suffix}"
-    return str(count)
 
 
 # -- from the cluster -------------------------------------------------------------------------------------

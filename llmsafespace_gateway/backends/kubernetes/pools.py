@@ -17,13 +17,14 @@ from llmsafespace_gateway.backends.base import (
 )
 from llmsafespace_gateway.backends.kubernetes.cluster import Cluster
 from llmsafespace_gateway.backends.kubernetes.errors import explained
-from llmsafespace_gateway.backends.kubernetes.objects import cores, resources, size
+from llmsafespace_gateway.backends.kubernetes.objects import resources
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
 from llmsafespace_kube.api.errors import AlreadyExists
 from llmsafespace_kube.claims.choice import Request, misfit
 from llmsafespace_kube.resources import names, types
 from llmsafespace_kube.resources.kinds import WARMPOOL
+from llmsafespace_protocol.quantities import format_cores, format_size
 
 PoolChanged = Callable[[WarmPoolSpec, bool], None]  # a pool, and whether it is there now
 
@@ -237,9 +238,9 @@ def pool_body(spec: WarmPoolSpec) -> dict[str, Any]:
         "securityLevel": spec.security_level,
         "ttl": spec.ttl,
         "resources": {
-            "cpu": cores(spec.resources.cpu),
-            "memory": size(spec.resources.memory),
-            "ephemeralStorage": size(spec.resources.storage),
+            "cpu": format_cores(spec.resources.cpu),
+            "memory": format_size(spec.resources.memory),
+            "ephemeralStorage": format_size(spec.resources.storage),
         },
         "preloadPackages": list(spec.preload_packages),
         "preloadScripts": [{"name": name, "content": content} for name, content in spec.preload_scripts],

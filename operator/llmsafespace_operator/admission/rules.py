@@ -9,7 +9,6 @@ import msgspec
 from llmsafespace_kube.claims.choice import smaller_than_default
 from llmsafespace_kube.claims.profiles import missing_runtime_class, profile_of
 from llmsafespace_kube.claims.runtimes import Resolved, label, resolve
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.types import (
     PoolResources,
     Resources,
@@ -20,6 +19,7 @@ from llmsafespace_kube.resources.types import (
     WarmPool,
     WarmPoolSpec,
 )
+from llmsafespace_protocol.quantities import number
 
 _NAMED = 5  # maximum number of pools that a message names
 

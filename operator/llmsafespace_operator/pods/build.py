@@ -11,7 +11,6 @@ import msgspec
 from llmsafespace_kube.resources import names
 from llmsafespace_kube.resources.kinds import WARMPOD, Kind
 from llmsafespace_kube.resources.kubernetes import Metadata
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.settings import Settings
 from llmsafespace_kube.resources.types import (
     Filesystem,
@@ -30,6 +29,7 @@ from llmsafespace_protocol.configuration import (
     SandboxLimits,
     Script,
 )
+from llmsafespace_protocol.quantities import number
 
 CONTAINER = "sandbox"
 CONFIG_FOLDER = "/etc/llmsafespace"

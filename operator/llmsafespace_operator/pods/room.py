@@ -20,8 +20,8 @@ import msgspec
 
 from llmsafespace_kube.api.objects import Key
 from llmsafespace_kube.resources.kubernetes import Pod
-from llmsafespace_kube.resources.quantities import number
 from llmsafespace_kube.resources.types import PoolResources, Resources, WarmPod
+from llmsafespace_protocol.quantities import number
 
 PAUSE = 4.0  # seconds between two tries to find warm pods to delete for a sandbox
 HOLD = 15.0  # seconds for which a waiting sandbox keeps pools from creating warm pods

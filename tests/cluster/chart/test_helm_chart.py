@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llmsafespace_kube.resources.quantities import number
+from llmsafespace_protocol.quantities import number
 from tests.cluster.chart.support_chart import CHART, Helm, HelmError, Object, own_values
 from tests.cluster.support import Kubectl, Namespaces
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 
@@ -36,38 +37,46 @@ def parse(quantity: str | float) -> Decimal:
     return Decimal(match["number"]) * scale
 
 
+def number(quantity: str | float) -> float:
+    """The value of a quantity: "500m" is 0.5, "1Gi" is 1073741824. Raises ValueError."""
+    try:
+        return float(parse(quantity))
+    except ValueError as error:
+        raise ValueError(f"expected a quantity such as 500m, 2 or 1Gi, {error}") from None
+
+
 def cores(quantity: str | float) -> float:
     """A quantity of CPU in cores. Raises ValueError saying what was expected and what came."""
     try:
-        number = parse(quantity)
+        count = parse(quantity)
     except ValueError as error:
         raise ValueError(f'expected "500m" or a number of cores, {error}') from None
-    if not Decimal(str(MIN_CPU)) <= number <= Decimal(str(MAX_CPU)):
+    if not Decimal(str(MIN_CPU)) <= count <= Decimal(str(MAX_CPU)):
         raise ValueError(f"expected between 10m and {MAX_CPU:g} cores, got {str(quantity)[:40]}")
-    return float(number)
+    return float(count)
 
 
 def size(quantity: str | float) -> int:
     """A quantity of memory or storage in bytes. Raises ValueError saying what was expected and what came."""
     try:
-        number = parse(quantity)
+        count = parse(quantity)
     except ValueError as error:
         raise ValueError(f'expected "512Mi" or a number of bytes, {error}') from None
-    if not MIN_BYTES <= number <= MAX_BYTES:
+    if not MIN_BYTES <= count <= MAX_BYTES:
         raise ValueError(f"expected between 1Mi and 1Pi, got {str(quantity)[:40]}")
-    return int(number)
+    return int(count)
 
 
-def format_cores(number: float) -> str:
-    """Cores as the shortest quantity: 1.0 is "1", 0.5 is "500m"."""
-    milli = round(number * 1000)
+def format_cores(count: float) -> str:
+    """Cores as the shortest quantity, rounded up: 1.0 is "1", 0.5 is "500m"."""
+    milli = math.ceil(round(count * 1000, 3))
     return str(milli // 1000) if milli % 1000 == 0 else f"{milli}m"
 
 
-def format_size(number: int) -> str:
+def format_size(count: int) -> str:
     """Bytes as the shortest exact quantity: 1073741824 is "1Gi"."""
     for suffix in ("Ti", "Gi", "Mi", "Ki"):
         unit = int(_SUFFIXES[suffix])
-        if number >= unit and number % unit == 0:
-            return f"{number // unit}{suffix}"
-    return str(number)
+        if count >= unit and count % unit == 0:
+            return f"{count // unit}{suffix}"
+    return str(count)

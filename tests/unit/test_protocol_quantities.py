@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmsafespace_gateway import quantities
+from llmsafespace_protocol import quantities
 
 
 @pytest.mark.parametrize(
