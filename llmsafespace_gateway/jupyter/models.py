@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -11,11 +10,9 @@ import msgspec
 
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.services.types import KernelRow, SandboxRow, SessionRow
+from llmsafespace_protocol.environment import problem
 
-MAX_ENV = 512
-MAX_ENV_BYTES = 128 * 1024
 MAX_TEXT = 4096
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 
 class KernelBody(msgspec.Struct):
@@ -92,20 +89,14 @@ def clean_env(env: dict[str, str | int | float | bool | None] | None) -> dict[st
     """
     if not env:
         return {}
-    if len(env) > MAX_ENV:
-        raise ApiError("invalid_request", f"env: at most {MAX_ENV} variables")
-    cleaned: dict[str, str] = {}
-    for name, value in env.items():
-        if not _ENV_NAME.fullmatch(name):
-            raise ApiError("invalid_request", f"env: {name[:60]!r} is no name of an environment variable")
-        if value is None:
-            continue
-        cleaned[name] = value if isinstance(value, str) else str(value)
-        if "\0" in cleaned[name]:
-            raise ApiError("invalid_request", f"env.{name}: a value cannot hold NUL")
-    if sum(len(name) + len(value.encode()) for name, value in cleaned.items()) > MAX_ENV_BYTES:
-        raise ApiError("invalid_request", f"env: at most {MAX_ENV_BYTES} bytes together")
-    return cleaned
+    texts = {
+        name: value if isinstance(value, str) else str(value)
+        for name, value in env.items()
+        if value is not None
+    }
+    if (found := problem(texts)) is not None:
+        raise ApiError("invalid_request", f"env: {found}")
+    return texts
 
 
 def timestamp(seconds: float) -> str:

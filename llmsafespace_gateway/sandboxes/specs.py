@@ -14,10 +14,8 @@ from collections.abc import Iterable, Mapping
 from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
 from llmsafespace_gateway.sandboxes.requests import CreateSandbox
-from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.environment import early, problem
 
-MAX_ENV = 1024 * 1024  # bytes of all names and values
-MAX_VARIABLE = 128 * 1024 - 2  # of one: the kernel gives a process no longer string (MAX_ARG_STRLEN)
 MAX_LABELS = 64
 MAX_PACKAGES = 200
 MAX_PACKAGE = 500
@@ -63,22 +61,8 @@ def _check_egress(request: CreateSandbox) -> None:
 
 
 def _check_env(env: Mapping[str, str]) -> None:
-    total = 0
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name or "\0" in value:
-            raise _Wrong(
-                "env",
-                f"invalid environment variable {name[:60]!r}: expected no `=` in the name, no NUL anywhere",
-            )
-        try:
-            size = len(name.encode()) + len(value.encode())
-        except UnicodeEncodeError as error:
-            raise _Wrong("env", f"{name[:60]!r} is not valid Unicode") from error
-        if size > MAX_VARIABLE:
-            raise _Wrong("env", f"{name[:60]!r} has {size} bytes, and a process takes {MAX_VARIABLE}")
-        total += size
-    if total > MAX_ENV:
-        raise _Wrong("env", f"expected at most {MAX_ENV} bytes in all, got {total}")
+    if (found := problem(env)) is not None:
+        raise _Wrong("env", found)
     seed = env.get("PYTHONHASHSEED", "")
     if seed and (not _HASH_SEED.fullmatch(seed) or (seed != "random" and int(seed) > 2**32 - 1)):
         raise _Wrong("env.PYTHONHASHSEED", f"expected `random` or 0 to 4294967295, got {seed[:60]!r}")

@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmsafespace.errors import InvalidRequest
+from llmsafespace_protocol.environment import MAX_VARIABLE, problem
 
-MAX_ENV = 1024 * 1024  # characters of all names and values
-MAX_VARIABLE = 128 * 1024  # characters of one that a new process gets; Linux takes no longer ones
+from llmsafespace.errors import InvalidRequest
 
 
 def code_text(code: object) -> str:
@@ -69,24 +68,10 @@ def environment(
         raise InvalidRequest(f"{name} must be a mapping of names to values, got {_kind(env)}")
     checked: dict[str, str] = {}
     for key, value in (env or {}).items():
-        if not isinstance(key, str):
-            raise InvalidRequest(f"{name}: the name {key!r:.80} must be text (str), got {_kind(key)}")
         text = plain(key, f"{name}: the name {key!r:.80}")
-        if not text or "=" in text:
-            raise InvalidRequest(f"{name}: {text!r:.80} cannot be the name of a variable")
         checked[text] = plain(value, f"{name}: the value of {text!r:.80}")
-        if longest is not None and len(checked[text]) > longest:
-            raise InvalidRequest(
-                f"{name}: the value of {text!r:.80} has {len(checked[text])} characters, at most {longest} "
-                "are possible; put it into a file"
-            )
-    size = sum(len(key) + len(value) for key, value in checked.items())
-    if size > MAX_ENV:
-        largest = max(checked, key=lambda key: len(checked[key]))
-        raise InvalidRequest(
-            f"{name} has {size} characters, at most {MAX_ENV} are possible (the largest is {largest!r:.80}); "
-            "put large values into files"
-        )
+    if (found := problem(checked, longest)) is not None:
+        raise InvalidRequest(f"{name}: {found}")
     return checked
 
 

@@ -93,8 +93,11 @@ def test_code_that_utf_8_lacks() -> None:
         ({"A\0": "x"}, "env: the name 'A\\x00' contains NUL"),
         ({"TOKEN": "secret\0"}, "env: the value of 'TOKEN' contains NUL (character 6)"),
         ({"TOKEN": "secret\udcff"}, "env: the value of 'TOKEN': character 6 is U+DCFF"),
-        ({"BIG": "x" * 131073}, "env: the value of 'BIG' has 131073 characters, at most 131072"),
-        ({f"V{n:02}": "x" * 131000 for n in range(9)}, "env has 1179027 characters, at most 1048576"),
+        ({"BIG": "x" * 131068}, "env: 'BIG' has 131071 bytes, at most 131070"),
+        (
+            {f"V{n:02}": "x" * 131000 for n in range(9)},
+            "env: all variables have 1179027 bytes, at most 1048576",
+        ),
         (["A=1"], "env must be a mapping of names to values, got list"),
     ],
 )
@@ -106,9 +109,9 @@ def test_variables_that_no_process_can_be_given(env: Any, words: str) -> None:
 
 
 def test_variables_at_their_limits() -> None:
-    longest = {"A": "x" * 131072}
+    longest = {"A": "é" * 65534 + "x"}
     assert values.environment(longest) == longest
-    most = {f"V{n}": "x" * 131070 for n in range(8)}
+    most = {f"V{n}": "x" * 131068 for n in range(8)}
     assert values.environment(most) == most
     assert values.environment({Text("A"): Word.CODE}) == {"A": "6 * 7"}
     assert values.environment(None) == {}

@@ -22,7 +22,7 @@ from llmsafespace_gateway.errors import ApiError
 from llmsafespace_kube.claims import grants
 from llmsafespace_kube.resources import names, types
 from llmsafespace_kube.resources.kubernetes import Metadata
-from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.environment import early
 from llmsafespace_protocol.limits import MAX_DURATION
 from llmsafespace_protocol.quantities import format_cores, format_size, number
 

@@ -40,7 +40,7 @@ from llmsafespace_gateway.backends.runtimes.prepared import PreparedRuntime
 from llmsafespace_gateway.egress.proxy import EgressProxy
 from llmsafespace_gateway.egress.rules import to_rules
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.environment import early
 from llmsafespace_protocol.frames import FrameStream
 from llmsafespace_protocol.proof import ProofError
 from llmsafespace_protocol.requests import BindRequest, Open

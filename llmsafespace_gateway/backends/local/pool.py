@@ -9,7 +9,7 @@ import msgspec
 
 from llmsafespace_gateway.backends.base import SandboxSpec, WarmPoolSpec
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.environment import early
 
 _MAX_BACKOFF = 60.0  # seconds between starts that fail
 

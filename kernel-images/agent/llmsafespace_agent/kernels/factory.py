@@ -17,7 +17,7 @@ from llmsafespace_agent.kernels.starting import (
 )
 from llmsafespace_agent.kernels.template import Template
 from llmsafespace_protocol.configuration import AgentConfig, KernelKind
-from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.environment import early
 
 __all__ = ["KernelStartError", "Kernels"]
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server.errors import invalid
+from llmsafespace_protocol.environment import problem
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _ZONE = re.compile(r"[A-Za-z0-9_+\-/:,.<>]{1,64}")
 _EGRESS_TOKEN = re.compile(r"[A-Za-z0-9._-]{1,32768}")
-_MAX_ENV = 1024 * 1024
 _LONGEST = 366 * 86400.0
 
 
@@ -40,16 +40,9 @@ def text(value: str, what: str, limit: int) -> str:
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables that a process can be given."""
-    size = 0
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name:
-            raise invalid(f"env: {name[:80]!r} is no name of an environment variable")
-        if "\0" in value:
-            raise invalid(f"env: the value of {name[:80]} contains NUL")
-        size += len(name) + len(value)
-    if size > _MAX_ENV:
-        raise invalid(f"env: {size} characters are over the limit of {_MAX_ENV}")
+    """Environment variables that a kernel can be given."""
+    if (found := problem(env, longest=None)) is not None:
+        raise invalid(f"env: {found}")
     return dict(env)
 
 

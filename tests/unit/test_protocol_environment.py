@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmsafespace_protocol.early_env import early
+from llmsafespace_protocol.environment import early
 
 
 @pytest.mark.parametrize(
