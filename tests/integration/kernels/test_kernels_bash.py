@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 
@@ -51,6 +52,65 @@ async def test_env_of_one_cell(bash: Any) -> None:
     assert (
         await bash.run("echo $WHO ${ONCE-unset}; env | grep -c __llmsafespace")
     ).text() == "ann unset\n0\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        ("-x", ["++ echo a\na\n", "++ echo b\nb\n", "++ set +x\n"]),
+        ("-v", ["a\n", "echo b\nb\n", "set +v\n"]),
+    ],
+)
+async def test_tracing_shows_the_cell_alone(bash: Any, option: str, shown: list[str]) -> None:
+    cells = [f"set {option}; echo a", "echo b", f"set +{option[1]}"]
+    assert [
+        (await bash.run(f"exec 2>&1; {cells[0]}")).text(),
+        *[(await bash.run(c)).text() for c in cells[1:]],
+    ] == shown
+    assert (await bash.run("echo quiet")).text() == "quiet\n"
+
+
+async def test_history_has_the_cells_alone(bash: Any) -> None:
+    await bash.run("echo one")
+    assert (await bash.run("history")).text() == "    1  echo one\n    2  history\n"
+    await bash.run("set -o history")
+    last = (await bash.run("history | tail -1")).text()
+    assert last == "    4  history | tail -1\n"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "printf() { echo mine; }",
+        "eval() { echo mine; }; set() { :; }; unset() { :; }; export() { :; }; exit() { :; }",
+        "builtin() { :; }; command() { :; }; history() { echo mine; }; [() { :; }",
+        "alias eval=false set=false unset=false export=false history=false",
+        "trap 'n=1' DEBUG; trap 'n=2' ERR; set -T",
+        "set -u; set -f; set -C; IFS=x",
+        "set -o posix",
+        "PS4='> '; PS1='$ '; PROMPT_COMMAND='echo prompt' PS0=now",
+        "exec 3>&- 4>&-; enable -n printf history",
+    ],
+)
+async def test_what_a_cell_redefines_is_the_cells_alone(bash: Any, cell: str) -> None:
+    assert (await bash.run(cell)).reply["status"] == "ok"
+    seen = await bash.run("echo out; false")
+    assert (seen.text(), seen.text("stderr")) == ("out\n", "")
+    assert (await bash.run("echo $? ${ONCE-}", env={"ONCE": "1"})).text() == "1 1\n"
+    assert (await bash.run("echo ${ONCE-unset}")).text() == "unset\n"
+    completed = await bash.ask("complete_request", {"code": "echo $HOM", "cursor_pos": 9})
+    assert completed.reply["matches"] == ["$HOME"]
+
+
+async def test_a_cell_that_closes_every_descriptor_ends_the_shell(bash: Any) -> None:
+    closed = await bash.run('for each in {3..255}; do eval "exec $each>&-"; done; echo closed')
+    assert closed.reply["ename"] == "ExitStatus"
+    assert (await bash.run("echo again")).text() == "again\n"
+
+
+async def test_the_machinery_is_not_to_be_seen(bash: Any) -> None:
+    seen = await bash.run("declare -p; declare -F; alias; trap; env", env={"ONCE": "1"})
+    assert [line for line in seen.text().splitlines() if "llmsafespace_" in line and "_0=" not in line] == []
 
 
 async def test_much_output_is_complete(bash: Any) -> None:
