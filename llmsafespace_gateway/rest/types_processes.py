@@ -21,6 +21,9 @@ from llmsafespace_gateway.rest.types import (
     Timeout,
     UsageAnswer,
 )
+from llmsafespace_protocol.limits import MAX_ARGUMENT
+
+Argument = Annotated[str, Meta(max_length=MAX_ARGUMENT)]
 
 # -- contexts, packages, commands --------------------------------------------------------------------
 
@@ -60,8 +63,8 @@ class CommandBody(Body, kw_only=True):
     """
 
     id: Identifier | None = None
-    command: Text | None = None
-    argv: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    command: Argument | None = None
+    argv: Annotated[list[Argument], Meta(min_length=1, max_length=4096)] | None = None
     cwd: Path | None = None
     env: Env = {}
     timeout: Timeout | None = None

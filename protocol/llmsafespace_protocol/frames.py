@@ -58,7 +58,7 @@ class FrameStream(asyncio.BufferedProtocol):
     """
 
     def __init__(self, max_frame: int = MAX_FRAME) -> None:
-        self._max_frame = max_frame
+        self.max_frame = max_frame  # bytes of a body; may be changed between frames
         self._rest = b""  # bytes that were read and are not parsed yet
         self._whole: deque[tuple[int, bytes]] = deque()  # complete frames that arrived while held
         self._kind = 0
@@ -130,8 +130,8 @@ class FrameStream(asyncio.BufferedProtocol):
         if transport is None or transport.is_closing():
             return
         length = sum(len(part) for part in parts)
-        if length > self._max_frame:
-            raise FrameError(f"a frame of {length} bytes is over the limit of {self._max_frame}")
+        if length > self.max_frame:
+            raise FrameError(f"a frame of {length} bytes is over the limit of {self.max_frame}")
         head = _HEAD.pack(length, kind)
         if length <= _LARGE:
             transport.write(b"".join((head, *parts)))
@@ -243,7 +243,7 @@ class FrameStream(asyncio.BufferedProtocol):
         try:
             while not self._held and self._on_frame is not None and len(view) - start >= _HEAD.size:
                 length, kind = _HEAD.unpack_from(view, start)
-                if length > self._max_frame:
+                if length > self.max_frame:
                     self.abort()
                     return b""
                 begin, end = start + _HEAD.size, start + _HEAD.size + length

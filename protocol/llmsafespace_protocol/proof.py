@@ -2,7 +2,8 @@
 
 1. The gateway sends `Hello` with a fresh nonce.
 2. The agent sends `Challenge`: its own nonce and its proof.
-3. The gateway checks that proof and sends `Answer`: its own proof and what the stream is for.
+3. The gateway checks that proof and sends `Answer`: its own proof and what the stream is for. Where that is
+   large (long code), a frame of its own follows, so that nobody can send much before their proof.
 
 A proof is an HMAC over both nonces, the sender's role and the fingerprint of the agent's certificate. It
 therefore cannot be replayed on another connection or in the other direction. A unix socket has no
@@ -24,7 +25,9 @@ from llmsafespace_protocol.frames import FrameKind, FrameStream
 
 PROTOCOL = 1
 PROOF_TIMEOUT = 10.0  # seconds that each side waits for each frame of the other
-_MAX_HELLO = 4096
+_LARGE_TIMEOUT = 60.0  # seconds for a frame of up to MAX_FRAME bytes
+_MAX_HELLO = 4096  # bytes
+_MAX_ANSWER = 256 * 1024  # bytes
 T = TypeVar("T")
 
 
@@ -51,10 +54,13 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Third frame, gateway to agent: its proof; `open` says what the stream is for (see requests.py)."""
+    """Third frame, gateway to agent: its proof; `open` says what the stream is for (see requests.py).
+
+    Without `open` the next frame says it.
+    """
 
     proof: str
-    open: dict[str, Any]
+    open: dict[str, Any] | None = None
 
 
 def _proof(token: bytes, role: str, hello_nonce: str, challenge_nonce: str, fingerprint: str) -> str:
@@ -74,12 +80,15 @@ def peer_fingerprint(stream: FrameStream) -> str:
 
 
 async def _receive(stream: FrameStream, kind: type[T]) -> T:
+    usual, stream.max_frame = stream.max_frame, _MAX_ANSWER if kind is Answer else _MAX_HELLO
     try:
         async with asyncio.timeout(PROOF_TIMEOUT):
             frame, body = await stream.next_frame()
     except (TimeoutError, ConnectionError) as error:
         raise NoAnswer("the peer did not answer the proof") from error
-    if frame != FrameKind.JSON or len(body) > (_MAX_HELLO if kind is not Answer else 256 * 1024):
+    finally:
+        stream.max_frame = usual
+    if frame != FrameKind.JSON:
         raise ProofError("the peer sent something other than a proof")
     try:
         return msgspec.json.decode(body, type=kind)
@@ -104,8 +113,13 @@ async def prove_as_gateway(stream: FrameStream, token: bytes, open_: dict[str, A
     except BaseException:
         stream.abort()
         raise
-    answer = Answer(_proof(token, "gateway", hello.nonce, challenge.nonce, mark), open_)
-    stream.send(FrameKind.JSON, msgspec.json.encode(answer))
+    proof = _proof(token, "gateway", hello.nonce, challenge.nonce, mark)
+    answer = msgspec.json.encode(Answer(proof, open_))
+    if len(answer) <= _MAX_ANSWER:
+        stream.send(FrameKind.JSON, answer)
+        return
+    stream.send(FrameKind.JSON, msgspec.json.encode(Answer(proof)))
+    stream.send(FrameKind.JSON, msgspec.json.encode(open_))
 
 
 async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str) -> dict[str, Any]:
@@ -124,7 +138,20 @@ async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str
         wanted = _proof(token, "gateway", hello.nonce, nonce, own_fingerprint)
         if not hmac.compare_digest(wanted.encode(), answer.proof.encode()):
             raise ProofError("the gateway does not hold this sandbox's token")
+        return answer.open if answer.open is not None else await _large_open(stream)
     except BaseException:
         stream.abort()
         raise
-    return answer.open
+
+
+async def _large_open(stream: FrameStream) -> dict[str, Any]:
+    """The frame after an Answer without `open`."""
+    try:
+        async with asyncio.timeout(_LARGE_TIMEOUT):
+            frame, body = await stream.next_frame()
+    except (TimeoutError, ConnectionError) as error:
+        raise NoAnswer("the gateway did not say what the stream is for") from error
+    try:
+        return msgspec.json.decode(body if frame == FrameKind.JSON else b"", type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProofError(f"what the gateway opens the stream for cannot be read: {error}") from error

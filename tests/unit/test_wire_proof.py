@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmsafespace_protocol.frames import FrameKind, FrameStream
-from llmsafespace_protocol.proof import ProofError, prove_as_agent, prove_as_gateway
+from llmsafespace_protocol.proof import NoAnswer, ProofError, prove_as_agent, prove_as_gateway
 
 TOKEN = b"t" * 32
 NONSENSE = {
@@ -76,3 +76,29 @@ async def test_both_sides_prove_themselves(tmp_path: Path) -> None:
     async with pair(tmp_path) as (ours, peer):
         _, opened = await asyncio.gather(prove_as_gateway(peer, TOKEN, {"kind": "rpc"}), prove("agent", ours))
         assert opened == {"kind": "rpc"}
+
+
+@pytest.mark.parametrize("size", [1, 262_000, 263_000, 20_000_000])
+async def test_what_a_stream_is_for_may_be_large(tmp_path: Path, size: int) -> None:
+    wanted = {"kind": "execution", "code": "x" * size}
+    async with pair(tmp_path) as (ours, peer):
+        _, opened = await asyncio.gather(prove_as_gateway(peer, TOKEN, wanted), prove("agent", ours))
+        assert opened == wanted
+        peer.send(FrameKind.JSON, b"after")
+        assert await asyncio.wait_for(ours.next_frame(), 30) == (FrameKind.JSON, b"after")
+
+
+async def test_nobody_sends_much_before_their_proof(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (ours, peer):
+        peer.send(FrameKind.JSON, b" " * 10_000_000)
+        with pytest.raises(ProofError):
+            await prove("agent", ours)
+        await asyncio.wait_for(ours.wait_closed(), 30)
+        assert ours._body is None
+
+
+async def test_nobody_says_what_a_stream_is_for_without_a_proof(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (ours, peer):
+        other = prove_as_gateway(peer, b"o" * 32, {"code": "x" * 300_000})
+        done = await asyncio.gather(other, prove("agent", ours), return_exceptions=True)
+        assert [type(each) for each in done] == [ProofError, NoAnswer]

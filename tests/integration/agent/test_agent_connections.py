@@ -59,7 +59,7 @@ async def test_wrong_token_is_refused_by_both_sides(launch: Any) -> None:
 async def test_garbage_is_refused_and_the_agent_lives(launch: Any, frames: Any) -> None:
     agent = await launch(parked=0)
     stream = await agent.dial()
-    stream._max_frame = 2**31
+    stream.max_frame = 2**31
     for kind, body in frames:
         stream.send(kind, body)
     await refused(stream)

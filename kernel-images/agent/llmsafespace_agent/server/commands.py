@@ -23,7 +23,6 @@ RUNNING = 64
 KEPT = 256
 _MEMORY = 512 * 1024
 _DISK = 32 * 1024 * 1024
-_MAX_LINE = 1024 * 1024
 _MANAGERS = {
     "uv": ["uv", "pip", "install"],
     "conda": ["conda", "install", "--yes"],
@@ -153,10 +152,10 @@ def argv_of(request: CommandStart) -> tuple[list[str], str]:
     if (request.command is None) == (request.argv is None):
         raise invalid("give either command (a shell line) or argv")
     if request.command is not None:
-        line = validation.text(request.command, "command", _MAX_LINE)
+        line = validation.argument(request.command, "command")
         shell = "/bin/bash" if os.access("/bin/bash", os.X_OK) else "/bin/sh"
         return [shell, "-c", line], line
-    argv = [validation.text(word, "argv", _MAX_LINE) for word in request.argv or []]
+    argv = [validation.argument(word, "argv") for word in request.argv or []]
     if not argv or not argv[0]:
         raise invalid("argv must name a program")
     return argv, shlex.join(argv)

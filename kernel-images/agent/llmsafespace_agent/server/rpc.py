@@ -11,7 +11,7 @@ import msgspec
 
 from llmsafespace_agent.server import validation
 from llmsafespace_agent.server.errors import AgentError, invalid
-from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.frames import MAX_FRAME, FrameKind, FrameStream
 from llmsafespace_protocol.kernel_messages import UNREADABLE
 from llmsafespace_protocol.requests import (
     METHODS,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 64
-_MAX_REQUEST = 16 * 1024 * 1024
 _PASSIVE = frozenset(
     {"status", "ready", "contexts.list", "contexts.get", "executions.list", "executions.get", "commands.list"}
     | {"commands.get"}
@@ -166,8 +165,8 @@ class RpcStream:
 
     def _frame(self, kind: int, body: bytes) -> None:
         try:
-            if kind != FrameKind.JSON or len(body) > _MAX_REQUEST:
-                raise invalid(f"a request is one JSON frame of at most {_MAX_REQUEST} bytes")
+            if kind != FrameKind.JSON or len(body) > MAX_FRAME:
+                raise invalid(f"a request is one JSON frame of at most {MAX_FRAME} bytes")
             request = _requests.decode(body)
         except (AgentError, *UNREADABLE) as error:
             # Without an id there is no way to answer: the stream cannot go on.

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from llmsafespace_agent.inside.inside import Inside
 from llmsafespace_agent.server.errors import invalid
 from llmsafespace_protocol.environment import problem
+from llmsafespace_protocol.limits import MAX_ARGUMENT
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 _ZONE = re.compile(r"[A-Za-z0-9_+\-/:,.<>]{1,64}")
@@ -37,6 +38,14 @@ def text(value: str, what: str, limit: int) -> str:
     if len(value) > limit or "\0" in value:
         raise invalid(f"{what} must have at most {limit} characters and no NUL")
     return value
+
+
+def argument(value: str, what: str) -> str:
+    """A program's argument, as the system takes it."""
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > MAX_ARGUMENT:
+        raise invalid(f"{what} has {size} bytes, at most {MAX_ARGUMENT} are possible; put it into a file")
+    return text(value, what, MAX_ARGUMENT)
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
