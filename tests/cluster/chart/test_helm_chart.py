@@ -80,7 +80,7 @@ WRONG = [
         {"namespaces": {"sandboxes": {"both": "b"}, "pools": ["both"]}},
         "namespace both is in namespaces.sandb",
     ),
-    ({"gateway": {"ingress": {"enabled": True, "host": "*.example.com"}}}, "say in gateway.url"),
+    ({"gateway": {"ingress": {"enabled": True, "host": "*.example.com"}}}, "set gateway.url"),
     ({"namespaces": {"pools": ["system"]}}, "is the release's own"),
     ({"warmPools": {"python": {"namespace": "elsewhere"}}}, "is not one of namespaces.pools"),
     ({"runtimes": {"r": {"image": "r:1"}}}, "missing property 'language'"),
