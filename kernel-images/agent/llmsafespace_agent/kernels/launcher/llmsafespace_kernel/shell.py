@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -76,6 +77,7 @@ class Shell(ZMQInteractiveShell):
         self.history_manager = History(shell=self, parent=self)
         self.configurables.append(self.history_manager)
 
+    @functools.wraps(ZMQInteractiveShell.run_cell_async)  # ipykernel looks which parameters it has
     async def run_cell_async(self, *arguments: Any, **options: Any) -> Any:
         """Run a cell that awaits."""
         return await self.interruption.run(super().run_cell_async(*arguments, **options))
