@@ -109,15 +109,17 @@ def _in_task(frame: FrameType | None) -> bool:
 
 
 def without_us(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback that ends in the user's frames: without our handler, where that raised."""
-    last: TracebackType | None = None
+    """A traceback that ends in the user's frames: without what of ours the cell called (`print`, say)."""
+    in_cell = False
+    before: TracebackType | None = None
     current = trace
     while current is not None:
-        if not current.tb_frame.f_code.co_filename.startswith(_HERE):
-            last = current
-        current = current.tb_next
-    if last is not None:
-        last.tb_next = None
+        code = current.tb_frame.f_code
+        if in_cell and before is not None and code.co_filename.startswith(_HERE):
+            before.tb_next = None
+            break
+        in_cell = in_cell or code is _CELL
+        before, current = current, current.tb_next
     return trace
 
 
