@@ -91,9 +91,9 @@ CASES: dict[str, tuple[Callable[[Sandbox], object], type[SandboxError], type[OSE
     ),
     "a working folder that is a file": (
         lambda box: box.run_command("true", cwd="/etc/hostname/x", background=True),
-        MissingPath,
-        FileNotFoundError,
-        errno.ENOENT,
+        NotADirectory,
+        NotADirectoryError,
+        errno.ENOTDIR,
     ),
 }
 
