@@ -12,7 +12,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 USER = 65_432
 FILES = (
-    "test_local_apart.py",
+    pytest.param("test_local_apart.py", marks=pytest.mark.heavy),  # over two minutes
     "test_local_clock.py",
     "test_local_isolation.py",
     "test_local_scheduling.py",
