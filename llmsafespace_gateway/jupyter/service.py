@@ -27,7 +27,8 @@ from llmsafespace_gateway.jupyter.models import timestamp
 from llmsafespace_protocol.kernel_messages import UNREADABLE
 
 STARTED = time.time()
-_VERSIONS = {"version": version("jupyter_server"), "gateway_version": version("llmsafespace-gateway")}
+# The release of jupyter_server whose API this is; clients compare it. The package itself is not needed.
+_VERSIONS = {"version": "2.17.0", "gateway_version": version("llmsafespace-gateway")}
 
 # Which scope an action on a resource of Jupyter's authorization model needs here.
 _READ = {"api": SANDBOXES_READ, "kernels": SANDBOXES_READ, "kernelspecs": SANDBOXES_READ}

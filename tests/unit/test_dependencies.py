@@ -35,6 +35,16 @@ def imported() -> set[str]:
     return found - set(sys.stdlib_module_names) - {"llmsafespace_gateway"}
 
 
+def asked_for() -> set[str]:
+    """Distributions whose version the gateway asks for, as text: `version("name")`."""
+    found: set[str] = set()
+    for path in (ROOT / "llmsafespace_gateway").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "version":
+                found.update(str(each.value) for each in node.args if isinstance(each, ast.Constant))
+    return found
+
+
 def distributions(requirements: list[Requirement]) -> set[str]:
     """The names of these and all that they require here, by what is installed."""
     found: set[str] = set()
@@ -64,3 +74,9 @@ def test_what_is_declared_is_imported_and_the_reverse() -> None:
 def test_an_installation_is_small() -> None:
     found = distributions(declared()) | {"llmsafespace-gateway"}
     assert len(found) <= MOST, sorted(found)
+
+
+def test_versions_are_asked_of_what_is_declared() -> None:
+    """An installation has nothing else: a gateway without jupyter_server did not start."""
+    own = {"llmsafespace-gateway"}
+    assert own <= asked_for() <= own | {canonicalize_name(each.name) for each in declared()}
