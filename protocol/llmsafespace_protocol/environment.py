@@ -65,8 +65,11 @@ def problem(env: Mapping[str, str], longest: int | None = MAX_VARIABLE) -> str |
             return f"{shown} has {size} bytes, at most {longest} are possible; put it into a file"
         total += size
     if total > MAX_ENV:
+        largest = max(env, key=lambda name: len(env[name]))
         return (
-            f"all variables have {total} bytes, at most {MAX_ENV} are possible; put large values into files"
+            f"all variables have {total} bytes, at most {MAX_ENV} are possible; "
+            f"the largest is {largest!r:.80}: "
+            "put large values into files"
         )
     return None
 

@@ -233,7 +233,10 @@ def faults(pid: int) -> int:
 
 
 async def test_bulk_output_reuses_its_memory(agent: Any) -> None:
-    """A message of 1 MiB costs each process hundreds of page faults when the allocator gives it back."""
+    """A message of 1 MiB costs each process more than 256 page faults when the allocator gives it back.
+
+    A few come with messages that wait: on a busy machine there are more of them at a time.
+    """
     session = await agent.session()
     pid = int(text(await session.run("import os; print(os.getpid())")))
     code = "for i in range(60): display({'text/plain': 'd' * 1048576}, raw=True)"
@@ -241,5 +244,5 @@ async def test_bulk_output_reuses_its_memory(agent: Any) -> None:
     kernel, own = faults(pid), faults(agent.process.pid)
     await session.run(code)
     print("page faults a message:", (faults(pid) - kernel) / 60, (faults(agent.process.pid) - own) / 60)
-    assert (faults(pid) - kernel) / 60 < 30
-    assert (faults(agent.process.pid) - own) / 60 < 30
+    assert (faults(pid) - kernel) / 60 < 100
+    assert (faults(agent.process.pid) - own) / 60 < 100
