@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from llmsafespace_gateway import configuration
 from llmsafespace_gateway.app import GatewayApp
 from llmsafespace_gateway.configuration import UsageError
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store import sqlite_url, stated_url
+from llmsafespace_gateway.store import Store, sqlite_url, stated_url
 
 
 class Command(JupyterApp):
@@ -112,6 +113,15 @@ class StoreCommand(Command):
         "database-url": "GatewayApp.database_url",
         "database-url-file": "GatewayApp.database_url_file",
     }
+
+    @contextlib.asynccontextmanager
+    async def store(self, make: bool = False) -> AsyncIterator[Store]:
+        """The gateway's store, open inside. Raises ApiError when there is none; see `store_url`."""
+        store = await Store.open(self.store_url(make))
+        try:
+            yield store
+        finally:
+            await store.close()
 
 
 def moment(seconds: float | None) -> str | None:

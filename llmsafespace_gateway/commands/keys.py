@@ -18,7 +18,7 @@ from llmsafespace_gateway.access.principal import ROLES, SCOPES
 from llmsafespace_gateway.commands.base import Command, StoreCommand, moment, print_table
 from llmsafespace_gateway.configuration import UsageError
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store import Store, keys
+from llmsafespace_gateway.store import keys
 from llmsafespace_gateway.store.rows import KeyRow, UserRow
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
@@ -89,12 +89,9 @@ class CreateKey(StoreCommand):
         except ValueError as error:
             raise UsageError(f"--scopes: {error}") from None
         expires_at = expiry(self.expires, time.time()) if self.expires else None
-        store = await Store.open(self.store_url(make=True))
-        try:
+        async with self.store(make=True) as store:
             row = await ensure_user(store, tenant, user, role)
             _, text = await issue_key(store, row, self.note[:128], scopes, expires_at)
-        finally:
-            await store.close()
         print(text)
         return 0
 
@@ -113,11 +110,8 @@ class ListKeys(StoreCommand):
 
     async def run(self) -> int:
         """See Command."""
-        store = await Store.open(self.store_url())
-        try:
+        async with self.store() as store:
             found = await keys.everything(store, self.tenant)
-        finally:
-            await store.close()
         if self.json:
             print(json.dumps([_document(key, user) for key, user in found], indent=2))
         else:
@@ -137,12 +131,9 @@ class RevokeKey(StoreCommand):
         wanted = self.word("ID")
         # A person may give the whole key instead of its id.
         key_id = wanted.split("_")[1] if wanted.count("_") == 2 and wanted.startswith("lsp_") else wanted
-        store = await Store.open(self.store_url())
-        try:
+        async with self.store() as store:
             found = await keys.known(store, key_id)
             row = await keys.revoke(store, found.user.id, found.key.id, time.time()) if found else None
-        finally:
-            await store.close()
         if row is None:
             raise ApiError("not_found", f"there is no key {key_id!r}; `keys list` shows those that are")
         print(f"revoked {row.id}", file=sys.stderr)

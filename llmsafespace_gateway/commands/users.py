@@ -11,7 +11,7 @@ from traitlets import Bool, Enum, Unicode
 from llmsafespace_gateway.access.principal import ROLES
 from llmsafespace_gateway.commands.base import Command, StoreCommand, moment, print_table
 from llmsafespace_gateway.errors import ApiError
-from llmsafespace_gateway.store import Store, users
+from llmsafespace_gateway.store import users
 from llmsafespace_gateway.tenants import DEFAULT_TENANT
 
 
@@ -29,11 +29,8 @@ class ListUsers(StoreCommand):
 
     async def run(self) -> int:
         """See Command."""
-        store = await Store.open(self.store_url())
-        try:
+        async with self.store() as store:
             found = await users.everyone(store, self.tenant)
-        finally:
-            await store.close()
         if self.json:
             told = [{**msgspec.to_builtins(row), "created_at": moment(row.created_at)} for row in found]
             print(json.dumps(told, indent=2))
@@ -66,8 +63,7 @@ class SetRole(StoreCommand):
     async def run(self) -> int:
         """See Command."""
         name, role = self.needed("user"), self.needed("role")
-        store = await Store.open(self.store_url())
-        try:
+        async with self.store() as store:
             row = await users.by_name(store, self.tenant, name)
             if row is None:
                 raise ApiError(
@@ -75,8 +71,6 @@ class SetRole(StoreCommand):
                     f"tenant {self.tenant} has no user {name!r}; `users list` shows those that are",
                 )
             await users.set_role(store, row.tenant, row.id, role)
-        finally:
-            await store.close()
         return 0
 
 
