@@ -67,9 +67,6 @@ class Gateway:
         settings: dict[str, Any] = {
             "services": Services(self._service_parts()),
             "access": self._access,
-            "sandboxes": self._sandboxes,
-            "store": self._store,
-            "backend": self._backend,
             "metrics": self._metrics,
             "readiness": self.readiness,
             "allow_token_in_url": self._app.allow_token_in_url,
