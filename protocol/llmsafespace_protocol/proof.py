@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from llmsafespace_protocol.frames import FrameKind, FrameStream
+from llmsafespace_protocol.frames import MAX_FRAME, FrameKind, FrameStream
 
 PROTOCOL = 1
 PROOF_TIMEOUT = 10.0  # seconds that each side waits for each frame of the other
@@ -79,10 +79,13 @@ def peer_fingerprint(stream: FrameStream) -> str:
     return fingerprint(tls.getpeercert(True)) if tls is not None else ""
 
 
-async def _receive(stream: FrameStream, kind: type[T]) -> T:
-    usual, stream.max_frame = stream.max_frame, _MAX_ANSWER if kind is Answer else _MAX_HELLO
+async def _receive(
+    stream: FrameStream, kind: type[T], most: int = _MAX_HELLO, patience: float = PROOF_TIMEOUT
+) -> T:
+    """The next frame, of at most `most` bytes. Raises ProofError, and NoAnswer after `patience` seconds."""
+    usual, stream.max_frame = stream.max_frame, most
     try:
-        async with asyncio.timeout(PROOF_TIMEOUT):
+        async with asyncio.timeout(patience):
             frame, body = await stream.next_frame()
     except (TimeoutError, ConnectionError) as error:
         raise NoAnswer("the peer did not answer the proof") from error
@@ -134,24 +137,13 @@ async def prove_as_agent(stream: FrameStream, token: bytes, own_fingerprint: str
         nonce = secrets.token_hex(32)
         proof = _proof(token, "agent", hello.nonce, nonce, own_fingerprint)
         stream.send(FrameKind.JSON, msgspec.json.encode(Challenge(nonce, proof)))
-        answer = await _receive(stream, Answer)
+        answer = await _receive(stream, Answer, _MAX_ANSWER)
         wanted = _proof(token, "gateway", hello.nonce, nonce, own_fingerprint)
         if not hmac.compare_digest(wanted.encode(), answer.proof.encode()):
             raise ProofError("the gateway does not hold this sandbox's token")
-        return answer.open if answer.open is not None else await _large_open(stream)
+        if answer.open is not None:
+            return answer.open
+        return await _receive(stream, dict[str, Any], MAX_FRAME, _LARGE_TIMEOUT)
     except BaseException:
         stream.abort()
         raise
-
-
-async def _large_open(stream: FrameStream) -> dict[str, Any]:
-    """The frame after an Answer without `open`."""
-    try:
-        async with asyncio.timeout(_LARGE_TIMEOUT):
-            frame, body = await stream.next_frame()
-    except (TimeoutError, ConnectionError) as error:
-        raise NoAnswer("the gateway did not say what the stream is for") from error
-    try:
-        return msgspec.json.decode(body if frame == FrameKind.JSON else b"", type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProofError(f"what the gateway opens the stream for cannot be read: {error}") from error
