@@ -67,9 +67,8 @@ def problem(env: Mapping[str, str], longest: int | None = MAX_VARIABLE) -> str |
     if total > MAX_ENV:
         largest = max(env, key=lambda name: len(env[name]))
         return (
-            f"all variables have {total} bytes, at most {MAX_ENV} are possible; "
-            f"the largest is {largest!r:.80}: "
-            "put large values into files"
+            f"all variables have {total} bytes, at most {MAX_ENV} are possible; put large values into files "
+            f"(the largest is {largest!r:.80})"
         )
     return None
 

@@ -9,6 +9,7 @@ from ipykernel.kernelbase import Kernel
 
 _HEADER = 3  # of the frames of a request: identity, delimiter, signature, header
 PROBE, SKIP = "llmsafespace_probe", "llmsafespace_skip"
+_PROBE, _SKIP = PROBE.encode(), SKIP.encode()
 
 
 class Answering(Kernel):
@@ -20,7 +21,7 @@ class Answering(Kernel):
 
     async def dispatch_shell(self, msg: Any, *arguments: Any, **options: Any) -> Any:
         """A probe is answered on both channels, and leaves no trace: output goes on to belong to the cell."""
-        if len(msg) > _HEADER and PROBE.encode() in bytes(msg[_HEADER].buffer):
+        if len(msg) > _HEADER and _PROBE in bytes(msg[_HEADER].buffer):
             session: Any = self.session
             idents, parts = session.feed_identities(msg, copy=False)
             probe = session.deserialize(parts, content=True, copy=False)
@@ -32,7 +33,7 @@ class Answering(Kernel):
 
     async def dispatch_control(self, msg: Any, *arguments: Any, **options: Any) -> Any:
         """A request whose end has been told to its client already is not served when its turn comes."""
-        if len(msg) > _HEADER and SKIP.encode() in bytes(msg[_HEADER].buffer):
+        if len(msg) > _HEADER and _SKIP in bytes(msg[_HEADER].buffer):
             session: Any = self.session
             parts = session.feed_identities(msg, copy=False)[1]
             skip = session.deserialize(parts, content=True, copy=False)
