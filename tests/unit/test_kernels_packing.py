@@ -101,18 +101,19 @@ def test_odd_values_come_out_as_before(
     assert outcome(packing.pack, ODD[name]) == outcome(json_packer, ODD[name])
 
 
+_texts = st.text(st.characters(exclude_categories=["Cs"]))  # jupyter_client refuses surrogates: see below
 _values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text(st.characters(exclude_categories=()))
+    | _texts
     | st.datetimes()
     | st.binary(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.tuples(inner, inner)
-        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4)
+        | st.dictionaries(_texts | st.integers(), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -125,7 +126,7 @@ def test_odd_values_in_long_messages_come_out_as_before(packing: Any, name: str)
         assert outcome(packing.pack, document) == outcome(json_packer, document)
 
 
-@given(st.dictionaries(st.text(max_size=5), _values, max_size=4))
+@given(st.dictionaries(_texts, _values, max_size=4))
 def test_any_document_comes_out_as_before(packing: Any, document: dict[str, Any]) -> None:
     assert outcome(packing.pack, document) == outcome(json_packer, document)
 
@@ -153,3 +154,8 @@ def test_text_that_json_cannot_say_is_spelt_out(
         monkeypatch.setattr(packing, "_dumps", None)
     packed = packing.pack({text: [text, float("nan")]})
     assert json.loads(packed.decode()) == {read: [read, "nan"]}
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=())), _values, min_size=1, max_size=4))
+def test_any_text_can_be_said(packing: Any, document: dict[str, Any]) -> None:
+    packing.pack(document).decode()
