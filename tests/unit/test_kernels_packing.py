@@ -103,13 +103,7 @@ def test_odd_values_come_out_as_before(
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]))  # jupyter_client refuses surrogates: see below
 _values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | _texts
-    | st.datetimes()
-    | st.binary(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats() | _texts | st.datetimes() | st.binary(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.tuples(inner, inner)
