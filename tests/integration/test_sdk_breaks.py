@@ -77,7 +77,7 @@ def cut(road: Road, age: Age) -> None:
 def cut_twice(road: Road, age: Age) -> None:
     cut(road, age)
     time.sleep(0.3)
-    cut(road, age)
+    road.cut()  # without the clock's jump: a call that is counting its patience already would be at its end
 
 
 def cut_while_reconnecting(road: Road, age: Age) -> None:
@@ -91,8 +91,9 @@ def busy(road: Road, age: Age) -> None:
 
 
 def away(road: Road, age: Age) -> None:
+    age()  # before the road is closed: a call that is counting its patience already would be at its end
     road.close()
-    cut(road, age)
+    road.cut()
     time.sleep(1.0)
     road.open()
 

@@ -119,8 +119,8 @@ async def test_a_gateway_that_stays_away_is_a_dead_kernel(
     kernel: Kernel, road: Road, age: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "RETRY_FOR", 0.5)
-    road.close()
     age()
+    road.close()
     road.cut()
     for _ in range(200):
         if kernel.told:
