@@ -77,7 +77,7 @@ def cut(road: Road, age: Age) -> None:
 def cut_twice(road: Road, age: Age) -> None:
     cut(road, age)
     time.sleep(0.3)
-    road.cut()  # without the clock's jump: a call that is counting its patience already would be at its end
+    cut(road, age)
 
 
 def cut_while_reconnecting(road: Road, age: Age) -> None:
